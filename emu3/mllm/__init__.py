@@ -1,0 +1,1 @@
+"""The language model side: token layout, grid grammar, text tokenizer, model, sampling, Editor."""

@@ -1,0 +1,141 @@
+"""Pictures and instructions in, edited pictures out.
+
+source -> fitted to the area -> codes -> prompt -> sampled codes -> picture. The edited picture has the size of the
+fitted source. All requests are checked before the first is sampled, so that a bad picture costs no computing time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from PIL import Image
+from transformers import Emu3ForCausalLM
+
+from emu3.errors import UserError
+from emu3.mllm.generate import THINK_TOKENS, Request, check_fits, generate
+from emu3.mllm.language_model import load_language_model
+from emu3.mllm.sequence import THINK_END, THINK_PREFILL, edit_prompt, grid_grammar
+from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.tokenizer.codec import ImageCodec
+from emu3.tokenizer.images import fit_image
+from emu3.tokenizer.model import StillVQ
+
+# Bounds the key-value cache: at most about 13 GB for the 8B model at 32x32 codes.
+SAMPLES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edited picture, and the chain of thought before it (None without `think`)."""
+
+    image: Image.Image
+    reasoning: str | None
+
+
+class Editor:
+    """A language model, its text tokenizer and an image tokenizer at work together.
+
+    Raises UserError if the three disagree about the number of visual codes or token ids.
+    """
+
+    def __init__(self, model: Emu3ForCausalLM, tokenizer: TextTokenizer, codec: ImageCodec) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.codec = codec
+        layout = tokenizer.layout
+        if model.config.vocab_size != layout.vocab_size:
+            raise UserError(f"the model has {model.config.vocab_size} token ids, its tokenizer {layout.vocab_size}")
+        if codec.vq.config.codebook_size != layout.codebook_size:
+            raise UserError(
+                f"the image tokenizer has {codec.vq.config.codebook_size} codes, the model's text tokenizer counts "
+                f"{layout.codebook_size}: they do not belong together"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls, model_folder: Path | str, vision_folder: Path | str, device: torch.device | str | None = None
+    ) -> Self:
+        """Load a checkpoint with its tokenizer files, and an image tokenizer.
+
+        device: the first GPU if there is one, else the CPU. The language model is in bfloat16 on a GPU and in float32
+        on a CPU, the image tokenizer always in float32. Raises UserError if a folder is not what it should be.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        tokenizer = TextTokenizer.from_pretrained(model_folder)
+        vision = StillVQ.from_pretrained(vision_folder, dtype=torch.float32)
+        model = load_language_model(model_folder, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
+        return cls(model, tokenizer, ImageCodec(vision, device))
+
+    def edit(
+        self,
+        images: Sequence[Image.Image],
+        instructions: Sequence[str],
+        n: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = 2048,
+        seed: int = 0,
+        think: bool = False,
+        image_area: int = 65536,
+    ) -> list[list[Edit]]:
+        """`n` edits of each picture by the instruction of the same index.
+
+        temperature: 0 is greedy. top_k: None draws among all codes. think: write a chain of thought first.
+        image_area: pixels of the fitted source. Sample s of picture i depends on (seed, i, s), the picture, the
+        instruction and the settings, not on the other pictures.
+
+        Raises ValueError if there are not as many instructions as pictures, and UserError, naming the picture's index,
+        for an unreadable or too thin picture, an empty instruction, or a prompt that does not fit the model.
+        """
+        if len(images) != len(instructions):
+            raise ValueError(f"{len(images)} images and {len(instructions)} instructions")
+        if n < 1 or seed < 0 or image_area < 1:
+            raise UserError(f"n and image area must be 1 or more and seed 0 or more, got {n}, {image_area}, {seed}")
+        requests = self._requests(images, instructions, n, seed, think, image_area)
+        edits: list[list[Edit]] = []
+        at_once = max(1, SAMPLES_AT_ONCE // n)
+        for start in range(0, len(requests), at_once):
+            groups = generate(
+                self.model,
+                self.tokenizer.layout,
+                requests[start : start + at_once],
+                temperature=temperature,
+                top_k=top_k,
+                think_tokens=THINK_TOKENS,
+            )
+            pictures = iter(self.codec.decode([sample.codes for group in groups for sample in group]))
+            edits += [[Edit(next(pictures), self._text(sample.reasoning)) for sample in group] for group in groups]
+        return edits
+
+    def _requests(
+        self, images: Sequence[Image.Image], instructions: Sequence[str], n: int, seed: int, think: bool, area: int
+    ) -> list[Request]:
+        for index, instruction in enumerate(instructions):
+            if not instruction.strip():
+                raise UserError(f"image {index}: the instruction is empty")
+        fitted = [self._fit(image, area, f"image {index}") for index, image in enumerate(images)]
+        prefill = self.tokenizer.encode(THINK_PREFILL) if think else []
+        requests = []
+        for index, (codes, instruction) in enumerate(zip(self.codec.encode(fitted), instructions, strict=True)):
+            prompt = (*edit_prompt(self.tokenizer, codes, instruction), *prefill)
+            seeds = tuple((seed, index, sample) for sample in range(n))
+            requests.append(Request(prompt, grid_grammar(self.tokenizer, *codes.shape), seeds, think))
+            check_fits(self.model, requests[-1], THINK_TOKENS, f"image {index}")
+        return requests
+
+    def _fit(self, image: Image.Image, area: int, name: str) -> Image.Image:
+        try:
+            image.load()
+        except Exception as error:  # a file opened before is read only now, and decoders raise nearly anything
+            raise UserError(f"{name} cannot be read: {error}") from error
+        try:
+            return fit_image(image, area, self.codec.factor)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+
+    def _text(self, reasoning: list[int] | None) -> str | None:
+        return None if reasoning is None else self.tokenizer.decode(reasoning).removesuffix(THINK_END).strip()

@@ -1,0 +1,214 @@
+"""Edited grids of codes from the language model: the sampling engine of the editor and of reinforcement learning.
+
+Exact shortcuts, each tested against a plain loop:
+- a prompt is computed once for its whole group of samples (`lanes`);
+- what the grammar forces is never sampled: the header goes with the prompt, an end of row goes with the code before
+  it, the tail is not computed at all, so a grid of H x W codes takes H x W - 1 passes after the prompt's;
+- only the rows of the head that belong to legal tokens are multiplied.
+
+Requests of the same grid and group size run in lock step, others follow one after the other. With `think` a sample
+first writes text (`thinking`), then the grid follows as always.
+
+A sample is a function of its seed, its request and the model, up to rounding: sums in another batch may differ in the
+last bit, and a uniform number that falls on such a bit takes the neighbouring token. The model and the autocast
+context are taken as they are; its weights have to be whole, not sharded. On a CPU without bf16 arithmetic float32 is
+twice as fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Emu3ForCausalLM
+
+from emu3.errors import UserError
+from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.lanes import Lanes
+from emu3.mllm.layout import TokenLayout
+from emu3.mllm.sampling import choose, uniform_numbers
+from emu3.mllm.thinking import NO_THOUGHT, Thought, think
+
+THINK_TOKENS = 512
+
+# Lanes see nothing of each other, yet their scores are computed: larger groups repeat the prompt instead.
+MAX_LANES = 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and the samples wanted of it.
+
+    prompt: token ids up to the answer, without `boi`; with `think`, up to the last token of the thinking prefill.
+    seeds: one tuple of non-negative integers per sample; the group size is their number.
+    """
+
+    prompt: tuple[int, ...]
+    grammar: GridGrammar
+    seeds: tuple[tuple[int, ...], ...]
+    think: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer.
+
+    tokens: all that follows the request's prompt: the thinking ids if any, `boi`, ..., `eos`.
+    logprobs: one per token, float32 (float64 from a float64 model), natural logarithm, under the distribution over
+        the legal tokens at the sampling temperature (1 where that is 0), before top-k; 0.0 where the token is forced.
+    codes: (H, W) uint16. reasoning: the thinking ids, None without `think`.
+    """
+
+    tokens: list[int]
+    logprobs: np.ndarray
+    codes: np.ndarray
+    reasoning: list[int] | None
+
+
+@torch.no_grad()
+def generate(
+    model: Emu3ForCausalLM,
+    layout: TokenLayout,
+    requests: Sequence[Request],
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    think_tokens: int = THINK_TOKENS,
+    share_prompt: bool = True,
+) -> list[list[Sample]]:
+    """Answer every request: one list of samples per request, one sample per seed, in order.
+
+    temperature: 0 is greedy. top_k: None draws among all legal tokens. think_tokens: most thinking ids per sample.
+    share_prompt: False computes the prompt for each sample, the slow reference.
+    All requests of one grid are computed at once; the caller bounds memory by how many it hands over.
+
+    Runs in evaluation mode and leaves the model in the mode it was in. Raises UserError if a setting is out of range
+    or an answer does not fit the model's positions, FloatingPointError if the model's probabilities are not finite.
+    """
+    if temperature < 0:
+        raise UserError(f"temperature must be 0 or more, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top-k must be 1 or more, got {top_k}")
+    for number, request in enumerate(requests):
+        check_fits(model, request, think_tokens, f"request {number}")
+
+    lanes = MAX_LANES if share_prompt else 1
+    batches: dict[tuple[GridGrammar, int, bool], list[tuple[int, int]]] = {}
+    for index, request in enumerate(requests):
+        for start in range(0, len(request.seeds), lanes):
+            key = request.grammar, len(request.seeds[start : start + lanes]), request.think
+            batches.setdefault(key, []).append((index, start))
+
+    found: dict[tuple[int, int], list[Sample]] = {}
+    training = model.training
+    model.eval()
+    try:
+        for places in batches.values():
+            parts = [replace(requests[i], seeds=requests[i].seeds[start : start + lanes]) for i, start in places]
+            groups = _answer(model, layout, parts, temperature, top_k, think_tokens)
+            found.update(zip(places, groups, strict=True))
+    finally:
+        model.train(training)
+    return [
+        [sample for start in range(0, len(request.seeds), lanes) for sample in found[index, start]]
+        for index, request in enumerate(requests)
+    ]
+
+
+def check_fits(model: Emu3ForCausalLM, request: Request, think_tokens: int, name: str) -> None:
+    """Raise UserError, naming `name`, if the longest answer to `request` goes beyond the model's positions."""
+    limit = model.config.max_position_embeddings
+    answer = (think_tokens if request.think else 0) + 1 + request.grammar.length
+    if len(request.prompt) + answer > limit:
+        raise UserError(
+            f"{name}: a prompt of {len(request.prompt)} tokens and an answer of up to {answer} do not fit the "
+            f"model's {limit} positions; take a smaller image or a shorter instruction"
+        )
+
+
+def _answer(
+    model: Emu3ForCausalLM,
+    layout: TokenLayout,
+    requests: Sequence[Request],
+    temperature: float,
+    top_k: int | None,
+    think_tokens: int,
+) -> list[list[Sample]]:
+    """Answer requests that have grammar, group size and `think` in common, in lock step."""
+    grammar, thinks, group = requests[0].grammar, requests[0].think, len(requests[0].seeds)
+    budget = think_tokens if thinks else 0
+    free = grammar.free_offsets()
+    uniforms = torch.from_numpy(
+        np.stack([[uniform_numbers(seed, budget + len(free)) for seed in request.seeds] for request in requests])
+    ).to(model.device)
+    header = [layout.boi, *(grammar.legal(offset)[0] for offset in range(free[0]))]
+    capacity = budget + len(header) + grammar.length
+
+    if thinks:
+        lanes = Lanes(model, [request.prompt for request in requests], group, capacity)
+        thoughts = think(model, layout, lanes, uniforms[..., :budget], temperature, top_k)
+        lanes.feed(torch.tensor(header, device=model.device)[None, :, None].expand(len(requests), -1, group))
+    else:
+        lanes = Lanes(model, [(*request.prompt, *header) for request in requests], group, capacity)
+        thoughts = [[NO_THOUGHT] * group for _ in requests]
+    codes, logprobs = _draw_codes(model, layout, lanes, grammar, uniforms[..., budget:], temperature, top_k)
+    return _samples(grammar, thinks, thoughts, codes, logprobs)
+
+
+def _draw_codes(
+    model: Emu3ForCausalLM,
+    layout: TokenLayout,
+    lanes: Lanes,
+    grammar: GridGrammar,
+    uniforms: Tensor,
+    temperature: float,
+    top_k: int | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the codes of each lane and feed every one with the tokens that the grammar forces behind it.
+
+    uniforms: (P, G, H * W). Returns the codes and their log-probabilities, both (P, G, H * W).
+    """
+    head = model.lm_head.weight[layout.first_code : layout.vocab_size]
+    free = grammar.free_offsets()
+    codes: list[Tensor] = []
+    logprobs: list[Tensor] = []
+    for cell, uniform in enumerate(uniforms.unbind(-1)):
+        code, logprob = choose(F.linear(lanes.hidden, head), uniform, temperature, top_k)
+        codes.append(code)
+        logprobs.append(logprob)
+        if cell + 1 < len(free):
+            forced = [grammar.legal(offset)[0] for offset in range(free[cell] + 1, free[cell + 1])]
+            tokens = [code + layout.first_code, *(torch.full_like(code, token) for token in forced)]
+            lanes.feed(torch.stack(tokens, dim=1))
+    return torch.stack(codes, dim=-1).cpu().numpy(), torch.stack(logprobs, dim=-1).cpu().numpy()
+
+
+def _samples(
+    grammar: GridGrammar, thinks: bool, thoughts: list[list[Thought]], codes: np.ndarray, logprobs: np.ndarray
+) -> list[list[Sample]]:
+    """Put the samples together. codes, logprobs: (P, G, H * W)."""
+    if not np.isfinite(logprobs).all() or not all(np.isfinite(t.logprobs).all() for row in thoughts for t in row):
+        raise FloatingPointError("the model's probabilities are not finite: its weights have diverged")
+    free = grammar.free_offsets()
+    shape = (*codes.shape[:2], grammar.length)
+    answers = np.full(shape, grammar.answer(np.zeros((grammar.height, grammar.width), dtype=int).tolist()))
+    answers[..., free] = codes + grammar.layout.first_code
+    answer_logprobs = np.zeros(shape, dtype=logprobs.dtype)
+    answer_logprobs[..., free] = logprobs
+    grids = codes.astype(np.uint16).reshape(*codes.shape[:2], grammar.height, grammar.width)
+    return [
+        [
+            Sample(
+                tokens=[*thought.ids, grammar.layout.boi, *answers[p, g].tolist()],
+                logprobs=np.concatenate([thought.logprobs, answer_logprobs[p, g]], dtype=logprobs.dtype),
+                codes=grids[p, g],
+                reasoning=thought.ids if thinks else None,
+            )
+            for g, thought in enumerate(row)
+        ]
+        for p, row in enumerate(thoughts)
+    ]

@@ -1,0 +1,86 @@
+"""What may come next in an edited image: a pure function of the position.
+
+An image block is `boi`, the text "H*W", `img`, H rows of W codes each closed by `eol`, then `eof`, `eoi`; `eos`
+ends the answer. Once `boi` is there the grid of the source image fixes everything but the codes, so each position
+has either a single legal id (forced: no choice, no gradient, log-probability 0) or all visual codes.
+No framework is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from emu3.mllm.layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class GridGrammar:
+    """The tokens that follow `boi` in an answer whose image has `height` x `width` codes.
+
+    size_ids: token ids of the text "height*width". Offsets count from the first token after `boi`.
+    """
+
+    layout: TokenLayout
+    height: int
+    width: int
+    size_ids: tuple[int, ...]
+
+    @property
+    def header_length(self) -> int:
+        """Tokens of "H*W" and `img`."""
+        return len(self.size_ids) + 1
+
+    @property
+    def length(self) -> int:
+        """Tokens after `boi`, `eos` included."""
+        return self.header_length + self.height * (self.width + 1) + 3
+
+    def legal(self, offset: int) -> tuple[int, int]:
+        """Half-open range (low, high) of the legal ids at `offset`; high - low is 1 where the token is forced.
+
+        Raises IndexError outside 0 <= offset < length.
+        """
+        if not 0 <= offset < self.length:
+            raise IndexError(f"offset {offset} is outside an answer of {self.length} tokens")
+        token = self._forced(offset)
+        if token is None:
+            return self.layout.first_code, self.layout.vocab_size
+        return token, token + 1
+
+    def _forced(self, offset: int) -> int | None:
+        if offset < len(self.size_ids):
+            return self.size_ids[offset]
+        if offset == len(self.size_ids):
+            return self.layout.img
+        cell = offset - self.header_length
+        if cell < self.height * (self.width + 1):
+            return self.layout.eol if cell % (self.width + 1) == self.width else None
+        return (self.layout.eof, self.layout.eoi, self.layout.eos)[cell - self.height * (self.width + 1)]
+
+    def free_offsets(self) -> list[int]:
+        """Offsets of the height * width visual codes, in row order."""
+        return [
+            self.header_length + row * (self.width + 1) + column
+            for row in range(self.height)
+            for column in range(self.width)
+        ]
+
+    def answer(self, codes: Sequence[Sequence[int]]) -> list[int]:
+        """The `length` tokens that follow `boi` for a grid of codes (height rows of width integers)."""
+        tokens = [*self.size_ids, self.layout.img]
+        for row in codes:
+            tokens += [self.layout.first_code + int(code) for code in row]
+            tokens.append(self.layout.eol)
+        return [*tokens, self.layout.eof, self.layout.eoi, self.layout.eos]
+
+    def codes(self, answer: Sequence[int]) -> list[list[int]]:
+        """The grid of codes in the tokens that follow `boi`. Raises ValueError if they break the grammar."""
+        if len(answer) != self.length:
+            raise ValueError(f"a {self.height}x{self.width} grid wants {self.length} tokens, got {len(answer)}")
+        for offset, token in enumerate(answer):
+            low, high = self.legal(offset)
+            if not low <= token < high:
+                raise ValueError(f"token {token} at offset {offset} is outside the legal range [{low}, {high})")
+        flat = [answer[offset] - self.layout.first_code for offset in self.free_offsets()]
+        return [flat[row * self.width : (row + 1) * self.width] for row in range(self.height)]

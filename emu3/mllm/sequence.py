@@ -1,0 +1,63 @@
+"""What the model reads and what it should answer, as token ids.
+
+prompt: bos, image block of the source, instruction. No chat template and no separator.
+answer: image block of the edited image, eos; with reasoning its text comes first. The two "thinking" marks are
+ordinary text. Prompt and answer are encoded apart, so that no BPE merge crosses the line between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.text_tokenizer import TextTokenizer
+
+THINK_PREFILL = " Let's think step by step. <|start thinking|>"
+THINK_END = "<|end thinking|>"
+
+
+def grid_grammar(tokenizer: TextTokenizer, height: int, width: int) -> GridGrammar:
+    """The grammar of an answer whose image has `height` x `width` codes."""
+    return GridGrammar(tokenizer.layout, height, width, tokenizer.size_ids(height, width))
+
+
+def edit_prompt(tokenizer: TextTokenizer, source_codes: np.ndarray, instruction: str) -> list[int]:
+    """Ids of bos, the source's image block and the instruction.
+
+    source_codes: integers (height, width) in [0, codebook size), else ValueError.
+    """
+    layout = tokenizer.layout
+    return [layout.bos, *_image_block(tokenizer, source_codes), *tokenizer.encode(instruction)]
+
+
+def edit_target(tokenizer: TextTokenizer, edited_codes: np.ndarray, reasoning: str | None) -> list[int]:
+    """Ids of the answer: `reasoning` (from `reasoning_text`) if there is one, the edited image's block, eos.
+
+    edited_codes: integers (height, width) in [0, codebook size), else ValueError.
+    """
+    thought = [] if reasoning is None else tokenizer.encode(reasoning)
+    return [*thought, *_image_block(tokenizer, edited_codes), tokenizer.layout.eos]
+
+
+def reasoning_text(cot: Mapping[str, str], keys: Sequence[str], limit: int = 1750) -> str | None:
+    """The text before a reasoned answer: "key: text" of each of `keys` that the row has, cut at `limit` characters.
+
+    None if the row has none of them. The limit holds for the chain without the marks around it. It starts with
+    `THINK_PREFILL`, whose ids alone are also the first ids of the whole text, so a model trained on the one
+    continues the other.
+    """
+    chain = " ".join(f"{key}: {cot[key].strip()}" for key in keys if key in cot)
+    return f"{THINK_PREFILL} {chain[:limit]}{THINK_END}" if chain else None
+
+
+def _image_block(tokenizer: TextTokenizer, codes: np.ndarray) -> list[int]:
+    """boi, "H*W", img, rows closed by eol, eof, eoi."""
+    layout = tokenizer.layout
+    if codes.ndim != 2 or codes.size == 0 or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"an image is a grid of integer codes, got shape {codes.shape} of {codes.dtype}")
+    if codes.min() < 0 or codes.max() >= layout.codebook_size:
+        raise ValueError(f"codes run from 0 to {layout.codebook_size - 1}, got {codes.min()} to {codes.max()}")
+    answer = grid_grammar(tokenizer, *codes.shape).answer(codes.tolist())
+    return [layout.boi, *answer[:-1]]

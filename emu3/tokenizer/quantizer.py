@@ -1,0 +1,60 @@
+"""Nearest code of each latent.
+
+Distances are |x|^2 + |c|^2 - 2 x.c as in the published code, in its order, so that ties fall the same way. They are
+taken in fp32 whatever surrounds the call: under bf16 the published formula returns other codes almost everywhere,
+without an error. Rows go through in chunks, because the (N, K) matrix of one batch would take gigabytes; a chunk
+changes no code.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CHUNK_BYTES = 64 * 2**20
+
+
+def nearest_codes(latents: Tensor, codebook: Tensor, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
+    """Index of the nearest row of `codebook` (K, D) for each row of `latents` (N, D): int64 (N,).
+
+    Computed in fp32, or in fp64 if both are. `chunk_bytes` bounds one (rows, K) matrix of distances.
+    """
+    double = latents.dtype == codebook.dtype == torch.float64
+    dtype = torch.float64 if double else torch.float32
+    with torch.autocast(latents.device.type, enabled=False):
+        codebook = codebook.detach().to(dtype)
+        code_norms = (codebook**2).sum(dim=1)
+        rows = max(1, chunk_bytes // (codebook.shape[0] * dtype.itemsize))
+        nearest = []
+        for chunk in latents.detach().to(dtype).split(rows):
+            products = 2 * (chunk @ codebook.T)
+            nearest.append(((chunk**2).sum(dim=1, keepdim=True) + code_norms - products).argmin(dim=1))
+        return torch.cat(nearest)
+
+
+class Quantizer(nn.Module):
+    """The codebook (K, D), a buffer: it is folded from a checkpoint or moved by the trainer, never by a gradient.
+
+    With `unit_codes` its rows are used at length 1.
+    """
+
+    def __init__(self, codebook_size: int, embed_dim: int, unit_codes: bool) -> None:
+        super().__init__()
+        self.unit_codes = unit_codes
+        self.register_buffer("codebook", torch.randn(codebook_size, embed_dim))
+        self.codebook: Tensor
+
+    def codes(self) -> Tensor:
+        """The codes as they are compared and decoded, (K, D)."""
+        return F.normalize(self.codebook, dim=1) if self.unit_codes else self.codebook
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, D, h, w) -> int64 (B, h, w) in [0, K)."""
+        batch, _, height, width = latents.shape
+        flat = latents.permute(0, 2, 3, 1).flatten(0, 2)
+        return nearest_codes(flat, self.codes()).view(batch, height, width)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Integers (B, h, w) -> (B, D, h, w)."""
+        return F.embedding(codes, self.codes()).permute(0, 3, 1, 2)

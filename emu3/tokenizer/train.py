@@ -1,0 +1,178 @@
+"""Train a small still-image tokenizer from pictures in Parquet files.
+
+    python -m emu3.tokenizer.train --data pictures.parquet --image-key input --output-dir vision
+
+The published tokenizer is only ever loaded; this is for worlds small enough to train their own in a minute. Three
+phases share one loop: an autoencoder without codes for the first third; then codes, started by k-means++ on latents
+and moved as running means of what they stand for (van den Oord et al. 2017, Appendix A.1), with codes that nobody uses
+put back where the error is; the encoder gets the decoder's gradient straight through. No GAN or perceptual loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from emu3.errors import UserError, run_main
+from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.images import to_tensor
+from emu3.tokenizer.model import StillVQ
+
+AUTOENCODER_SHARE = 0.3
+COMMITMENT = 0.25
+MEAN_DECAY = 0.98
+RESTART_EVERY = 50  # steps between two looks for codes that nobody uses
+
+TINY = StillVQConfig(
+    base_channels=128,
+    channel_multiplier=(1,),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    embed_dim=8,
+    codebook_size=512,
+    temporal_downsample_factor=1,
+    patch_size=8,
+    kernel_size=1,
+    norm="position",
+    middle_attention=False,
+    unit_codes=True,
+)
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """steps of `batch_size` pictures; learning rate falls from `learning_rate` to a tenth along a cosine."""
+
+    steps: int = 1500
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+
+def train(pictures: Tensor, config: StillVQConfig, spec: TrainSpec) -> StillVQ:
+    """Train on `pictures`, float (N, 3, H, W) in [-1, 1]."""
+    torch.manual_seed(spec.seed)
+    model = StillVQ(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    codes = RunningCodes(model)
+    begin_codes = int(AUTOENCODER_SHARE * spec.steps)
+    for step in tqdm(range(spec.steps), desc="tokenizer", unit="step", mininterval=5):
+        batch = pictures[torch.randint(len(pictures), (spec.batch_size,))]
+        if step == begin_codes:
+            codes.start(pictures)
+        latents = model.latents(batch)
+        loss = torch.zeros(())
+        if step >= begin_codes:
+            nearest = codes.update(latents.detach(), restart=step % RESTART_EVERY == 0)
+            loss = COMMITMENT * F.mse_loss(latents, nearest) * config.embed_dim
+            latents = latents + (nearest - latents).detach()
+        loss = loss + F.mse_loss(model.decode_latents(latents), batch)
+        for group in optimizer.param_groups:
+            group["lr"] = spec.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * step / spec.steps)))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return model.eval()
+
+
+class RunningCodes:
+    """The codebook as running means of the latents that chose each code."""
+
+    def __init__(self, model: StillVQ) -> None:
+        self.model = model
+        self.codebook = model.quantizer.codebook
+        self.uses = torch.ones(len(self.codebook))
+        self.sums = self.codebook.clone()
+
+    def start(self, pictures: Tensor) -> None:
+        """Spread the codes over the latents of a few hundred pictures by k-means++."""
+        with torch.no_grad():
+            sample = torch.cat([_rows(self.model.latents(part)) for part in pictures[:1024].split(64)])
+        chosen = sample[torch.randint(len(sample), (1,))]
+        distance = ((sample - chosen) ** 2).sum(1)
+        for _ in range(len(self.codebook) - 1):
+            pick = torch.multinomial(distance + 1e-12, 1)
+            chosen = torch.cat([chosen, sample[pick]])
+            distance = torch.minimum(distance, ((sample - sample[pick]) ** 2).sum(1))
+        self.uses.fill_(1.0)
+        self.sums.copy_(chosen)
+        self.codebook.copy_(chosen)
+
+    def update(self, latents: Tensor, restart: bool) -> Tensor:
+        """Move the codes towards `latents` (B, D, h, w) and return each latent's code, same shape."""
+        rows = _rows(latents)
+        chosen = self.model.quantizer(latents)
+        uses = torch.bincount(chosen.flatten(), minlength=len(self.codebook)).float()
+        sums = torch.zeros_like(self.sums).index_add_(0, chosen.flatten(), rows)
+        self.uses.mul_(MEAN_DECAY).add_(uses, alpha=1 - MEAN_DECAY)
+        self.sums.mul_(MEAN_DECAY).add_(sums, alpha=1 - MEAN_DECAY)
+        if restart and (dead := (self.uses < 0.01).nonzero()[:, 0]).numel():
+            # On latents in proportion to their error: most latents are alike, and more codes for those help nobody.
+            error = (rows - _rows(self.model.quantizer.lookup(chosen))).square().sum(1)
+            self.sums[dead] = rows[torch.multinomial(error + 1e-12, len(dead), replacement=True)]
+            self.uses[dead] = 1.0
+        self.codebook.copy_(self.sums / self.uses.clamp(min=1e-6)[:, None])
+        return self.model.quantizer.lookup(chosen)
+
+
+def _rows(latents: Tensor) -> Tensor:
+    return latents.permute(0, 2, 3, 1).flatten(0, 2).float()
+
+
+def psnr(model: StillVQ, pictures: Tensor) -> float:
+    """Peak signal to noise ratio in dB of pictures (N, 3, H, W) after encode and decode; 1.0 is the peak of [0, 1]."""
+    error = torch.stack([((model.decode(model.encode(p)) - p) / 2).square().mean() for p in pictures.split(64)]).mean()
+    return float(-10 * torch.log10(error))
+
+
+def read_pictures(files: list[Path], keys: list[str], limit: int) -> Tensor:
+    """The pictures in the columns `keys` of Parquet files, all of one size, float (N, 3, H, W) in [-1, 1]."""
+    pictures: list[Image.Image] = []
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} does not exist")
+        table = pq.read_table(file)
+        for key in keys:
+            if key not in table.column_names:
+                raise UserError(f"{file} has no column {key!r}; it has {', '.join(table.column_names)}")
+            pictures += [Image.open(io.BytesIO(cell["bytes"])).convert("RGB") for cell in table[key].to_pylist()]
+    if len({picture.size for picture in pictures}) != 1:
+        raise UserError(f"{', '.join(map(str, files))}: training wants pictures, at least one, of one size")
+    order = np.random.default_rng(0).permutation(len(pictures))[:limit]
+    return to_tensor([pictures[i] for i in order])
+
+
+def main() -> None:
+    default = TrainSpec()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="Parquet files with image columns")
+    parser.add_argument("--image-key", nargs="+", default=["input"], help="image columns (default: input)")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=8000, help="pictures to train on at most (default 8000)")
+    parser.add_argument("--steps", type=int, default=default.steps)
+    parser.add_argument("--batch-size", type=int, default=default.batch_size, help="pictures in a step")
+    parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
+    parser.add_argument("--seed", type=int, default=default.seed)
+    options = parser.parse_args()
+    pictures = read_pictures(options.data, options.image_key, options.limit)
+    held_out = max(1, min(256, len(pictures) // 10))
+    spec = TrainSpec(options.steps, options.batch_size, options.learning_rate, options.seed)
+    model = train(pictures[held_out:], TINY, spec)
+    print(f"tokenizer: {psnr(model, pictures[:held_out]):.1f} dB on {held_out} pictures that it has not seen")
+    model.save_pretrained(options.output_dir)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Tokenised data sets (write, read, mix) and supervised fine-tuning."""

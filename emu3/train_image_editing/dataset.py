@@ -1,0 +1,145 @@
+"""Tokenised rows as training sequences, and batches of them.
+
+Every row is turned into token ids once, before training, and lies in flat arrays: a step then only slices and pads.
+That costs 5 bytes a token (11 kB for a pair of 32x32 grids) on each rank and saves the text tokenizer and the grid
+code from running in every epoch.
+
+A batch holds what the model reads and what it has to say, already shifted: `targets[b, j]` follows the j-th of the
+last K inputs. Only those K positions need logits, about half of a sequence. There is no attention mask: padding
+stands on the right, so causal attention never lets a position that counts see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from emu3.errors import UserError
+from emu3.mllm.sequence import edit_prompt, edit_target, reasoning_text
+from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.train_image_editing.mixture import Mixture
+from emu3.train_image_editing.shards import EditRow, Rows
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence. tokens: int32 (T,). start: index of the first target token. changed: bool (T,), the visual codes
+    of the target that differ from the source's code in the same cell."""
+
+    tokens: np.ndarray
+    start: int
+    changed: np.ndarray
+
+
+class EncodedRows:
+    """The rows of one data set that can be trained on, as token ids.
+
+    cot_keys: train to reason first, with these texts; rows that have none of them are dropped, like rows without
+    a target. `dropped` counts both by reason.
+    Raises UserError for a sequence longer than `max_positions`, naming its row, for codes that the tokenizer does
+    not have, and if nothing is left.
+    """
+
+    def __init__(self, rows: Rows, tokenizer: TextTokenizer, cot_keys: Sequence[str], max_positions: int) -> None:
+        self.dropped = {"without a target": 0, "without reasoning": 0}
+        examples = []
+        for row in tqdm(rows, desc=f"encoding {rows.folder.name}", unit="row", disable=None):
+            if row.edited is None:
+                self.dropped["without a target"] += 1
+            elif cot_keys and reasoning_text(row.cot, cot_keys) is None:
+                self.dropped["without reasoning"] += 1
+            else:
+                examples.append(_encode(row, row.edited, tokenizer, cot_keys, max_positions, rows))
+        if not examples:
+            raise UserError(f"{rows.folder} has no row to train on: of {len(rows)}, {self.dropped} were dropped")
+        self._tokens = np.concatenate([example.tokens for example in examples])
+        self._changed = np.concatenate([example.changed for example in examples])
+        self._starts = np.array([example.start for example in examples])
+        self._ends = np.cumsum([len(example.tokens) for example in examples])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Example:
+        span = slice(self._ends[index - 1] if index else 0, self._ends[index])
+        return Example(self._tokens[span], int(self._starts[index]), self._changed[span])
+
+
+def _encode(
+    row: EditRow,
+    edited: np.ndarray,
+    tokenizer: TextTokenizer,
+    cot_keys: Sequence[str],
+    max_positions: int,
+    rows: Rows,
+) -> Example:
+    try:
+        prompt = edit_prompt(tokenizer, row.source, row.instruction)
+        target = edit_target(tokenizer, edited, reasoning_text(row.cot, cot_keys))
+    except ValueError as error:
+        raise UserError(f"{rows.folder}, row {row.id}: {error} (made with another vision tokenizer?)") from error
+    tokens = np.array(prompt + target, dtype=np.int32)
+    if len(tokens) > max_positions:
+        raise UserError(
+            f"{rows.folder}, row {row.id}: {len(tokens)} tokens, the model takes {max_positions}; "
+            "raise --max_position_embeddings or leave the row out"
+        )
+    changed = np.zeros(len(tokens), dtype=bool)
+    codes = tokens >= tokenizer.layout.first_code
+    codes[: len(prompt)] = False
+    # Grids of two shapes have no cells in common: every code is a change.
+    changed[codes] = (edited != row.source).ravel() if edited.shape == row.source.shape else True
+    return Example(tokens, len(prompt), changed)
+
+
+class MixedRows(Dataset[Example]):
+    """Several encoded data sets in the proportions of a mixture."""
+
+    def __init__(self, parts: Sequence[EncodedRows], mixture: Mixture) -> None:
+        self.parts = parts
+        self.mixture = mixture
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def __getitem__(self, index: int) -> Example:
+        part, row = self.mixture[index]
+        return self.parts[part][row]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Examples -> a batch of tensors on the CPU.
+
+    pad: token id for padding. changed_token_weight: loss weight of the target codes that differ from the source.
+    input_ids: int64 (B, T). targets: int64 (B, K), what follows the last K inputs, -100 where nothing is to be
+    learned. weights: float32 (B, K), 0 where targets are -100.
+    """
+
+    pad: int
+    changed_token_weight: float = 1.0
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        longest = max(len(example.tokens) for example in examples)
+        first = min(example.start for example in examples)
+        tokens = np.full((len(examples), longest), self.pad, dtype=np.int64)
+        targets = np.full((len(examples), longest), IGNORED, dtype=np.int64)
+        weights = np.zeros((len(examples), longest), dtype=np.float32)
+        for row, example in enumerate(examples):
+            learned = slice(example.start, len(example.tokens))
+            tokens[row, : len(example.tokens)] = example.tokens
+            targets[row, learned] = example.tokens[learned]
+            weights[row, learned] = np.where(example.changed[learned], self.changed_token_weight, 1.0)
+        return {
+            "input_ids": torch.from_numpy(tokens[:, :-1]),
+            "targets": torch.from_numpy(targets[:, first:]),
+            "weights": torch.from_numpy(weights[:, first:]),
+        }

@@ -1,0 +1,174 @@
+"""Supervised fine-tuning: source and instruction in, edited image out.
+
+    python -m emu3.train_image_editing.sft --model_name_or_path MODEL --train_data A B --eval_data C \\
+        --output_dir OUT --learning_rate 1e-4 --lr_scheduler_type cosine_with_min_lr \\
+        --lr_scheduler_kwargs '{"min_lr": 1e-5}' --max_steps 1000 --bf16
+
+Everything that is not listed in `SftArguments` is a flag of transformers' Trainer (`--deepspeed` included). The
+order of the rows depends on `--data_seed` (or `--seed`) alone. A run that finds whole checkpoints in its output
+folder continues from the last one and ends as if it had never stopped; the final model is OUT/final, the metrics are
+OUT/metrics.jsonl. From Python: `train(SftArguments(...), TrainingArguments(...))`.
+
+`--changed_token_weight` above 1 counts the target codes that differ from the source more. Most of an edited image
+repeats its source, and a small model otherwise learns to copy before it learns to read (published: 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Subset
+from transformers import TrainingArguments
+from transformers.hf_argparser import DataClassType, HfArgumentParser
+
+from emu3.errors import UserError, run_main
+from emu3.files import read_json, write_json
+from emu3.mllm.language_model import load_language_model
+from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows
+from emu3.train_image_editing.mixture import Mixture
+from emu3.train_image_editing.shards import Rows, read_rows
+from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint, output_folder
+
+FINAL = "final"
+ARGUMENTS = "sft_arguments.json"
+
+
+@dataclass(frozen=True)
+class SftArguments:
+    """What decides the training besides the Trainer's own arguments."""
+
+    model_name_or_path: str = field(metadata={"help": "checkpoint folder to start from"})
+    train_data: list[str] = field(metadata={"help": "folders written by prepare_data"})
+    eval_data: list[str] = field(default_factory=list, metadata={"help": "folders for the evaluation loss"})
+    coefficients: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "share of each training set, above 1 repeats; left out: smaller sets are upsampled to the largest"
+        },
+    )
+    cot_keys: list[str] = field(default_factory=list, metadata={"help": "train to reason first, with these texts"})
+    changed_token_weight: float = field(
+        default=1.0, metadata={"help": "loss weight of target codes that differ from the source"}
+    )
+    tokenizer_path: str | None = field(default=None, metadata={"help": "text tokenizer folder; default: the model's"})
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "sdpa, eager (faster for short sequences on a CPU), flash_attention_2, ..."}
+    )
+    max_position_embeddings: int | None = field(
+        default=None, metadata={"help": "longest sequence in tokens; default: the model's"}
+    )
+    image_area: int | None = field(default=None, metadata={"help": "refuse data of another image area"})
+    validation_size: int | None = field(default=None, metadata={"help": "evaluate on this many random rows"})
+
+
+def train(arguments: SftArguments, training: TrainingArguments) -> Path:
+    """Fine-tune and return the folder of the final model (weights, config, tokenizer files).
+
+    Raises UserError for missing or unsuitable data, a wrong checkpoint folder, and an output folder that holds a run
+    with other arguments.
+    """
+    if arguments.changed_token_weight <= 0:
+        raise UserError(f"--changed_token_weight is {arguments.changed_token_weight}, it has to be above 0")
+    output = output_folder(training)
+    tokenizer = TextTokenizer.from_pretrained(arguments.tokenizer_path or arguments.model_name_or_path)
+    train_rows = [read_rows(folder) for folder in arguments.train_data]
+    eval_rows = [read_rows(folder) for folder in arguments.eval_data]
+    _check_alike([*train_rows, *eval_rows], arguments.image_area)
+    _check_same_run(arguments, output)
+
+    model = load_language_model(arguments.model_name_or_path)
+    if model.config.vocab_size != tokenizer.layout.vocab_size:
+        raise UserError(
+            f"{arguments.model_name_or_path} has {model.config.vocab_size} token ids, its tokenizer "
+            f"{tokenizer.layout.vocab_size}"
+        )
+    model.set_attn_implementation(arguments.attn_implementation)
+    if arguments.max_position_embeddings is not None:
+        model.config.max_position_embeddings = arguments.max_position_embeddings
+
+    def encoded(data_sets: Sequence[Rows]) -> list[EncodedRows]:
+        limit = model.config.max_position_embeddings
+        return [EncodedRows(rows, tokenizer, arguments.cot_keys, limit) for rows in data_sets]
+
+    seed = training.seed if training.data_seed is None else training.data_seed
+    train_parts, eval_parts = encoded(train_rows), encoded(eval_rows)
+    mixture = Mixture([len(part) for part in train_parts], arguments.coefficients, seed)
+    trainer = EditTrainer(
+        model=model,
+        args=training,
+        train_dataset=MixedRows(train_parts, mixture),
+        eval_dataset=_validation(eval_parts, arguments.validation_size, seed) if eval_parts else None,
+        data_collator=Collator(tokenizer.layout.pad, arguments.changed_token_weight),
+        text_tokenizer=tokenizer,
+    )
+    if trainer.is_world_process_zero():
+        write_json(output / ARGUMENTS, asdict(arguments))
+        for rows, part in zip([*train_rows, *eval_rows], [*train_parts, *eval_parts], strict=True):
+            dropped = ", ".join(f"{count} {why}" for why, count in part.dropped.items() if count)
+            print(f"{rows.folder}: {len(part)} rows" + (f", dropped {dropped}" if dropped else ""), flush=True)
+    trainer.train(resume_from_checkpoint=_checkpoint(training, output))
+    trainer.save_model_whole(output / FINAL)
+    return output / FINAL
+
+
+def _validation(parts: Sequence[EncodedRows], size: int | None, seed: int) -> MixedRows | Subset:
+    rows = MixedRows(parts, Mixture([len(part) for part in parts], [1.0] * len(parts)))
+    if size is None or size >= len(rows):
+        return rows
+    return Subset(rows, sorted(np.random.default_rng(seed).permutation(len(rows))[:size].tolist()))
+
+
+def _check_alike(data_sets: Sequence[Rows], image_area: int | None) -> None:
+    """Codes of another vision tokenizer or image area are other words for other pictures: never mix them."""
+    first = data_sets[0]
+    for rows in data_sets:
+        for key in ("vision_sha256", "image_area", "factor"):
+            if rows.manifest[key] != first.manifest[key]:
+                raise UserError(
+                    f"{rows.folder} has {key} {rows.manifest[key]}, {first.folder} has {first.manifest[key]}: "
+                    "tokenise both alike"
+                )
+    if image_area is not None and first.manifest["image_area"] != image_area:
+        raise UserError(f"{first.folder} has image area {first.manifest['image_area']}, --image_area is {image_area}")
+
+
+def _check_same_run(arguments: SftArguments, output: Path) -> None:
+    """A run continues what lies in its output folder, so that has to be the same run."""
+    path = output / ARGUMENTS
+    if path.is_file() and read_json(path) != asdict(arguments):
+        raise UserError(f"{output} holds a run with other arguments ({path}): choose another --output_dir")
+
+
+def _checkpoint(training: TrainingArguments, output: Path) -> str | None:
+    if training.resume_from_checkpoint is not None:
+        return training.resume_from_checkpoint
+    checkpoint = last_whole_checkpoint(output)
+    if checkpoint is None:
+        return None
+    if training.process_index == 0:
+        print(f"continuing from {checkpoint}", flush=True)
+    return str(checkpoint)
+
+
+def main() -> None:
+    parser = HfArgumentParser(
+        [DataClassType(SftArguments), DataClassType(TrainingArguments)],
+        description=(__doc__ or "").splitlines()[0],
+    )
+    try:
+        arguments, training, unknown = parser.parse_args_into_dataclasses(
+            return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:  # what TrainingArguments refuses
+        raise UserError(str(error)) from error
+    if unknown:
+        raise UserError(f"unknown option {unknown[0]}; --help lists all")
+    train(arguments, training)
+
+
+if __name__ == "__main__":
+    run_main(main)

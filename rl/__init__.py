@@ -1,0 +1,1 @@
+"""Reinforcement learning: GRPO with the score of a judge as reward."""

@@ -1,0 +1,4 @@
+(import 'base.jsonnet') + {
+  model: 'mair-lab/sft-simple',
+  data: (import 'data.libsonnet').s,
+}

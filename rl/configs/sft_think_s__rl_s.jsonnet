@@ -1,0 +1,5 @@
+(import 'base.jsonnet') + {
+  model: 'mair-lab/sft-think-simple',
+  data: (import 'data.libsonnet').s,
+  rollout+: { think_tokens: 512 },
+}

@@ -1,0 +1,69 @@
+"""The prompts of a run: tokenised data sets, mixed, in an endless seeded order.
+
+Prompt number i of a run is a function of (data, coefficients, seed, i), so a position is all the state there is: a
+resumed run takes up the prompt that the interrupted one would have taken next.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import islice
+
+from emu3.errors import UserError
+from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.sequence import THINK_PREFILL, edit_prompt, grid_grammar
+from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.train_image_editing.mixture import Mixture
+from emu3.train_image_editing.shards import EditRow, read_rows
+from rl.config import DataConfig
+from rl.rollout.protocol import Prompt
+
+
+class Prompts:
+    """Endless prompts over data sets of edits.
+
+    max_positions: of the model; rows whose prompt and longest answer do not fit are left out and counted in
+    `dropped`. Raises UserError if a set is missing, malformed, or has no row that fits.
+    """
+
+    def __init__(
+        self, data: DataConfig, tokenizer: TextTokenizer, max_positions: int, think_tokens: int, seed: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._grammar = lru_cache(maxsize=None)(lambda height, width: grid_grammar(tokenizer, height, width))
+        self._prefill = tokenizer.encode(THINK_PREFILL) if think_tokens else []
+        self._sets = [read_rows(folder) for folder in data.sets]
+        fitting = [
+            [index for index, row in enumerate(rows) if self._tokens(row) + think_tokens <= max_positions]
+            for rows in self._sets
+        ]
+        for folder, rows, kept in zip(data.sets, self._sets, fitting, strict=True):
+            if not kept:
+                raise UserError(f"{folder}: none of {len(rows)} rows fits the model's {max_positions} positions")
+        self._fitting = fitting
+        self.dropped = sum(map(len, self._sets)) - sum(map(len, fitting))
+        self._mixture = Mixture([len(kept) for kept in fitting], data.coefficients, seed)
+
+    def take(self, position: int, count: int) -> list[Prompt]:
+        """Prompts number `position` to `position + count - 1` of the endless order."""
+        pairs = islice(self._mixture.stream(position), count)
+        return [self._prompt(self._sets[index][self._fitting[index][row]]) for index, row in pairs]
+
+    def _prompt(self, row: EditRow) -> Prompt:
+        return Prompt(
+            id=row.id,
+            ids=(*edit_prompt(self._tokenizer, row.source, row.instruction), *self._prefill),
+            grammar=self._row_grammar(row),
+            source=row.source,
+            instruction=row.instruction,
+            task=row.task,
+        )
+
+    def _tokens(self, row: EditRow) -> int:
+        """Tokens of prompt and answer: bos, two image blocks (one with eos for its boi), `boi` and the text."""
+        grid = self._row_grammar(row).length
+        return 1 + grid + len(self._tokenizer.encode(row.instruction)) + len(self._prefill) + 1 + grid
+
+    def _row_grammar(self, row: EditRow) -> GridGrammar:
+        height, width = row.source.shape
+        return self._grammar(height, width)

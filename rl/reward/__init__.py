@@ -1,0 +1,1 @@
+"""Rewards: judge client, VIEScore, answer cache."""

@@ -1,0 +1,112 @@
+"""From sampled groups to judged ones: decode, hand over, wait, and bear with a judge that is away for a while.
+
+A rollout that the judge could not score has no reward; a few of these in a step are left out of it. Many of them
+mean that the judge is gone: then the run waits and asks again instead of training on what little there is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from emu3.errors import UserError
+from emu3.tokenizer.codec import ImageCodec
+from rl.config import JudgeConfig
+from rl.reward.cache import AnswerCache
+from rl.reward.judge import Judge
+from rl.reward.outcome import Outcome, Score, Unavailable
+from rl.reward.prompts import load_prompts, load_published_prompts
+from rl.reward.scorer import Scorer
+from rl.reward.viescore import VieScore
+from rl.rollout.protocol import Prompt, Rollout
+
+
+@dataclass
+class Episode:
+    """A rollout, its pictures, and the score that is under way."""
+
+    prompt: Prompt
+    rollout: Rollout
+    source: Image.Image
+    edited: Image.Image
+    score: Future[Outcome]
+
+
+def start_scorer(judge: JudgeConfig, rank: int) -> Scorer:
+    """The judge's scorer. Raises UserError if the judge does not answer or its prompts or cache cannot be read.
+
+    rank: ranks other than 0 keep their answers in a file of their own, `<cache>.<rank>`.
+    """
+    path = None if judge.cache is None else Path(f"{judge.cache}.{rank}" if rank else judge.cache)
+    client = Judge(
+        judge.base_url,
+        judge.model,
+        concurrency=judge.concurrency,
+        attempts=judge.attempts,
+        deadline=judge.deadline,
+        temperature=judge.temperature,
+        max_tokens=judge.max_tokens,
+        seed=judge.seed,
+        image_format=judge.image_format,
+        cache=AnswerCache(path),
+    )
+    prompts = load_prompts() if judge.prompts is None else load_published_prompts(Path(judge.prompts))
+    return Scorer(VieScore(client, prompts))
+
+
+def submit_group(scorer: Scorer, codec: ImageCodec, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Episode]:
+    """Decode source and answers in one batch and hand them to the judge; returns at once, in the group's order."""
+    source, *edited = codec.decode([prompt.source, *(rollout.codes for rollout in rollouts)])
+    return [
+        Episode(prompt, rollout, source, image, scorer.submit(prompt.instruction, source, image))
+        for rollout, image in zip(rollouts, edited, strict=True)
+    ]
+
+
+def collect(
+    episodes: Sequence[Episode],
+    scorer: Scorer,
+    judge: JudgeConfig,
+    accelerator: Accelerator,
+    on_pause: Callable[[], None],
+) -> list[Outcome]:
+    """Wait for the scores of a step. Every rank takes part, and all pause together.
+
+    on_pause: called before the first pause. Raises UserError when more than `max_failed_share` of the step still
+    has no score after `pauses` pauses.
+    """
+    for pause in range(judge.pauses + 1):
+        outcomes = [episode.score.result() for episode in episodes]
+        lost = [outcome for outcome in outcomes if not isinstance(outcome, Score)]
+        counts = torch.tensor([len(lost), len(outcomes)], device=accelerator.device)
+        failed, total = accelerator.reduce(counts, reduction="sum").tolist()
+        if failed <= judge.max_failed_share * total:
+            return outcomes
+        complaint = f"the judge at {judge.base_url} gave no score for {failed} of {total} rollouts{_reason(lost)}"
+        if pause == judge.pauses:
+            break
+        if pause == 0:
+            on_pause()
+        accelerator.print(
+            f"paused: {complaint}; asking again in {judge.pause_seconds:g} s ({pause + 1} of {judge.pauses})",
+            flush=True,
+        )
+        time.sleep(judge.pause_seconds)
+        for episode, outcome in zip(episodes, outcomes, strict=True):
+            if not isinstance(outcome, Score):
+                episode.score = scorer.submit(episode.prompt.instruction, episode.source, episode.edited)
+    raise UserError(f"{complaint}; the run is saved: start it again when the judge is back")
+
+
+def _reason(lost: Sequence[Outcome]) -> str:
+    if not lost:
+        return ""
+    last = lost[-1]
+    return f" ({last.reason if isinstance(last, Unavailable) else 'its answers hold no scores'})"

@@ -1,0 +1,272 @@
+"""GRPO on image edits: the whole step, top to bottom.
+
+    python -m rl.train CONFIG.jsonnet [key=value ...]                             one process
+    torchrun --nproc_per_node N -m rl.train CONFIG.jsonnet [key=value ...]        N ranks share each step's prompts
+
+A step: sample G answers per prompt under the grid grammar; decode each group and hand it to the judge while the
+next ones are sampled; turn scores into advantages; take one optimizer step (or `objective.updates`) on the summed
+token losses. Gradients are sums over micro-batches and ranks with one common denominator, and each random number
+is a function of (seed, step, prompt, sample), so neither the micro-batch size nor the number of ranks changes what
+is computed. Left out: sharded weights (every rank holds all of them), samplers on other machines.
+
+Axes on names: P prompts of this rank, G rollouts of a group, B rollouts and N scored tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import Emu3ForCausalLM
+
+from emu3.errors import UserError, run_main
+from emu3.mllm.language_model import load_language_model, save_checkpoint
+from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.tokenizer.codec import ImageCodec
+from emu3.tokenizer.model import StillVQ
+from rl import checkpoint
+from rl.advantages import constant_groups, group_advantages
+from rl.config import Config, load_config, record_config
+from rl.logprobs import Batch, pack, token_logprobs
+from rl.losses import grpo_loss, k3, paper_loss
+from rl.metrics import Judged, MetricsLog, Timer, reward_metrics
+from rl.prompts import Prompts
+from rl.reward.outcome import Score
+from rl.reward.scorer import Scorer
+from rl.rollout.local import LocalEngine
+from rl.rollout.protocol import Prompt, Rollout
+from rl.scoring import Episode, collect, start_scorer, submit_group
+
+
+def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: Scorer) -> None:
+    """Run or continue a run; leaves checkpoints, `metrics.jsonl` and the model `final` in its folder."""
+    run = Path(config.output_dir) / config.run_name
+    rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    prompts_per_step, group_size = config.rollout.prompts_per_step, config.rollout.group_size
+    if prompts_per_step < ranks:
+        raise UserError(f"rollout.prompts_per_step={prompts_per_step} is too few for {ranks} ranks")
+
+    resumed = checkpoint.newest(run)
+    if accelerator.is_main_process:
+        record_config(config, run / "config.json", resuming=resumed is not None)
+    tokenizer = TextTokenizer.from_pretrained(config.tokenizer or config.model)
+    if codec.vq.config.codebook_size != tokenizer.layout.codebook_size:
+        raise UserError(
+            f"{config.vision} has {codec.vq.config.codebook_size} codes, the language model's vocabulary "
+            f"{tokenizer.layout.codebook_size}: they do not belong together"
+        )
+    policy = _load(resumed.model if resumed else config.model, config, device)
+    reference = _load(config.model, config, device).requires_grad_(False) if config.objective.kl else None
+    optimizer = torch.optim.AdamW(
+        policy.parameters(),
+        lr=config.optimizer.lr,
+        betas=(config.optimizer.beta1, config.optimizer.beta2),
+        eps=config.optimizer.eps,
+        weight_decay=config.optimizer.weight_decay,
+        fused=True,
+    )
+    start, position = 0, 0
+    if resumed is not None:
+        checkpoint.load_optimizer(resumed, policy, optimizer)
+        start, position = resumed.step, resumed.prompt_position
+    prompts = Prompts(
+        config.data, tokenizer, policy.config.max_position_embeddings, config.rollout.think_tokens, config.seed
+    )
+    accelerator.print(f"{run}: step {start} of {config.steps}; {prompts.dropped} rows are too long and left out")
+    engine = LocalEngine(policy, tokenizer, config.rollout)
+    log = MetricsLog(run / "metrics.jsonl", start, config) if accelerator.is_main_process else None
+
+    def save(steps_done: int) -> None:
+        if accelerator.is_main_process:
+            checkpoint.save(run, steps_done, position, policy, tokenizer, optimizer, config.keep_checkpoints)
+        accelerator.wait_for_everyone()
+
+    for step in range(start, config.steps):
+        timer = Timer()
+
+        # Sample this rank's share; the judge works on a group while the next ones are sampled.
+        mine = range(rank, prompts_per_step, ranks)
+        step_prompts = prompts.take(position, prompts_per_step)
+        prompts_P = [step_prompts[index] for index in mine]
+        seeds_P_G = [[(config.seed, step, index, sample) for sample in range(group_size)] for index in mine]
+        episodes: list[Episode] = []
+        with timer.phase("sample"), _precision(config, device):
+            for prompt, rollouts_G in zip(prompts_P, engine.sample(prompts_P, seeds_P_G), strict=True):
+                episodes += submit_group(scorer, codec, prompt, rollouts_G)
+
+        # Scores to advantages. What has no score is unknown, not bad: it is masked.
+        with timer.phase("judge"):
+            outcomes = collect(episodes, scorer, config.judge, accelerator, on_pause=partial(save, step))
+        rewards = [outcome.value if isinstance(outcome, Score) else torch.nan for outcome in outcomes]
+        rewards_P_G = torch.tensor(rewards, dtype=torch.float64).view(-1, group_size)
+        advantages_P_G, trained_P_G = group_advantages(rewards_P_G, drop_constant=config.objective.preset == "grpo")
+
+        # One optimizer step (or `objective.updates`) on what is left.
+        with timer.phase("train"):
+            optimizer.param_groups[0]["lr"] = config.optimizer.lr * min(
+                1.0, (step + 1) / max(1, config.optimizer.warmup_steps)
+            )
+            kept = trained_P_G.flatten().nonzero().flatten().tolist()
+            rows = [(episodes[index].prompt, episodes[index].rollout) for index in kept]
+            advantages = advantages_P_G.flatten()[kept].float()
+            update = _update(config, accelerator, policy, reference, optimizer, rows, advantages)
+            engine.sync(policy)
+        position += prompts_per_step
+
+        # Log and save.
+        judged = [
+            Judged(episode.prompt.task, len(episode.rollout.tokens), outcome)
+            for episode, outcome in zip(episodes, outcomes, strict=True)
+        ]
+        constant = accelerator.reduce(constant_groups(rewards_P_G).sum().to(device), reduction="sum").item()
+        all_judged = gather_object(judged)
+        if log is not None:
+            log.write(
+                {
+                    "step": step,
+                    **reward_metrics(all_judged),
+                    "constant_share": constant / prompts_per_step,
+                    **update,
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "seconds": timer.seconds,
+                }
+            )
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            save(step + 1)
+
+    if log is not None:
+        log.close()
+        save_checkpoint(policy, tokenizer, run / "final")
+    accelerator.wait_for_everyone()
+
+
+def _update(
+    config: Config,
+    accelerator: Accelerator,
+    policy: Emu3ForCausalLM,
+    reference: Emu3ForCausalLM | None,
+    optimizer: torch.optim.Optimizer,
+    rows: list[tuple[Prompt, Rollout]],
+    advantages: Tensor,
+) -> dict[str, float | None]:
+    """Train on this rank's rollouts, one advantage each. The metrics are those of the first optimizer step."""
+    objective, device = config.objective, accelerator.device
+    size = config.compute.micro_batch
+    batches: list[Batch] = []
+    advantages_N: list[Tensor] = []
+    for start in range(0, len(rows), size):
+        batch = pack(rows[start : start + size], objective.scheme, config.rollout.think_tokens, device)
+        batches.append(batch)
+        advantages_N.append(advantages[start : start + size].to(device)[batch.row_N])
+    own_counts = torch.tensor([sum(map(len, advantages_N)), sum(batch.codes for batch in batches)], device=device)
+    tokens, codes = accelerator.reduce(own_counts, reduction="sum").tolist()
+    if tokens == 0:  # no group prefers anything; a step would only follow the optimizer's old momentum
+        return dict.fromkeys(("loss", "kl", "entropy", "logprob_gap", "grad_norm"))
+    # The paper's ranks divide by their own tokens, and their gradients are averaged.
+    denominator = own_counts[0].item() * accelerator.num_processes if objective.preset == "paper" else tokens
+
+    old: list[Tensor] = []
+    references: list[Tensor | None] = []
+    metrics: dict[str, float | None] = {}
+    for update in range(objective.updates):
+        optimizer.zero_grad()
+        sums = torch.zeros(4, device=device)
+        for index, batch in enumerate(batches):
+            with _precision(config, device):
+                logprobs_N, entropy_N = token_logprobs(policy, batch, config.rollout.temperature)
+                if update == 0:
+                    old.append(logprobs_N.detach())
+                    references.append(_reference_logprobs(reference, batch, config.rollout.temperature))
+            if objective.preset == "paper":
+                loss = paper_loss(
+                    logprobs_N, references[index], advantages_N[index], kl=objective.kl, tokens=denominator
+                )
+            else:
+                loss = grpo_loss(
+                    logprobs_N,
+                    old[index],
+                    references[index],
+                    advantages_N[index],
+                    clip=objective.clip,
+                    kl=objective.kl,
+                    tokens=denominator,
+                )
+            loss.backward()
+            sums += _sums(loss, logprobs_N.detach(), references[index], entropy_N, batch)
+        _sum_gradients(policy, accelerator)
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optimizer.max_grad_norm).item()
+        if not math.isfinite(norm):
+            raise UserError(f"the gradient's norm is {norm}: the run diverged; continue with a lower optimizer.lr")
+        optimizer.step()
+        if update == 0:
+            loss_sum, kl_sum, entropy_sum, gap_sum = accelerator.reduce(sums, reduction="sum").tolist()
+            metrics = {
+                "loss": loss_sum,
+                "kl": kl_sum / tokens if reference is not None else None,
+                "entropy": entropy_sum / tokens,
+                "logprob_gap": gap_sum / codes,
+                "grad_norm": norm,
+            }
+            if gap_sum / codes > config.compute.max_logprob_gap:
+                raise UserError(
+                    f"sampler and trainer differ by {gap_sum / codes:.3f} nats per token, more than "
+                    f"compute.max_logprob_gap={config.compute.max_logprob_gap}: they do not hold the same weights"
+                )
+    return metrics
+
+
+@torch.no_grad()
+def _reference_logprobs(reference: Emu3ForCausalLM | None, batch: Batch, temperature: float) -> Tensor | None:
+    return None if reference is None else token_logprobs(reference, batch, temperature)[0]
+
+
+def _sums(loss: Tensor, logprobs_N: Tensor, reference_N: Tensor | None, entropy_N: Tensor, batch: Batch) -> Tensor:
+    """Loss, KL, entropy, and distance to the sampler's log-probabilities, summed over tokens: (4,)."""
+    kl_N = torch.zeros_like(logprobs_N) if reference_N is None else k3(logprobs_N, reference_N)
+    # Over codes: what the paper's scheme scores besides, it scores under another distribution than the sampler.
+    gap_N = (logprobs_N - batch.sampled_N)[: batch.codes].abs()
+    return torch.stack([loss.detach(), kl_N.sum(), entropy_N.sum(), gap_N.sum()])
+
+
+def _sum_gradients(model: Emu3ForCausalLM, accelerator: Accelerator) -> None:
+    """Every rank gets the sum of all ranks' gradients; a rank without rollouts adds zeros."""
+    if accelerator.num_processes == 1:
+        return
+    parameters = list(model.parameters())
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="sum")
+    for parameter, part in zip(parameters, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def _load(folder: Path | str, config: Config, device: torch.device) -> Emu3ForCausalLM:
+    model: Emu3ForCausalLM = load_language_model(folder).to(device)  # type: ignore[arg-type]  # a wrapped stub
+    model.set_attn_implementation(config.compute.attention)
+    return model
+
+
+def _precision(config: Config, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="GRPO with a judge's score; see rl/README.md")
+    parser.add_argument("config", type=Path, help="jsonnet file, for example rl/configs/shapes.jsonnet")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-5")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.overrides)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    with start_scorer(config.judge, accelerator.process_index) as scorer:
+        codec = ImageCodec(StillVQ.from_pretrained(config.vision), accelerator.device)
+        train(config, accelerator, codec, scorer)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Supervised fine-tuning with the paper's settings (batch 128, DeepSpeed ZeRO-3); without a GPU, on the CPU.
+# Call it again after an interruption: it continues from the last checkpoint in $OUTPUT_DIR/$EXP_NAME.
+# Further arguments go to emu3.train_image_editing.sft and win over those below.
+set -euo pipefail
+
+MODEL_PATH=${MODEL_PATH:-models/Emu3-Stage1}
+DATAPATH=${DATAPATH:-data/omniedit}         # folders written by scripts/tokenize.sh, separated by spaces
+VALPATH=${VALPATH:-}                        # likewise, for the evaluation loss
+VALIDATION_SIZE=${VALIDATION_SIZE:-1000}
+COEF=${COEF:-}                              # share of each folder of DATAPATH; empty: smaller ones are upsampled
+COT_KEYS=${COT_KEYS:-}                      # e.g. reasoning_verbose; empty: no reasoning
+IMAGE_AREA=${IMAGE_AREA:-65536}
+MAX_POS_EMB=${MAX_POS_EMB:-3000}
+OUTPUT_DIR=${OUTPUT_DIR:-runs}
+EXP_NAME=${EXP_NAME:-sft}
+DEEPSPEED=${DEEPSPEED:-$(dirname "$0")/zero3.json}
+GPUS=${GPUS:-$( (nvidia-smi -L 2>/dev/null || true) | wc -l)}
+PER_DEVICE=${PER_DEVICE:-4}
+
+PATH=$(dirname "$0")/../.venv/bin:$PATH
+if [ "$GPUS" -gt 0 ]; then
+    launch=(python -m torch.distributed.run --standalone --nproc-per-node "$GPUS")
+    device=(--deepspeed "$DEEPSPEED" --bf16)
+else
+    launch=(python)
+    device=(--use_cpu)
+fi
+processes=$((GPUS > 0 ? GPUS : 1))
+
+# Unquoted on purpose: these hold lists.
+# shellcheck disable=SC2086
+"${launch[@]}" -m emu3.train_image_editing.sft \
+    --model_name_or_path "$MODEL_PATH" \
+    --train_data $DATAPATH \
+    ${COEF:+--coefficients $COEF} \
+    ${COT_KEYS:+--cot_keys $COT_KEYS} \
+    ${VALPATH:+--eval_data $VALPATH --validation_size $VALIDATION_SIZE --eval_strategy steps --eval_steps 100} \
+    --image_area "$IMAGE_AREA" \
+    --max_position_embeddings "$MAX_POS_EMB" \
+    --output_dir "$OUTPUT_DIR/$EXP_NAME" \
+    --per_device_train_batch_size "$PER_DEVICE" \
+    --gradient_accumulation_steps $((128 / (PER_DEVICE * processes))) \
+    --gradient_checkpointing True \
+    --num_train_epochs 5 \
+    --learning_rate 1e-4 \
+    --lr_scheduler_type cosine_with_min_lr \
+    --lr_scheduler_kwargs '{"min_lr": 1e-6}' \
+    --warmup_steps 30 \
+    --weight_decay 0.1 \
+    --adam_beta1 0.9 --adam_beta2 0.95 --adam_epsilon 1e-6 \
+    --max_grad_norm 5.0 \
+    --save_strategy steps --save_steps 100 \
+    --logging_steps 1 \
+    "${device[@]}" "$@"

@@ -1,0 +1,78 @@
+"""An Emu3-shaped language model with random weights and a text tokenizer for the words of this world.
+
+    python -m shapes.new_model --data data/simple.parquet --vision vision --output-dir init
+
+The tokenizer is a byte-level BPE of a few hundred ranks, learned from the instructions and chains of thought of the
+training data and laid out like Emu3's. The model is transformers' `Emu3ForCausalLM` with a million parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from emu3.errors import UserError, run_main
+from emu3.mllm.language_model import new_language_model, save_checkpoint
+from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
+from emu3.tokenizer.model import StillVQ
+
+TEXT_COLUMNS = ("instruction", "reasoning_verbose")
+TEXTS = 4000  # rows to learn the ranks from
+
+
+def build(data: list[Path], vision: Path, output_dir: Path, ranks: int, layers: int, width: int, seed: int) -> None:
+    """Write a checkpoint folder."""
+    texts = []
+    for file in data:
+        if not file.is_file():
+            raise UserError(f"{file} does not exist")
+        table = pq.read_table(file, columns=list(TEXT_COLUMNS)).slice(0, TEXTS)
+        texts += [text for column in TEXT_COLUMNS for text in table[column].to_pylist()]
+    codes = StillVQ.from_pretrained(vision).config.codebook_size
+    with tempfile.TemporaryDirectory() as folder:
+        rank_file = Path(folder) / "emu3.tiktoken"
+        train_ranks(texts, ranks, rank_file)
+        tokenizer = TextTokenizer.from_rank_file(rank_file, codes)
+    model = new_language_model(
+        tokenizer.layout,
+        hidden_size=width,
+        layers=layers,
+        heads=width // 32,
+        kv_heads=width // 32,
+        ffn_size=3 * width,
+        max_positions=512,
+        rope_theta=100.0,  # the sequences have about a hundred tokens
+        attention_bias=True,
+        tie_embeddings=True,
+        seed=seed,
+    )
+    save_checkpoint(model, tokenizer, output_dir)
+    print(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {ranks} text ranks")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="Parquet files of shapes.write_data")
+    parser.add_argument("--vision", type=Path, required=True, help="vision tokenizer folder")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--ranks", type=int, default=384, help="text tokens (default 384, bytes included)")
+    parser.add_argument("--layers", type=int, default=4, help="default 4")
+    parser.add_argument("--width", type=int, default=128, help="a multiple of 32 (default 128)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    build(
+        options.data,
+        options.vision,
+        options.output_dir,
+        options.ranks,
+        options.layers,
+        options.width,
+        options.seed,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

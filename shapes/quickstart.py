@@ -1,0 +1,224 @@
+"""The whole pipeline in the embedded world: from nothing to a table and a page of pictures, on two CPU cores.
+
+    python -m shapes.quickstart                    about a third of an hour
+    python -m shapes.quickstart --preset smoke     three minutes, too short to learn much
+
+Data, a tiny vision tokenizer, an Emu3-shaped model, SFT on simple edits, GRPO on simple and complex ones with a
+judge behind the OpenAI protocol, the two controls, evaluation. Each stage is a command of this repository; nothing
+in it knows that the world is small. The controls are SFT on simple and complex edits from the same start, with at
+least the compute of the RL run: `sft_sc` on the world's scarce and noisy complex pairs, `sft_sc_clean` on the same
+pairs without their noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from baselines import figure, report, table
+from emu3.errors import UserError, run_main
+from emu3.files import read_json, write_json
+from shapes.scene import SIDE
+from shapes.stages import Command, Stages, module
+from shapes.write_data import DataSpec
+
+ROOT = Path(__file__).parent.parent
+AREA = SIDE * SIDE
+CORES = 2
+SFT_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of a run. Steps are optimizer steps: SFT of 16 rows, RL of 16 prompts with 8 rollouts each.
+
+    complex_share: share of the complex set in the simple SFT, so that RL has a first signal; 1 is once per pass.
+    """
+
+    data: DataSpec = field(default_factory=DataSpec)
+    tokenizer_steps: int = 1200
+    sft_steps: int = 2600
+    rl_steps: int = 300
+    control_steps: int = 2600
+    complex_share: float = 1.0
+
+
+PRESETS = {
+    "full": Preset(),
+    "smoke": Preset(
+        data=DataSpec(simple=800, complex=100, held_out=24, pictures=600),
+        tokenizer_steps=300,
+        sft_steps=60,
+        rl_steps=4,
+        control_steps=30,
+    ),
+}
+
+
+def run(preset: Preset, folder: Path, seed: int) -> dict[str, Any]:
+    """Run or continue the pipeline in `folder`; returns the summary that it writes."""
+    data, tokens, vision = folder / "data", folder / "tokens", folder / "vision"
+    _same_settings(folder, preset, seed)
+    stages = Stages(folder, CORES)
+
+    sizes = {name: value for name, value in asdict(preset.data).items() if name != "seed"}
+    stages.run("data", module("shapes.write_data", output_dir=data, seed=seed, **sizes))
+    pictures = data / "pictures.parquet"
+    stages.run(
+        "vision",
+        module("emu3.tokenizer.train", data=pictures, output_dir=vision, steps=preset.tokenizer_steps, seed=seed),
+    )
+    pairs = [data / f"{name}.parquet" for name in ("simple", "complex", "complex_clean")]
+    stages.run(
+        "tokenise",
+        module("shapes.new_model", data=pairs, vision=vision, output_dir=folder / "init", seed=seed),
+        *(_tokenise(file, tokens / file.stem, vision) for file in pairs),
+    )
+    simple, noisy, clean = (tokens / file.stem for file in pairs)
+    shares = [1.0, preset.complex_share]
+    stages.run("sft_s", _sft(folder, "sft_s", "init", [simple, noisy], shares, preset.sft_steps, seed, ranks=CORES))
+
+    judge = module("shapes.judge_server", port=0, port_file=folder / "judge.url")
+    with stages.server("judge", judge, folder / "judge.url") as url:
+        stages.run("rl", _rl(folder, url, preset.rl_steps, seed))
+        stages.run(
+            "controls",
+            _sft(folder, "sft_sc", "sft_s/final", [simple, noisy], None, preset.control_steps, seed),
+            _sft(folder, "sft_sc_clean", "sft_s/final", [simple, clean], None, preset.control_steps, seed),
+        )
+        models = {
+            "sft_s": folder / "sft_s/final",
+            "sft_s__rl_sc": folder / "sft_s__rl_sc/final",
+            "sft_sc": folder / "sft_sc/final",
+            "sft_sc_clean": folder / "sft_sc_clean/final",
+        }
+        names = ["no-edit", "ground-truth", *models]
+        stages.run("evaluate", *(_evaluate(folder, name, models.get(name), seed) for name in names))
+        predictions = [folder / "eval" / name for name in names]
+        stages.run("score", *(module("baselines.score", predictions=path, judge_url=url) for path in predictions))
+    return _summarise(folder, names, stages, seed)
+
+
+def _tokenise(data: Path, output: Path, vision: Path) -> Command:
+    return module(
+        "emu3.train_image_editing.prepare_data",
+        source="local",
+        dataset_name=data,
+        output_path=output,
+        model_path=vision,
+        original_image_key="input",
+        edit_instruction_key="instruction",
+        edited_image_key="output",
+        cot_keys="reasoning_verbose",
+        id_key="id",
+        task_key="task",
+        image_area=AREA,
+    )
+
+
+def _sft(
+    folder: Path,
+    name: str,
+    start: str,
+    data: list[Path],
+    shares: list[float] | None,
+    steps: int,
+    seed: int,
+    ranks: int = 1,
+) -> Command:
+    """SFT on several sets; without shares, the smaller ones are upsampled to the largest."""
+    return module(
+        "emu3.train_image_editing.sft",
+        ranks=ranks,
+        model_name_or_path=folder / start,
+        train_data=data,
+        coefficients=shares,
+        output_dir=folder / name,
+        changed_token_weight=4,
+        per_device_train_batch_size=SFT_BATCH // ranks,
+        max_steps=steps,
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs='{"min_lr": 1e-4}',
+        warmup_steps=50,
+        weight_decay=0.01,
+        adam_beta2=0.95,
+        attn_implementation="eager",
+        use_cpu=True,
+        logging_steps=20,
+        save_steps=max(1, steps // 4),
+        save_total_limit=1,
+        seed=seed,
+    )
+
+
+def _rl(folder: Path, judge_url: str, steps: int, seed: int) -> Command:
+    os.environ.update(
+        APP__BASE_EXP_DIR=str(folder),
+        APP__DATA_DIR=str(folder / "tokens"),
+        APP__REWARD_FUNCTION_API_BASE=judge_url,
+    )
+    config = ROOT / "rl/configs/shapes.jsonnet"
+    return module("rl.train", config, f"steps={steps}", f"seed={seed}", ranks=CORES)
+
+
+def _evaluate(folder: Path, name: str, model: Path | None, seed: int) -> Command:
+    return module(
+        "baselines.evaluate",
+        editor="emu3" if model else name,
+        model=model,
+        vision=folder / "vision" if model else None,
+        name=name,
+        data=folder / "data/held_out.parquet",
+        original_image_key="input",
+        edit_instruction="instruction",
+        edited_image="output",
+        task_key="task",
+        id_key="id",
+        output_dir=folder / "eval" / name,
+        image_area=AREA,
+        seed=seed,
+    )
+
+
+def _summarise(folder: Path, names: list[str], stages: Stages, seed: int) -> dict[str, Any]:
+    scores = [folder / "eval" / name / "scores.parquet" for name in names]
+    rows = table.run(scores, folder, reference="sft_s")
+    summary = {
+        **stages.costs(),
+        "core_seconds": {name: cost["core_seconds"] for name, cost in stages.done.items()},
+        "seed": seed,
+        "rows": [asdict(row) for row in rows],
+    }
+    write_json(folder / "summary.json", summary)
+    report.run(folder, candidate="sft_s__rl_sc", reference="sft_s")
+    figure.run(folder, output=folder / "figure.png", candidate="sft_s__rl_sc", reference="sft_s")
+    return summary
+
+
+def _same_settings(folder: Path, preset: Preset, seed: int) -> None:
+    """A folder holds one run: refuse to continue it with other settings."""
+    settings = {"preset": asdict(preset), "seed": seed}
+    file = folder / "settings.json"
+    if file.exists() and read_json(file) != settings:
+        raise UserError(f"{folder} holds a run with other settings; choose another --output-dir or remove it")
+    write_json(file, settings)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="full")
+    parser.add_argument("--seed", type=int, default=0, help="changes data, weights and samples (default 0)")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"))
+    options = parser.parse_args()
+    folder: Path = options.output_dir.absolute()
+    summary = run(PRESETS[options.preset], folder, options.seed)
+    print((folder / "table.md").read_text())
+    print(f"{summary['wall_seconds']:.0f} s in all; open {folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,87 @@
+"""From pixels back to a scene: the eye of the verifier.
+
+Every pixel takes the nearest colour of the palette; the background is what covers most of the slots' borders; a slot
+holds the shape whose stencil overlaps its coloured pixels best. What the reading cannot explain (pixels that differ
+from the redrawn scene) is kept: it is what a judge of picture quality looks at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+
+import numpy as np
+from PIL import Image
+
+from shapes.scene import BACKGROUNDS, COLOURS, FORMS, GRID, SIDE, SIZES, SLOTS, TILE, Scene, Shape, draw, stencil
+
+_TONES = list(BACKGROUNDS)
+_PALETTE_NAMES = [*_TONES, *COLOURS]
+_PALETTE = np.array([*BACKGROUNDS.values(), *COLOURS.values()], np.float32)
+LEAST_PIXELS = 16  # fewer coloured pixels in a slot are specks, not a shape
+CLOSE = 60.0  # distance in RGB up to which a pixel counts as drawn right
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a picture shows.
+
+    overlap: intersection over union of each shape found with its stencil, 0 to 1, keyed by slot.
+    wrong: share of the pixels that are further than `CLOSE` from the redrawn scene, 0 to 1.
+    """
+
+    scene: Scene
+    overlap: dict[int, float]
+    wrong: float
+
+
+def read(picture: Image.Image) -> Reading:
+    """Read a picture of any size (it is brought to 48x48 first)."""
+    if picture.size != (SIDE, SIDE):
+        picture = picture.resize((SIDE, SIDE), Image.Resampling.BOX)
+    pixels = np.asarray(picture.convert("RGB"), np.float32)
+    distance = ((pixels[:, :, None] - _PALETTE) ** 2).sum(-1)
+    nearest = distance.argmin(-1)
+    tiles = nearest.reshape(GRID, TILE, GRID, TILE).swapaxes(1, 2).reshape(SLOTS, TILE * TILE)
+    tone = int(np.bincount(tiles[:, _border()].ravel(), minlength=len(_PALETTE))[: len(_TONES)].argmax())
+    slots, overlap = [], {}
+    for slot, tile in enumerate(tiles):
+        found = _shape(tile)
+        slots.append(found[0] if found else None)
+        if found:
+            overlap[slot] = found[1]
+    scene = Scene(_TONES[tone], tuple(slots))
+    off = np.sqrt(((pixels - draw(scene)) ** 2).sum(-1)) > CLOSE
+    return Reading(scene, overlap, float(off.mean()))
+
+
+def _shape(tile: np.ndarray) -> tuple[Shape, float] | None:
+    """The shape in a slot of palette numbers (256,) and its overlap, or None for an empty one."""
+    coloured = tile >= len(_TONES)
+    if coloured.sum() < LEAST_PIXELS:
+        return None
+    colour = int(np.bincount(tile[coloured], minlength=len(_PALETTE)).argmax())
+    covered = (tile == colour).astype(np.float32)
+    masks, areas, kinds = _stencils()
+    together = masks @ covered
+    overlap = together / (areas + covered.sum() - together)
+    best = int(overlap.argmax())
+    form, size = kinds[best]
+    return Shape(_PALETTE_NAMES[colour], form, size), float(overlap[best])
+
+
+@cache
+def _stencils() -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
+    """All stencils as rows (6, 256), their areas (6,), and what each one is."""
+    kinds = list(product(FORMS, SIZES))
+    masks = np.stack([stencil(*kind).ravel() for kind in kinds]).astype(np.float32)
+    return masks, masks.sum(1), kinds
+
+
+@cache
+def _border() -> np.ndarray:
+    """Indices of a slot's outermost pixels, which no stencil covers."""
+    rows, columns = np.mgrid[:TILE, :TILE]
+    edge = (rows == 0) | (rows == TILE - 1) | (columns == 0) | (columns == TILE - 1)
+    return np.flatnonzero(edge.ravel())

@@ -1,0 +1,130 @@
+"""Scenes of the embedded world and how they are drawn.
+
+A picture has 48x48 pixels: nine slots of 16x16, each empty or holding one shape. A shape has a colour, a form and a
+size; the background has one of three tones, and light noise lies over all. In a source scene no two shapes share both
+colour and form, so "the red circle" always names one thing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+GRID = 3
+TILE = 16
+SIDE = GRID * TILE
+SLOTS = GRID * GRID
+NOISE = 2.0  # standard deviation in 8-bit steps
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 40, 40),
+    "green": (35, 160, 65),
+    "blue": (40, 85, 220),
+    "yellow": (240, 205, 45),
+    "purple": (150, 60, 190),
+}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (240, 240, 236),
+    "gray": (150, 150, 154),
+    "black": (24, 24, 30),
+}
+FORMS = ("circle", "square", "triangle")
+SIZES: dict[str, int] = {"large": 13, "small": 9}  # side in pixels
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One thing in the middle of a slot."""
+
+    colour: str
+    form: str
+    size: str = "large"
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What an instruction calls it: (colour, form)."""
+        return self.colour, self.form
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A background and nine slots in row order."""
+
+    background: str
+    slots: tuple[Shape | None, ...]
+
+    def find(self, colour: str, form: str) -> int | None:
+        """The first slot that holds a shape of this colour and form, or None."""
+        return next((i for i, shape in enumerate(self.slots) if shape and shape.name == (colour, form)), None)
+
+    def count(self, colour: str, form: str) -> int:
+        return sum(shape is not None and shape.name == (colour, form) for shape in self.slots)
+
+    def filled(self) -> list[int]:
+        return [i for i, shape in enumerate(self.slots) if shape is not None]
+
+    def free(self) -> list[int]:
+        return [i for i, shape in enumerate(self.slots) if shape is None]
+
+    def put(self, slot: int, shape: Shape | None) -> Scene:
+        """This scene with `shape` (or nothing) in `slot`."""
+        return replace(self, slots=(*self.slots[:slot], shape, *self.slots[slot + 1 :]))
+
+
+def random_shape(rng: np.random.Generator, *, taken: set[tuple[str, str]] | None = None) -> Shape:
+    """A random shape whose (colour, form) is not in `taken`."""
+    names = [(colour, form) for colour in COLOURS for form in FORMS if (colour, form) not in (taken or set())]
+    colour, form = names[rng.integers(len(names))]
+    return Shape(colour, form, str(rng.choice(list(SIZES))))
+
+
+def random_scene(rng: np.random.Generator, shapes: tuple[int, int] = (2, 4)) -> Scene:
+    """A scene of `shapes[0]` to `shapes[1]` things of different names."""
+    scene = Scene(str(rng.choice(list(BACKGROUNDS))), (None,) * SLOTS)
+    taken: set[tuple[str, str]] = set()
+    for slot in rng.permutation(SLOTS)[: rng.integers(shapes[0], shapes[1] + 1)]:
+        shape = random_shape(rng, taken=taken)
+        taken.add(shape.name)
+        scene = scene.put(int(slot), shape)
+    return scene
+
+
+@cache
+def stencil(form: str, size: str) -> np.ndarray:
+    """Boolean (16, 16) mask of the pixels that a shape covers in its slot."""
+    side = SIZES[size]
+    rows, columns = np.mgrid[:TILE, :TILE]
+    y = rows - TILE / 2 + 0.5
+    x = columns - TILE / 2 + 0.5
+    half = side / 2
+    if form == "circle":
+        return x**2 + y**2 <= half**2
+    if form == "square":
+        return (abs(x) <= half - 0.5) & (abs(y) <= half - 0.5)
+    return (abs(y) <= half) & (abs(x) <= (y + half) / 2 + 0.25)
+
+
+def draw(scene: Scene) -> np.ndarray:
+    """The scene without noise, uint8 (48, 48, 3)."""
+    picture = np.empty((SIDE, SIDE, 3), np.uint8)
+    picture[:] = BACKGROUNDS[scene.background]
+    for slot in scene.filled():
+        shape = scene.slots[slot]
+        assert shape is not None
+        top, left = slot // GRID * TILE, slot % GRID * TILE
+        tile = picture[top : top + TILE, left : left + TILE]
+        tile[stencil(shape.form, shape.size)] = COLOURS[shape.colour]
+    return picture
+
+
+def grain(rng: np.random.Generator) -> np.ndarray:
+    """The light noise of one picture, float (48, 48, 3) in 8-bit steps. An edit keeps it, as a retouched photograph
+    keeps its grain."""
+    return rng.normal(0.0, NOISE, (SIDE, SIDE, 3))
+
+
+def photograph(scene: Scene, noise: np.ndarray) -> np.ndarray:
+    """The scene with its noise, uint8 (48, 48, 3)."""
+    return np.clip(np.rint(draw(scene) + noise), 0, 255).astype(np.uint8)

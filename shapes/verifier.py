@@ -1,0 +1,70 @@
+"""A strict judge of edits in the embedded world, from pixels and the words of the instruction alone.
+
+It gives the four parts of VIEScore, each a whole number from 0 to 10:
+- edit success: the share of what was asked for that is there; an unchanged picture has 0;
+- overedit: 10 for nothing else touched, less `SLOT_COST` for every other slot that changed, `BACKGROUND_COST` for a
+  background that changed unasked;
+- naturalness: how well the worst shape fits a true form;
+- no artifacts: how few pixels the picture has that no scene explains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from shapes.edits import parse
+from shapes.reader import read
+
+SLOT_COST = 4.0
+BACKGROUND_COST = 6.0
+WORST_OVERLAP, GOOD_OVERLAP = 0.5, 0.9  # naturalness 0 and 10
+MOST_WRONG, FEW_WRONG = 0.08, 0.005  # no artifacts 0 and 10
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Two marks from 0 to 10 and one sentence that gives the reason."""
+
+    first: int
+    second: int
+    reason: str
+
+
+def judge_edit(instruction: str, source: Image.Image, edited: Image.Image) -> Marks:
+    """Edit success and overedit. Raises ValueError for an instruction that is not of this world or does not fit."""
+    edit = parse(instruction)
+    if edit is None:
+        raise ValueError(f"no edit of this world: {instruction!r}")
+    before, after = read(source).scene, read(edited).scene
+    try:
+        success = edit.success(before, after)
+        touched = edit.touched(before, after)
+    except LookupError as error:
+        raise ValueError(str(error)) from None
+    other = [
+        slot
+        for slot, (old, new) in enumerate(zip(before.slots, after.slots, strict=True))
+        if slot not in touched and old != new
+    ]
+    tone_kept = after.background == edit.background_after(before) or after.background == before.background
+    lost = SLOT_COST * len(other) + (0 if tone_kept else BACKGROUND_COST)
+    reason = f"{edit.kind}: {success:.2f} of the edit is done, {len(other)} other places changed" + (
+        "" if tone_kept else ", the background changed"
+    )
+    return Marks(round(10 * success), round(max(0.0, 10 - lost)), reason)
+
+
+def judge_quality(edited: Image.Image) -> Marks:
+    """Naturalness and absence of artifacts."""
+    reading = read(edited)
+    worst = min(reading.overlap.values(), default=1.0)
+    natural = _grade(worst, WORST_OVERLAP, GOOD_OVERLAP)
+    clean = _grade(reading.wrong, MOST_WRONG, FEW_WRONG)
+    return Marks(natural, clean, f"the worst form fits to {worst:.2f}, {reading.wrong:.1%} of the pixels are stray")
+
+
+def _grade(value: float, worst: float, best: float) -> int:
+    """10 at `best`, 0 at `worst`, linear between, as a whole number."""
+    return round(10 * min(1.0, max(0.0, (value - worst) / (best - worst))))

@@ -1,0 +1,155 @@
+"""Write the data of the embedded world as ordinary Parquet files of image rows.
+
+    python -m shapes.write_data --output-dir data
+
+    simple.parquet           simple edits, clean targets, many
+    complex.parquet          complex edits, scarce, with nuisance changes in their targets
+    complex_clean.parquet    the same rows with clean targets (for the control)
+    held_out.parquet         simple and complex edits with clean targets, of scenes of their own
+    pictures.parquet         crowded scenes without edits, for the tokenizer (column input only)
+
+Columns: id, input, output (PNG), instruction, task, split (simple or complex), reasoning_verbose. Each row has its
+own random stream, so the first thousand rows of a set do not depend on how many follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from emu3.errors import UserError, run_main
+from emu3.files import whole_file
+from shapes.edits import COMPLEX, SIMPLE, Edit, random_edit
+from shapes.nuisance import disturb
+from shapes.reasoning import reasoning
+from shapes.scene import grain, photograph, random_scene
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_CROWD = (5, 9)  # shapes in a scene for the tokenizer: with few, most cells are bare and their codes take over
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("input", _IMAGE),
+        ("output", _IMAGE),
+        ("instruction", pa.string()),
+        ("task", pa.string()),
+        ("split", pa.string()),
+        ("reasoning_verbose", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Sizes in rows. nuisance_share: probability that a complex target holds unrelated changes, 0 to 1;
+    nuisance_strength: how many of them."""
+
+    simple: int = 24_000
+    complex: int = 2_000
+    held_out: int = 400
+    pictures: int = 3_000
+    nuisance_share: float = 0.7
+    nuisance_strength: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.nuisance_share <= 1:
+            raise UserError(f"--nuisance-share is {self.nuisance_share}; it is a probability from 0 to 1")
+        if min(self.simple, self.complex, self.held_out, self.pictures) < 1 or self.nuisance_strength < 0:
+            raise UserError("sizes must be at least 1 row and --nuisance-strength at least 0")
+
+
+def write(spec: DataSpec, folder: Path, workers: int = 2) -> None:
+    """Write the five files into `folder`, each whole or not at all."""
+    with ProcessPoolExecutor(workers) as pool:
+
+        def save(name: str, *parts: tuple[Callable[[int], dict[str, Any]], int], schema: pa.Schema = _SCHEMA) -> None:
+            rows = [row for make, count in parts for row in pool.map(make, range(count), chunksize=250)]
+            with whole_file(folder / f"{name}.parquet") as temporary:
+                pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+
+        save("simple", (partial(_row, spec.seed, "simple", SIMPLE, 0.0, 0), spec.simple))
+        noisy = partial(_row, spec.seed, "complex", COMPLEX, spec.nuisance_share, spec.nuisance_strength)
+        save("complex", (noisy, spec.complex))
+        save("complex_clean", (partial(_row, spec.seed, "complex", COMPLEX, 0.0, 0), spec.complex))
+        save(
+            "held_out",
+            (partial(_row, spec.seed, "held_out_simple", SIMPLE, 0.0, 0), spec.held_out),
+            (partial(_row, spec.seed, "held_out_complex", COMPLEX, 0.0, 0), spec.held_out),
+        )
+        save("pictures", (partial(_picture, spec.seed), spec.pictures), schema=pa.schema([("input", _IMAGE)]))
+
+
+def _row(
+    seed: int, stream: str, kinds: tuple[type[Edit], ...], nuisance_share: float, nuisance_strength: int, number: int
+) -> dict[str, Any]:
+    rng = np.random.default_rng([seed, *stream.encode(), number])
+    before = random_scene(rng)
+    edit = random_edit(kinds, before, rng)
+    instruction = edit.worded(rng)
+    after = edit.apply(before, rng)
+    noise = grain(rng)
+    target = disturb(edit, before, after, rng, nuisance_strength) if rng.random() < nuisance_share else after
+    return {
+        "id": f"{stream}_{number}",
+        "input": _png(photograph(before, noise)),
+        "output": _png(photograph(target, noise)),
+        "instruction": instruction,
+        "task": edit.kind,
+        "split": "complex" if edit.complex else "simple",
+        "reasoning_verbose": reasoning(edit, instruction, before, after),
+    }
+
+
+def _picture(seed: int, number: int) -> dict[str, Any]:
+    rng = np.random.default_rng([seed, *b"pictures", number])
+    return {"input": _png(photograph(random_scene(rng, _CROWD), grain(rng)))}
+
+
+def _png(picture: np.ndarray) -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", compress_level=1)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def main() -> None:
+    default = DataSpec()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--simple", type=int, default=default.simple, help=f"rows (default {default.simple})")
+    parser.add_argument("--complex", type=int, default=default.complex, help=f"rows (default {default.complex})")
+    parser.add_argument(
+        "--held-out", type=int, default=default.held_out, help=f"rows of each split (default {default.held_out})"
+    )
+    parser.add_argument("--pictures", type=int, default=default.pictures, help=f"rows (default {default.pictures})")
+    parser.add_argument(
+        "--nuisance-share",
+        type=float,
+        default=default.nuisance_share,
+        help=f"share of complex targets with unrelated changes (default {default.nuisance_share})",
+    )
+    parser.add_argument(
+        "--nuisance-strength",
+        type=int,
+        default=default.nuisance_strength,
+        help=f"unrelated changes in each of them (default {default.nuisance_strength})",
+    )
+    parser.add_argument("--seed", type=int, default=default.seed)
+    options = vars(parser.parse_args())
+    folder = options.pop("output_dir")
+    write(DataSpec(**options), folder)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,52 @@
+"""A tiny world on disk: a language model with its tokenizer files, and an image tokenizer of 8x8 pixels per code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from emu3.mllm.language_model import new_language_model, save_checkpoint
+from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
+from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.model import StillVQ
+
+CODEBOOK_SIZE = 16
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, 1,024 positions; its distributions are far from uniform, so that what it reads matters."""
+    folder = tmp_path_factory.mktemp("model")
+    train_ranks(["make the sky purple"], 256, folder / "ranks.tiktoken")
+    tokenizer = TextTokenizer.from_rank_file(folder / "ranks.tiktoken", CODEBOOK_SIZE)
+    model = new_language_model(
+        tokenizer.layout, hidden_size=32, layers=1, heads=2, kv_heads=1, ffn_size=32, max_positions=1024, seed=0
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter *= 15
+    save_checkpoint(model, tokenizer, folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def tiny_vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vision") / "checkpoint"
+    torch.manual_seed(0)
+    config = StillVQConfig(
+        base_channels=8,
+        channel_multiplier=(1,),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        codebook_size=CODEBOOK_SIZE,
+        temporal_downsample_factor=1,
+        patch_size=8,
+        norm="position",
+        middle_attention=False,
+        unit_codes=True,
+    )
+    StillVQ(config).save_pretrained(folder)
+    return folder

@@ -1,0 +1,249 @@
+"""Fine-tuning: the loss is the one that is written down, however a step is cut up and however often a run stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sft_world
+import torch
+from transformers import TrainingArguments
+
+from emu3.errors import UserError
+from emu3.mllm.language_model import load_language_model
+from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.train_image_editing import sft
+from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows
+from emu3.train_image_editing.mixture import Mixture
+from emu3.train_image_editing.sft import SftArguments
+from emu3.train_image_editing.shards import read_rows
+from emu3.train_image_editing.trainer import WHOLE, EditTrainer, last_whole_checkpoint
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "sft.json"
+
+
+def arguments(model: Path, data: Path, **values: Any) -> SftArguments:
+    return SftArguments(model_name_or_path=str(model), train_data=[str(data)], **values)
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(output: Path) -> list[float]:
+    return [entry["loss"] for entry in metrics(output) if "loss" in entry]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_language_model(folder).state_dict()
+
+
+def trainer_fp64(model: Path, data: Path, training: TrainingArguments, weight: float = 3.0) -> EditTrainer:
+    tokenizer = TextTokenizer.from_pretrained(model)
+    rows = EncodedRows(read_rows(data), tokenizer, ["reasoning_verbose"], 256)
+    return EditTrainer(
+        model=load_language_model(model).double(),
+        args=training,
+        train_dataset=MixedRows([rows], Mixture([len(rows)])),
+        eval_dataset=MixedRows([rows], Mixture([len(rows)])),
+        data_collator=Collator(tokenizer.layout.pad, weight),
+        text_tokenizer=tokenizer,
+    )
+
+
+def test_golden_trajectory(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """Eight steps in float32. Sums in another order (other BLAS, other vector width) move these losses in the sixth
+    digit; a changed mask, shift, weight, order, schedule or initialisation moves them in the third or before."""
+    training = sft_world.trainer_arguments(
+        tmp_path, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-3}
+    )
+    sft.train(arguments(model, train_data, changed_token_weight=4.0), training)
+    golden = json.loads(GOLDEN.read_text())
+    assert losses(tmp_path) == pytest.approx(golden["losses"], rel=1e-4)
+    assert metrics(tmp_path)[-2]["learning_rate"] > 1e-3
+
+
+def test_it_learns(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """Target tokens are nearly determined: the loss has to fall far below that of guessing."""
+    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, max_steps=40, learning_rate=2e-2))
+    assert losses(tmp_path)[-1] < 0.5 * losses(tmp_path)[0]
+
+
+@pytest.mark.parametrize(("batch", "micro_batches"), [(1, 8), (4, 2)])
+def test_micro_batches_do_not_change_a_step(
+    model: Path, train_data: Path, tmp_path: Path, batch: int, micro_batches: int
+) -> None:
+    """A mean per micro-batch weighs a short row's tokens more than a long one's. In float64, so that only a wrong
+    normalisation can differ; `logging_steps` is 1, so the logged loss is compared as well. AdamW hides the scale of
+    a gradient, so plain gradient descent is used."""
+    runs = {}
+    for size, steps in ((8, 1), (batch, micro_batches)):
+        training = sft_world.trainer_arguments(
+            tmp_path / f"{size}x{steps}", optim="sgd", learning_rate=0.1, max_steps=3,
+            per_device_train_batch_size=size, gradient_accumulation_steps=steps,
+        )  # fmt: skip
+        trainer = trainer_fp64(model, train_data, training)
+        trainer.train()
+        runs[size] = ([entry["loss"] for entry in trainer.state.log_history[:-1]], trainer.model.state_dict())
+    assert runs[8][0] == pytest.approx(runs[batch][0], rel=1e-6)
+    for name, tensor in runs[8][1].items():
+        torch.testing.assert_close(runs[batch][1][name], tensor, rtol=1e-9, atol=1e-12)
+
+
+def test_the_first_loss_is_the_weighted_mean_over_target_tokens(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """Written out row by row, without padding, without slicing the head."""
+    training = sft_world.trainer_arguments(tmp_path, per_device_train_batch_size=8, max_steps=1)
+    trainer = trainer_fp64(model, train_data, training, weight=3.0)
+    examples = [trainer.train_dataset[index] for index in range(8)]
+    plain = load_language_model(model).double()
+    total = weight = 0.0
+    for example in examples:
+        with torch.no_grad():
+            logits = plain(torch.tensor(example.tokens[None], dtype=torch.long)).logits[0].log_softmax(-1)
+        for place in range(example.start, len(example.tokens)):
+            factor = 3.0 if example.changed[place] else 1.0
+            total -= factor * float(logits[place - 1, example.tokens[place]])
+            weight += factor
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(total / weight, rel=1e-6)
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(
+    model: Path, train_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Order, optimiser, schedule, random states and metrics; one thread, so that sums have one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    values: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "gradient_accumulation_steps": 2}
+    whole = sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path / "whole", **values))
+
+    cut = tmp_path / "cut"
+    plain_loss = EditTrainer.compute_loss
+
+    def stop_in_step_six(self: EditTrainer, *inputs: Any, **options: Any) -> Any:
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return plain_loss(self, *inputs, **options)
+
+    monkeypatch.setattr(EditTrainer, "compute_loss", stop_in_step_six)
+    with pytest.raises(KeyboardInterrupt):
+        sft.train(arguments(model, train_data), sft_world.trainer_arguments(cut, **values))
+    monkeypatch.undo()
+    assert len(losses(cut)) == 5
+    torch.manual_seed(123)
+    resumed = sft.train(arguments(model, train_data), sft_world.trainer_arguments(cut, **values))
+    torch.set_num_threads(threads)
+
+    assert losses(cut) == losses(tmp_path / "whole")
+    ours, theirs = weights(resumed), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """The Trainer writes in place: a killed run leaves a folder with the highest step that cannot be loaded."""
+    training = sft_world.trainer_arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+    sft.train(arguments(model, train_data), training)
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    TextTokenizer.from_pretrained(tmp_path / "checkpoint-4")
+    optimizer = tmp_path / "checkpoint-4" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-1])
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    (tmp_path / "checkpoint-2" / WHOLE).unlink()
+    assert last_whole_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_the_evaluation_loss_does_not_depend_on_the_batch(
+    model: Path, train_data: Path, tmp_path: Path, batch: int
+) -> None:
+    training = sft_world.trainer_arguments(tmp_path, per_device_eval_batch_size=batch)
+    trainer = trainer_fp64(model, train_data, training)
+    one = sft_world.trainer_arguments(tmp_path, per_device_eval_batch_size=8)
+    expected = trainer_fp64(model, train_data, one, weight=1.0).evaluate()["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_command_takes_published_and_trainer_flags(
+    model: Path, train_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "--model_name_or_path", str(model), "--train_data", str(train_data), str(train_data),
+        "--coefficients", "0.5", "1.5", "--cot_keys", "reasoning_verbose", "--eval_data", str(train_data),
+        "--validation_size", "2", "--output_dir", str(tmp_path / "out"), "--max_steps", "2", "--use_cpu", "--bf16",
+        "--per_device_train_batch_size", "2", "--eval_strategy", "steps", "--eval_steps", "1", "--logging_steps", "1",
+        "--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-5}',
+        "--attn_implementation", "eager", "--image_area", "384", "--max_position_embeddings", "200",
+        "--gradient_checkpointing", "True", "--save_strategy", "no",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["sft", *flags])
+    sft.main()
+    assert sum("eval_loss" in entry for entry in metrics(tmp_path / "out")) == 2
+    assert load_language_model(tmp_path / "out" / "final").config.max_position_embeddings == 200
+    assert "8 rows, dropped 16 without reasoning" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["sft", *flags, "--coefficient_typo", "1"])
+    with pytest.raises(UserError, match="unknown option --coefficient_typo"):
+        sft.main()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_data": ["nowhere"]}, "manifest.json does not exist"),
+        ({"model_name_or_path": "nowhere"}, "nowhere"),
+        ({"coefficients": [1.0, 2.0]}, "2 coefficients for 1"),
+        ({"changed_token_weight": 0.0}, "above 0"),
+        ({"image_area": 65536}, "image area 384, --image_area is 65536"),
+        ({"max_position_embeddings": 30}, "row row-0"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    model: Path, train_data: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    values = {"model_name_or_path": str(model), "train_data": [str(train_data)]} | change
+    with pytest.raises(UserError, match=message):
+        sft.train(SftArguments(**values), sft_world.trainer_arguments(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_of_two_tokenizers_is_refused(model: Path, train_data: Path, tmp_path: Path) -> None:
+    other = sft_world.data(tmp_path / "other", sft_world.edits(2), vision_sha256="1" * 64)
+    with pytest.raises(UserError, match="vision_sha256"):
+        sft.train(
+            SftArguments(str(model), [str(train_data), str(other)]), sft_world.trainer_arguments(tmp_path / "out")
+        )
+
+
+def test_another_run_in_the_output_folder_is_refused(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """It would continue from that run's checkpoint and be called by this one's name."""
+    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, max_steps=1))
+    with pytest.raises(UserError, match="another --output_dir"):
+        sft.train(
+            arguments(model, train_data, changed_token_weight=2.0), sft_world.trainer_arguments(tmp_path, max_steps=1)
+        )
+
+
+@pytest.mark.slow
+def test_two_ranks_take_the_steps_of_one(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """Ranks whose rows are shorter must not weigh more per token (the published normalisation is per rank)."""
+    common = [
+        "-m", "emu3.train_image_editing.sft", "--model_name_or_path", str(model), "--train_data", str(train_data),
+        "--changed_token_weight", "3", "--max_steps", "3", "--use_cpu", "--optim", "sgd", "--learning_rate", "0.1",
+        "--logging_steps", "1", "--save_strategy", "no", "--disable_tqdm", "True",
+    ]  # fmt: skip
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for command, output in (
+        ([sys.executable, *common, "--per_device_train_batch_size", "4"], "one"),
+        ([*ranks, *common, "--per_device_train_batch_size", "2"], "two"),
+    ):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, "--output_dir", str(tmp_path / output)], env=environment, check=True)
+    # float32: the ranks' partial sums are added in another order.
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    two, one = weights(tmp_path / "two" / "final"), weights(tmp_path / "one" / "final")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,122 @@
+"""Sequences and batches: what is learned, with which weight, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sft_world
+import torch
+
+from emu3.errors import UserError
+from emu3.mllm.sequence import edit_prompt, edit_target, reasoning_text
+from emu3.train_image_editing.dataset import IGNORED, Collator, EncodedRows, MixedRows
+from emu3.train_image_editing.loss import mean_per_row, weighted_sum
+from emu3.train_image_editing.mixture import Mixture
+from emu3.train_image_editing.shards import EditRow, read_rows
+
+
+def encoded(tmp_path: Path, rows: list[EditRow], cot_keys: tuple[str, ...] = (), limit: int = 512) -> EncodedRows:
+    folder = sft_world.data(tmp_path / "data", rows)
+    return EncodedRows(read_rows(folder), sft_world.tokenizer(tmp_path), cot_keys, limit)
+
+
+def test_a_batch_asks_for_the_target_and_nothing_else(tmp_path: Path) -> None:
+    """A shift by one, or a label on the prompt, trains without any error."""
+    rows = sft_world.edits(6)
+    tokenizer = sft_world.tokenizer(tmp_path)
+    data = encoded(tmp_path, rows)
+    batch = Collator(tokenizer.layout.pad)([data[index] for index in range(6)])
+    kept = batch["targets"].shape[1]
+    assert kept < batch["input_ids"].shape[1]
+    for index, row in enumerate(rows):
+        assert row.edited is not None
+        prompt = edit_prompt(tokenizer, row.source, row.instruction)
+        target = edit_target(tokenizer, row.edited, None)
+        inputs = batch["input_ids"][index].tolist()
+        length = len(prompt) + len(target) - 1
+        assert inputs[:length] == (prompt + target)[:-1]
+        # Longer rows of the batch leave padding; what is fed there is never learned.
+        next_tokens = batch["targets"][index].tolist()
+        offset = len(inputs) - kept
+        assert [token for token in next_tokens if token != IGNORED] == target
+        first = next(place for place, token in enumerate(next_tokens) if token != IGNORED)
+        assert inputs[offset + first] == prompt[-1]
+        assert ((batch["weights"][index] > 0) == (batch["targets"][index] != IGNORED)).all()
+
+
+def test_changed_codes_weigh_more_and_only_they(tmp_path: Path) -> None:
+    row = sft_world.edits(1)[0]
+    edited = row.source.copy()
+    edited[1, 2] += 1
+    data = encoded(tmp_path, [replace(row, edited=edited)])
+    layout = sft_world.tokenizer(tmp_path).layout
+    batch = Collator(layout.pad, changed_token_weight=4.0)([data[0]])
+    heavy = batch["targets"][batch["weights"] == 4.0]
+    assert heavy.tolist() == [layout.first_code + int(edited[1, 2])]
+    assert set(batch["weights"].flatten().tolist()) == {1.0, 4.0}
+
+
+def test_grids_of_two_shapes_are_all_change(tmp_path: Path) -> None:
+    row = replace(sft_world.edits(1)[0], edited=np.zeros((3, 2), np.uint16))
+    data = encoded(tmp_path, [row])
+    assert data[0].changed.sum() == 6
+
+
+def test_rows_that_cannot_be_trained_on_are_counted(tmp_path: Path) -> None:
+    rows = [*sft_world.edits(6), replace(sft_world.edits(1)[0], edited=None)]
+    assert encoded(tmp_path, rows).dropped == {"without a target": 1, "without reasoning": 0}
+    data = encoded(tmp_path, rows, cot_keys=("reasoning_verbose",))
+    assert (len(data), data.dropped) == (2, {"without a target": 1, "without reasoning": 4})
+    tokenizer = sft_world.tokenizer(tmp_path)
+    target = data[0].tokens[data[0].start :].tolist()
+    assert rows[0].edited is not None
+    assert target == edit_target(tokenizer, rows[0].edited, reasoning_text(rows[0].cot, ["reasoning_verbose"]))
+
+
+@pytest.mark.parametrize(
+    ("row", "limit", "message"),
+    [
+        (replace(sft_world.edits(1)[0], id="long"), 40, "row long: .* tokens, the model takes 40"),
+        (
+            replace(sft_world.edits(1)[0], id="foreign", source=np.full((2, 3), 16, np.uint16)),
+            512,
+            "row foreign: codes",
+        ),
+        (replace(sft_world.edits(1)[0], edited=None), 512, "no row to train on"),
+    ],
+)
+def test_unfit_rows_are_named(tmp_path: Path, row: EditRow, limit: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        encoded(tmp_path, [row], limit=limit)
+
+
+def test_a_mixture_draws_from_each_data_set(tmp_path: Path) -> None:
+    first = encoded(tmp_path / "a", sft_world.edits(4))
+    second = encoded(tmp_path / "b", sft_world.edits(2, seed=9))
+    mixed = MixedRows([first, second], Mixture([4, 2], [0.5, 2.0]))
+    tokens = [mixed[index].tokens.tolist() for index in range(len(mixed))]
+    assert len(tokens) == 2 + 4
+    assert all(tokens.count(second[index].tokens.tolist()) == 2 for index in range(2))
+
+
+def test_losses_against_the_definition() -> None:
+    """Plain loops over positions, in the words of the docstrings."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 7, generator=generator)
+    targets = torch.randint(0, 7, (3, 5), generator=generator)
+    targets[0, :3] = targets[2, 4] = IGNORED
+    weights = torch.rand(3, 5, generator=generator)
+    sums, means = 0.0, []
+    for row in range(3):
+        losses = []
+        for place in range(5):
+            if targets[row, place] != IGNORED:
+                loss = -float(torch.log_softmax(logits[row, place].double(), 0)[targets[row, place]])
+                losses.append(loss)
+                sums += loss * float(weights[row, place])
+        means.append(sum(losses) / len(losses))
+    assert float(weighted_sum(logits, targets, weights)) == pytest.approx(sums, rel=1e-6)
+    assert mean_per_row(logits, targets).tolist() == pytest.approx(means, rel=1e-6)

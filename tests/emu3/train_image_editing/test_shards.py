@@ -1,0 +1,98 @@
+"""Shards are whole, equal for equal input, and never mixed with another run's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emu3.errors import UserError
+from emu3.train_image_editing.shards import EditRow, FailedRow, ShardWriter, read_rows
+
+ROWS = [
+    EditRow("a", np.arange(6, dtype=np.uint16).reshape(2, 3), np.ones((2, 3), np.uint16), "add a dog", {"k": "why"}),
+    EditRow("b", np.full((1, 2), 32767, np.uint16), None, "Größer, bitte", {}, "size"),
+    EditRow("c", np.zeros((3, 1), np.uint16), np.full((2, 2), 7, np.uint16), "x", {"p": "1", "q": "2"}, "shape"),
+]
+
+
+def write(folder: Path, area: int = 64) -> ShardWriter:
+    writer = ShardWriter(folder, {"image_area": area}, shards=2)
+    writer.write(0, ROWS[:2], [FailedRow("z", "empty instruction")])
+    writer.write(1, ROWS[2:], [])
+    return writer
+
+
+def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
+    manifest = write(tmp_path).finish()
+    assert manifest is not None
+    assert (manifest["rows"], manifest["rows_with_target"]) == (3, 2)
+    assert manifest["failed"] == [{"id": "z", "why": "empty instruction"}]
+    rows = read_rows(tmp_path, verify=True)
+    assert len(rows) == 3
+    for index, (row, iterated) in enumerate(zip(ROWS, rows, strict=True)):
+        for read in (rows[index], iterated):
+            assert (read.id, read.instruction, read.cot, read.task) == (row.id, row.instruction, row.cot, row.task)
+            assert read.source.dtype == np.uint16
+            np.testing.assert_array_equal(read.source, row.source)
+            if row.edited is None:
+                assert read.edited is None
+            else:
+                np.testing.assert_array_equal(read.edited, row.edited)
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    """A time stamp or a path inside a shard would make a resumed run differ from an uninterrupted one."""
+    for name in ("one", "two"):
+        write(tmp_path / name).finish()
+    for file in sorted((tmp_path / "one").iterdir()):
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+
+
+def test_no_manifest_while_a_shard_is_missing(tmp_path: Path) -> None:
+    """A reader must not take the first finished shards for the data set."""
+    writer = write(tmp_path)
+    writer.path(1).unlink()
+    assert writer.finish() is None
+    with pytest.raises(UserError, match="unfinished"):
+        read_rows(tmp_path)
+
+
+def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:
+    """Codes of two image areas in one data set would train without any error."""
+    write(tmp_path, area=64)
+    other = ShardWriter(tmp_path, {"image_area": 128}, shards=2)
+    with pytest.raises(UserError, match="image_area 64, now it is 128"):
+        other.finished(0)
+    with pytest.raises(UserError, match="image_area"):
+        other.finish()
+
+
+def test_shards_of_another_cut_are_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    longer = ShardWriter(tmp_path, {"image_area": 64}, shards=1)
+    longer.write(0, ROWS, [])
+    with pytest.raises(UserError, match="belongs to another run"):
+        longer.finish()
+
+
+def test_damaged_shards_are_noticed(tmp_path: Path) -> None:
+    """Truncation changes the size; a flipped byte only shows with verify."""
+    writer = write(tmp_path)
+    writer.finish()
+    whole = writer.path(0).read_bytes()
+    writer.path(0).write_bytes(whole[:10] + bytes([whole[10] ^ 1]) + whole[11:])
+    with pytest.raises(UserError, match="sha256"):
+        read_rows(tmp_path, verify=True)
+    writer.path(0).write_bytes(whole[:-1])
+    with pytest.raises(UserError, match="another size"):
+        read_rows(tmp_path)
+
+
+def test_a_data_set_without_one_usable_row_is_an_error(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, {}, shards=1)
+    writer.write(0, [], [FailedRow("z", "unreadable image")])
+    with pytest.raises(UserError, match="unreadable image"):
+        writer.finish()
+    assert not (tmp_path / "manifest.json").exists()

@@ -1,0 +1,80 @@
+"""The scoring thread: futures that always come to an end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import CancelledError
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from emu3.errors import UserError
+from rl.reward.judge import Judge
+from rl.reward.outcome import Score, Unavailable
+from rl.reward.prompts import load_prompts
+from rl.reward.scorer import Scorer
+from rl.reward.viescore import VieScore
+
+
+def metric(url: str, **settings: Any) -> VieScore:
+    return VieScore(Judge(url, **settings), load_prompts())
+
+
+async def hang(body: dict[str, Any]) -> web.Response:
+    await asyncio.sleep(60)
+    return web.Response()
+
+
+def test_scores_arrive_while_the_caller_works(stub, picture) -> None:
+    """Guards: submit that blocks; scores that wait for the last rollout."""
+    with Scorer(metric(stub.url)) as scorer:
+        futures = [scorer.submit("do", picture(0), picture(seed)) for seed in range(1, 9)]
+        outcomes = [future.result(10) for future in futures]
+        assert all(isinstance(outcome, Score) and outcome.value == 4 for outcome in outcomes)
+        counters = scorer.counters()
+    assert counters["asks"] == counters["answered"] == len(stub.bodies) == 16
+    assert 0 < counters["latency_mean"] < 5
+
+
+def test_outage_in_the_middle_is_an_outcome(stub, picture) -> None:
+    """Guards: a caller that waits for ever for a judge that went away."""
+    with Scorer(metric(stub.url, deadline=0.3)) as scorer:
+        assert isinstance(scorer.submit("do", picture(0), picture(1)).result(10), Score)
+        stub.reply = hang
+        assert isinstance(scorer.submit("do", picture(0), picture(2)).result(10), Unavailable)
+
+
+def test_close_is_quick_and_releases_the_waiting(stub, picture) -> None:
+    """Guards: a run that cannot end because the judge hangs, requests that queue for a slot included."""
+    stub.reply = hang
+    scorer = Scorer(metric(stub.url, concurrency=2))
+    futures = [scorer.submit("do", picture(0), picture(seed)) for seed in range(1, 9)]
+    while len(stub.bodies) < 2:
+        time.sleep(0.01)
+    start = time.monotonic()
+    scorer.close()
+    scorer.close()
+    assert time.monotonic() - start < 3
+    for future in futures:
+        with pytest.raises(CancelledError):
+            future.result(1)
+    with pytest.raises(RuntimeError, match="closed"):
+        scorer.submit("do", picture(0), picture(1))
+
+
+def test_a_bug_reaches_the_caller(stub, picture, monkeypatch) -> None:
+    """Guards: an exception in the thread that only shows as a future which is never done."""
+    with Scorer(metric(stub.url)) as scorer:
+        with pytest.raises(AttributeError):
+            scorer.submit("do", picture(0), "not a picture").result(10)  # type: ignore[arg-type]
+        assert isinstance(scorer.submit("do", picture(0), picture(1)).result(10), Score)
+
+
+def test_dead_judge_ends_the_start() -> None:
+    """Guards: a run that samples for an hour before it learns that nobody judges, and a thread left behind."""
+    before = time.monotonic()
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9"):
+        Scorer(metric("http://127.0.0.1:9/v1", attempts=2))
+    assert time.monotonic() - before < 5

@@ -1,0 +1,104 @@
+"""Configs: what a person gets wrong must be named."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emu3.errors import UserError
+from rl.config import load_config, record_config
+
+CONFIGS = Path(__file__).parents[2] / "rl" / "configs"
+MINIMAL = """{ run_name: 'r', output_dir: 'o', model: 'm', vision: 'v', data: { sets: ['d'] },
+  judge: { base_url: 'http://h/v1' }, optimizer: { lr: 1e-4 } }"""
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "minimal.jsonnet"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_defaults_and_overrides(minimal: Path) -> None:
+    config = load_config(minimal, ["optimizer.lr=1", "run_name=12b", 'data.sets=["a","b"]', "rollout.group_size=4"])
+    assert config.optimizer.lr == 1.0 and isinstance(config.optimizer.lr, float)
+    assert config.run_name == "12b"
+    assert config.data.sets == ("a", "b")
+    assert config.rollout.group_size == 4 and config.rollout.prompts_per_step == 16
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimiser.lr=1", ["optimiser", "optimizer"]),
+        ("optimizer.learning_rate=1", ["optimizer.learning_rate", "nearest"]),
+        ("rollout.goup_size=4", ["rollout.goup_size", "rollout.group_size"]),
+        ("steps=ten", ["steps", "int", "'ten'"]),
+        ("steps=1.5", ["steps", "int", "1.5"]),
+        ("steps=true", ["steps", "int", "True"]),
+        ("optimizer.lr=fast", ["optimizer.lr", "float"]),
+        ("objective.preset=ppo", ["objective.preset", "'grpo' or 'paper'", "'ppo'"]),
+        ("data.sets=[1]", ["data.sets[0]", "str"]),
+        ("judge=7", ["judge"]),
+        ("rollout.group_size=1", ["rollout.group_size", "at least 2"]),
+        ("data.coefficients=[1, 2]", ["coefficients", "2", "1"]),
+        ("steps", ["steps", "key=value"]),
+        ("steps.more=1", ["steps", "no keys"]),
+    ],
+)
+def test_wrong_key_type_or_value_is_named(minimal: Path, override: str, words: list[str]) -> None:
+    """Guards runs that start with a default because a key was misspelt, hours before anybody sees it."""
+    with pytest.raises(UserError) as error:
+        load_config(minimal, ["steps=3", override] if override == "steps.more=1" else [override])
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_key_and_broken_jsonnet(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_config(tmp_path / "none.jsonnet")
+    for name, text, word in [
+        ("missing", "{ run_name: 'r' }", "output_dir is missing"),
+        ("syntax", "{ run_name: ' }", "syntax.jsonnet"),
+        ("list", "[1]", "object"),
+        ("environment", "{ run_name: std.extVar('APP__NOT_SET') }", "APP__NOT_SET"),
+    ]:
+        path = tmp_path / f"{name}.jsonnet"
+        path.write_text(text)
+        with pytest.raises(UserError, match=word) as error:
+            load_config(path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.jsonnet")), ids=lambda path: path.stem)
+def test_every_config_of_the_repository_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of the published configs of the paper's main rows parses as jsonnet."""
+    for name in ("DATA_DIR", "BASE_EXP_DIR", "REWARD_FUNCTION_API_BASE", "RUN_NAME"):
+        monkeypatch.setenv(f"APP__{name}", f"value-of-{name}")
+    overrides = [] if path.stem != "base" else ["model=m", 'data.sets=["d"]']
+    load_config(path, overrides)
+
+
+def test_environment_reaches_the_paper_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"DATA_DIR": "/d", "BASE_EXP_DIR": "/e", "REWARD_FUNCTION_API_BASE": "http://j:4877/v1", "RUN_NAME": "n"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"APP__{name}", value)
+    config = load_config(CONFIGS / "sft_s__rl_sc.jsonnet")
+    assert (config.run_name, config.output_dir, config.judge.base_url) == ("n", "/e", "http://j:4877/v1")
+    assert all(folder.startswith("/d/") for folder in config.data.sets)
+    assert (config.objective.kl, config.optimizer.lr) == (3e-4, 3e-6)
+    assert (config.rollout.prompts_per_step, config.rollout.group_size) == (16, 8)
+
+
+def test_a_run_is_not_continued_as_another_one(make_config: Any, tmp_path: Path) -> None:
+    """Guards a resume under other hyper-parameters, whose curve nobody could interpret; more steps are fine."""
+    config = make_config()
+    path = tmp_path / "config.json"
+    record_config(config, path, resuming=False)
+    record_config(dataclasses.replace(config, steps=99), path, resuming=True)
+    with pytest.raises(UserError, match="optimizer"):
+        record_config(make_config(optimizer={"lr": 1.0}), path, resuming=True)

@@ -1,0 +1,177 @@
+"""Whole runs of the trainer in the tiny world, with a scorer that answers at once."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from emu3.errors import UserError, run_main
+from rl.reward.outcome import Unavailable, Unparsable
+from rl.rollout.local import LocalEngine
+from rl.train import main
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "rl.json"
+COMPARED = ("reward", "kl", "entropy", "grad_norm", "loss")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def without_seconds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def assert_same_curves(one: list[dict[str, Any]], other: list[dict[str, Any]], tolerance: float) -> None:
+    assert len(one) == len(other)
+    for first, second in zip(one, other, strict=True):
+        for key in COMPARED:
+            assert first[key] == pytest.approx(second[key], rel=tolerance, abs=tolerance / 100), (first["step"], key)
+
+
+@pytest.mark.parametrize("preset", ["grpo", "paper"])
+def test_golden_trajectory(make_config: Any, run: Any, preset: str) -> None:
+    """Guards every number of the step at once: a change that should not move training must not move this.
+
+    The tolerance is 1%. Float32 on another CPU moves log-probabilities by about 1e-6, which matters only where a
+    pixel of a decoded picture then rounds to its neighbour: that moves a reward by 1/3000 and, advantages being
+    divided by a group's std of about 0.1, a gradient by 0.3%. A wrong coefficient, sign or mask moves tens of percent.
+    """
+    lines = run(make_config(steps=4, objective={"preset": preset, "kl": 0.1}, optimizer={"lr": 1e-2}))
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))[preset]
+    assert_same_curves(lines, golden, 1e-2)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(make_config: Any, run: Any, tmp_path: Path) -> None:
+    """Bit for bit, metrics and weights: guards the optimizer's state, the prompt order, the seeds of the samples."""
+    config = make_config(steps=5, save_every=3)
+    whole = run(dataclasses.replace(config, run_name="whole"))
+    run(dataclasses.replace(config, run_name="parts", steps=3))
+    resumed = run(dataclasses.replace(config, run_name="parts"))
+    assert without_seconds(resumed) == without_seconds(whole)
+    ours, theirs = weights(tmp_path / "parts" / "final"), weights(tmp_path / "whole" / "final")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_micro_batches_do_not_change_the_run(make_config: Any, run: Any) -> None:
+    """1x12 = 12x1, also through the optimizer and the next samples; float32 sums in another order move 1e-6."""
+    runs = [run(make_config(run_name=f"m{size}", steps=3, compute={"micro_batch": size})) for size in (1, 5, 12)]
+    assert_same_curves(runs[0], runs[2], 1e-4)
+    assert_same_curves(runs[1], runs[2], 1e-4)
+
+
+def test_failed_rollouts_are_masked_and_counted(make_config: Any, run: Any, stub_scorer: Any) -> None:
+    """A failure must neither count as 0 nor stop the run while few fail."""
+    config = make_config(steps=1, judge={"max_failed_share": 0.2})
+    lost = {1: Unavailable("late"), 7: Unparsable("hm")}
+    (line,) = run(dataclasses.replace(config, run_name="lost"), stub_scorer(lost))
+    (full,) = run(config)
+    assert (line["failed"], line["unparsable"], line["unavailable"], full["failed"]) == (2, 1, 1, 0)
+    assert line["reward"] == pytest.approx(full["reward"], rel=0.1)
+    assert line["grad_norm"] != full["grad_norm"]
+
+
+def test_a_judge_that_comes_back_costs_nothing(
+    make_config: Any, run: Any, stub_scorer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All rollouts of the first step fail once: the run saves, waits, asks again for these, and then goes on as if
+    nothing had happened."""
+    config = make_config(steps=2)
+    undisturbed = run(dataclasses.replace(config, run_name="undisturbed"))
+    lines = run(config, stub_scorer({call: Unavailable("connection refused") for call in range(12)}))
+    assert "paused: the judge at http://stub/v1 gave no score for 12 of 12 rollouts (connection refused)" in (
+        capsys.readouterr().out
+    )
+    assert without_seconds(lines) == without_seconds(undisturbed)
+
+
+def test_a_judge_that_stays_away_ends_the_run_saved(
+    make_config: Any, run: Any, stub_scorer: Any, tmp_path: Path
+) -> None:
+    """The second step's rollouts always fail: the state after the first is on disk, and the run can go on later."""
+    config = make_config(steps=2)
+    with pytest.raises(UserError, match="the run is saved"):
+        run(config, stub_scorer({call: Unavailable("gone") for call in range(12, 999)}))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000001"]
+    assert without_seconds(run(config)) == without_seconds(run(dataclasses.replace(config, run_name="undisturbed")))
+
+
+def test_step_without_preferences_changes_nothing(
+    make_config: Any, run: Any, stub_scorer: Any, tmp_path: Path, world: Path
+) -> None:
+    """All groups constant: weight decay and Adam's momentum must not move the weights, and the line is still whole."""
+    (line,) = run(make_config(steps=1, optimizer={"weight_decay": 0.1}), stub_scorer(constant=5.0))
+    assert line["constant_share"] == 1.0 and line["grad_norm"] is None and line["reward"] == 5.0
+    before, after = weights(world / "model"), weights(tmp_path / "run" / "final")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_thinking_and_several_updates_run(make_config: Any, run: Any) -> None:
+    """Thinking answers have different lengths; at the second update the ratio is no longer 1."""
+    lines = run(make_config(steps=2, rollout={"think_tokens": 6}, objective={"updates": 2}))
+    assert lines[0]["logprob_gap"] < 1e-4
+    assert lines[0]["answer_tokens"] > 16
+
+
+def test_weights_that_were_not_handed_over_are_noticed(
+    make_config: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards a sampler that goes on with old weights: nothing fails, and the run learns nothing."""
+
+    class StaleEngine(LocalEngine):
+        def __init__(self, model: Any, *others: Any) -> None:
+            super().__init__(copy.deepcopy(model), *others)
+
+        def sync(self, model: Any) -> None:
+            pass
+
+    monkeypatch.setattr("rl.train.LocalEngine", StaleEngine)
+    with pytest.raises(UserError, match="do not hold the same weights"):
+        run(make_config(steps=5, optimizer={"lr": 0.1}, compute={"max_logprob_gap": 0.05}))
+
+
+def test_dead_judge_is_one_line_and_exit_code_2(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is loaded or written."""
+    config = make_config(judge={"base_url": "http://127.0.0.1:9/v1", "attempts": 1, "deadline": 2.0})
+    path = tmp_path / "config.jsonnet"
+    path.write_text(json.dumps(dataclasses.asdict(config)))
+    monkeypatch.setattr(sys, "argv", ["rl.train", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    message = capsys.readouterr().err.strip()
+    assert ended.value.code == 2
+    assert message.startswith("error: ") and "127.0.0.1:9" in message and "\n" not in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_ranks_equal_one(make_config: Any, run: Any, tmp_path: Path) -> None:
+    """Three prompts on two gloo ranks, of which one has two: guards sums that are means, and seeds by rank."""
+    config = make_config(run_name="two", steps=2)
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps(dataclasses.asdict(config)))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = str(Path(__file__).with_name("stub_run.py"))
+    done = subprocess.run(
+        [sys.executable, *command, script, str(path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    one = run(dataclasses.replace(config, run_name="one"))
+    assert_same_curves(two, one, 1e-4)
+    assert [line["rollouts"] for line in two] == [12, 12]
