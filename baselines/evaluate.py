@@ -36,22 +36,29 @@ def run(
     benchmark: Benchmark = GENERIC,
     model: Path | None = None,
     vision: Path | None = None,
+    split: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
     temperature: float = 1.0,
     top_k: int | None = 2048,
+    think: bool = False,
     image_area: int = 65536,
 ) -> Path:
     """Predict a benchmark; returns the path of predictions.parquet.
 
-    `editor` is one of `EDITORS`, `name` its row in the tables (the editor's name if not given), `limit` keeps the
-    first rows, `image_area` is in pixels. The ground truth leaves out rows without a target. Pictures depend on
-    `seed` and `batch_size`. Raises `UserError` on bad input and on an output folder with another run.
+    `editor` is one of `EDITORS`, `name` its row in the tables (the editor's name if not given), `split` takes the files
+    of a folder that are named for it, `limit` the first rows, `think` writes a chain of thought before each picture,
+    `image_area` is in pixels. The ground truth leaves out rows without a target. Pictures depend on `seed` and
+    `batch_size`. Raises `UserError` on bad input and on an output folder with another run.
     """
     if editor not in EDITORS:
         raise UserError(f"no editor {editor!r}; there are {', '.join(EDITORS)}")
-    samples = Samples(benchmark, data, limit)
+    if batch_size < 1 or image_area < 1 or seed < 0:
+        raise UserError(f"batch size and image area are at least 1, the seed 0: {batch_size}, {image_area}, {seed}")
+    if limit is not None and limit < 1:
+        raise UserError(f"the limit is at least 1: {limit}")
+    samples = Samples(benchmark, data, limit, split)
     rows = samples.rows_with_target() if editor == GROUND_TRUTH else list(range(len(samples)))
     if not rows:
         raise UserError(f"no row of {data} has a target picture (column {benchmark.target!r})")
@@ -59,7 +66,7 @@ def run(
         editor=editor,
         name=name or editor,
         benchmark=benchmark,
-        data=fingerprint(parquet_files(data)),
+        data=fingerprint(parquet_files(data, split)),
         model=fingerprint(_checkpoint_files(model)) if model else None,
         vision=fingerprint(_checkpoint_files(vision)) if vision else None,
         limit=limit,
@@ -67,6 +74,7 @@ def run(
         batch_size=batch_size,
         temperature=temperature,
         top_k=top_k,
+        think=think,
         image_area=image_area,
     )
 
@@ -80,7 +88,9 @@ def run(
         # Imported here: it brings transformers, which takes seconds that the other editors need not wait.
         from baselines.editors.emu3 import Emu3Editor
 
-        return seen_by(Emu3Editor(model, vision, temperature=temperature, top_k=top_k, image_area=image_area))
+        return seen_by(
+            Emu3Editor(model, vision, temperature=temperature, top_k=top_k, think=think, image_area=image_area)
+        )
 
     return write_predictions(samples, rows, make_predictor, output_dir, settings)
 
@@ -106,16 +116,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a Parquet file or a folder of them")
     parser.add_argument("--benchmark", default=GENERIC.name, choices=BENCHMARKS, help="column names to begin with")
     parser.add_argument("--original-image-key", dest="source", help="column of the source picture")
-    parser.add_argument("--edit-instruction", dest="instruction", help="column of the instruction")
-    parser.add_argument("--edited-image", dest="target", help="column of the target picture")
+    parser.add_argument(
+        "--edit-instruction-key", "--edit-instruction", dest="instruction", help="column of the instruction"
+    )
+    parser.add_argument("--edited-image-key", "--edited-image", dest="target", help="column of the target picture")
     parser.add_argument("--task-key", dest="task", help="column of the task")
     parser.add_argument("--id-key", dest="id", help="column of the id (default: the row number)")
     parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--split", help="take the files of a folder that are named for it, such as test-00000.parquet")
     parser.add_argument("--limit", type=int, help="take the first rows only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     parser.add_argument("--top-k", type=int, default=2048, help="0 is all")
+    parser.add_argument("--think", action="store_true", help="write a chain of thought before each picture")
     parser.add_argument("--image-area", type=int, default=65536, help="pixels of the pictures that the judge sees")
     options = vars(parser.parse_args())
     columns = {key: options.pop(key) for key in ("source", "instruction", "target", "task", "id")}

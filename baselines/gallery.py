@@ -22,8 +22,10 @@ from emu3.files import sha256_of, whole_folder
 EMBED_BYTES = 12_000_000
 """Pictures up to this many bytes in all are embedded; base64 makes a third more of them."""
 
-SHOWN_WIDTH = 144
 TINY = 100
+"""Pictures up to this many pixels along a side are enlarged by a whole factor, to about `TINY_SHOWN` CSS pixels."""
+TINY_SHOWN = 144
+LARGEST_SHOWN = 256
 
 
 @dataclass(frozen=True)
@@ -140,5 +142,5 @@ def _picture(path: Path, url: str) -> Picture:
     with Image.open(path) as image:
         width, height = image.size
     tiny = max(width, height) <= TINY
-    scale = max(1, SHOWN_WIDTH // width) if tiny else SHOWN_WIDTH / width
+    scale = round(TINY_SHOWN / width) if tiny else min(1.0, LARGEST_SHOWN / width)
     return Picture(url, round(width * scale), round(height * scale), tiny)

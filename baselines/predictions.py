@@ -1,6 +1,6 @@
 """Predictions on disk: one folder per batch, whole or absent, then one file over all of them.
 
-    OUT/settings.json                    what the run was asked for; written first
+    OUT/settings.json                    what the run was asked for; written with the first batch
     OUT/batches/000064/000070-edited.png the pictures of rows 64 ..., and rows.parquet
     OUT/predictions.parquet              written last: its presence says that all is there
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from PIL import Image
 from baselines.benchmarks.samples import Sample, Samples
 from baselines.benchmarks.spec import Benchmark
 from baselines.editors.protocol import Predictor
-from baselines.records import Prediction, read_records, refuse_other_settings, write_records
+from baselines.records import PREDICTIONS_FILE, Prediction, read_records, refuse_other_settings, write_records
 from emu3.errors import UserError
 from emu3.files import read_json, whole_folder, write_json
 from emu3.tokenizer.images import fit_image
@@ -30,7 +30,6 @@ from emu3.tokenizer.images import fit_image
 FACTOR = 8
 """Sides of a judged picture are multiples of this, whoever edits: every row of a table sees the same sources."""
 
-PREDICTIONS_FILE = "predictions.parquet"
 SETTINGS_FILE = "settings.json"
 ROWS_FILE = "rows.parquet"
 
@@ -72,6 +71,7 @@ class Settings:
     batch_size: int
     temperature: float
     top_k: int | None
+    think: bool
     image_area: int
 
 
@@ -101,27 +101,48 @@ def write_predictions(
     missing = [start for start, folder in folders.items() if not folder.exists()]
     if missing:
         predictor = make_predictor()
-        write_json(settings_file, asked)
         for start in missing:
-            batch_rows = rows[start : start + settings.batch_size]
-            _write_batch(folders[start], samples, batch_rows, predictor, settings, start)
-            print(f"{settings.name}: {start + len(batch_rows)} of {len(rows)}", flush=True)
+            batch = {row: samples[row] for row in rows[start : start + settings.batch_size]}
+            began = time.perf_counter()
+            edits = predictor(list(batch.values()), batch_seed(settings.seed, start))
+            seconds = (time.perf_counter() - began) / len(batch)
+            pictures = [
+                _pictures(sample, edit, settings.image_area)
+                for sample, edit in zip(batch.values(), edits, strict=True)
+            ]
+            # Not before: a run that fails at once leaves no folder that refuses the corrected one.
+            write_json(settings_file, asked)
+            _write_batch(folders[start], batch, pictures, settings, seconds)
+            print(f"{settings.name}: {start + len(batch)} of {len(rows)}", flush=True)
     predictions = [row for folder in folders.values() for row in read_records(folder / ROWS_FILE, Prediction)]
     write_records(whole, predictions, asked)
     return whole
 
 
+def _pictures(sample: Sample, edited: Image.Image, image_area: int) -> dict[str, Image.Image]:
+    """What a judge or a reader sees of a sample, by kind, all of one size rule."""
+    shown = fit_image(sample.source, image_area, FACTOR)
+    pictures = {"source": shown, "edited": as_judged(edited, shown, image_area, sample.id)}
+    if sample.target is not None:
+        pictures["target"] = fit_image(sample.target, image_area, FACTOR)
+    return pictures
+
+
 def _write_batch(
-    folder: Path, samples: Samples, rows: Sequence[int], predictor: Predictor, settings: Settings, start: int
+    folder: Path,
+    batch: Mapping[int, Sample],
+    pictures: Sequence[Mapping[str, Image.Image]],
+    settings: Settings,
+    seconds: float,
 ) -> None:
-    batch = [samples[row] for row in rows]
-    began = time.perf_counter()
-    edited = predictor(batch, batch_seed(settings.seed, start))
-    seconds = (time.perf_counter() - began) / len(batch)
+    """Write a batch of samples by row number, whole or not at all. Names hold the row, never the id, which may be any
+    text."""
     with whole_folder(folder) as temporary:
         records = []
-        for row, sample, edit in zip(rows, batch, edited, strict=True):
-            names = _save_pictures(temporary, row, sample, edit, settings.image_area)
+        for (row, sample), kinds in zip(batch.items(), pictures, strict=True):
+            names = {kind: f"{row:06d}-{kind}.png" for kind in kinds}
+            for kind, picture in kinds.items():
+                picture.save(temporary / names[kind])
             paths = {kind: f"batches/{folder.name}/{name}" for kind, name in names.items()}
             records.append(
                 Prediction(
@@ -140,15 +161,3 @@ def _write_batch(
                 )
             )
         write_records(temporary / ROWS_FILE, records, {})
-
-
-def _save_pictures(folder: Path, row: int, sample: Sample, edited: Image.Image, image_area: int) -> dict[str, str]:
-    """Kind -> file name. Names hold the row number, never the id, which may be any text."""
-    shown = fit_image(sample.source, image_area, FACTOR)
-    pictures = {"source": shown, "edited": as_judged(edited, shown, image_area, sample.id)}
-    if sample.target is not None:
-        pictures["target"] = fit_image(sample.target, image_area, FACTOR)
-    names = {kind: f"{row:06d}-{kind}.png" for kind in pictures}
-    for kind, picture in pictures.items():
-        picture.save(folder / names[kind])
-    return names

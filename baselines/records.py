@@ -18,6 +18,9 @@ import pyarrow.parquet as pq
 from emu3.errors import UserError
 from emu3.files import whole_file
 
+PREDICTIONS_FILE = "predictions.parquet"
+SCORES_FILE = "scores.parquet"
+
 SCORED, UNPARSABLE, UNAVAILABLE = "score", "unparsable", "unavailable"
 _SETTINGS = b"settings"
 

@@ -7,9 +7,14 @@ from pathlib import Path
 
 from baselines.curves import Curve, read_curves
 from baselines.editors.names import GROUND_TRUTH, NO_EDIT
-from baselines.predictions import PREDICTIONS_FILE
-from baselines.records import Prediction, ScoredSample, read_records, read_settings
-from baselines.score import SCORES_FILE
+from baselines.records import (
+    PREDICTIONS_FILE,
+    SCORES_FILE,
+    Prediction,
+    ScoredSample,
+    read_records,
+    read_settings,
+)
 from baselines.summary import models_of
 from emu3.errors import UserError
 

@@ -10,17 +10,15 @@ again asks only for what failed.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import hashlib
 from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
 
-from PIL import Image
-
-from baselines.predictions import PREDICTIONS_FILE
 from baselines.records import (
+    PREDICTIONS_FILE,
     SCORED,
+    SCORES_FILE,
     UNAVAILABLE,
     UNPARSABLE,
     Prediction,
@@ -30,8 +28,9 @@ from baselines.records import (
     refuse_other_settings,
     write_records,
 )
-from emu3.errors import UserError, run_main
+from emu3.errors import run_main
 from emu3.files import sha256_of
+from emu3.tokenizer.images import read_image
 from rl.reward.cache import AnswerCache
 from rl.reward.judge import Judge
 from rl.reward.outcome import Outcome, Score, Unavailable, Unparsable
@@ -39,7 +38,6 @@ from rl.reward.prompts import EditPrompts, load_prompts, load_published_prompts
 from rl.reward.scorer import Scorer
 from rl.reward.viescore import VieScore
 
-SCORES_FILE = "scores.parquet"
 ANSWERS_FILE = "answers.jsonl"
 # Pictures of this many samples are in memory at once: enough to keep every slot of the judge busy.
 WINDOW = 256
@@ -69,7 +67,7 @@ def run(
         with Scorer(VieScore(judge, texts)) as scorer:
             settings = {
                 "metric": "viescore",
-                "judge": asyncio.run(judge.model_name()),
+                "judge": scorer.judge_name,
                 "prompts": _digest(texts),
                 "predictions": sha256_of(file),
             }
@@ -96,17 +94,9 @@ def _score(rows: list[Prediction], folder: Path, scorer: Scorer) -> list[ScoredS
         if len(pending) == WINDOW:
             first, future = pending.popleft()
             scores.append(_scored(first, future.result()))
-        source, edited = _picture(folder / row.source), _picture(folder / row.edited)
+        source, edited = (read_image(folder / name, str(folder / name)) for name in (row.source, row.edited))
         pending.append((row, scorer.submit(row.instruction, source, edited)))
     return scores + [_scored(row, future.result()) for row, future in pending]
-
-
-def _picture(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise UserError(f"the picture {path} cannot be read: {error}") from None
 
 
 def _scored(row: Prediction, outcome: Outcome) -> ScoredSample:

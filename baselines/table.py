@@ -69,27 +69,36 @@ def _markdown(splits: list[Row], tasks: list[Row], reference: str | None, resamp
         f"Mean score from 0 to 10 with its 95% interval (percentile bootstrap, {resamples:,} resamples, seed {seed}); "
         "n judged samples. Failed samples have no score and enter no mean.",
         "",
-        *_grid(splits, counts=True),
+        *_by_split(splits),
     ]
     if reference is not None:
         lines += ["", f"Mean difference to `{reference}` on the same samples.", "", *_differences(splits)]
-    return "\n".join([*lines, "", "By task.", "", *_grid(tasks, counts=False)]) + "\n"
+    return "\n".join([*lines, "", "By task.", "", *_by_task(tasks)]) + "\n"
 
 
-def _grid(rows: list[Row], *, counts: bool) -> list[str]:
-    """A line per model, columns per split or task."""
+def _by_split(rows: list[Row]) -> list[str]:
+    """A line per model; mean, n and failed of each split side by side."""
     names = list(dict.fromkeys(row.split for row in rows))
     found = {(row.model, row.split): row for row in rows}
-    columns = [title for name in names for title in ((name, "n", "failed") if counts else (name,))]
+    columns = [title for name in names for title in (name, "n", "failed")]
     lines = [_line(["model", *columns]), _line(["---", *("---:" for _ in columns)])]
     for model in dict.fromkeys(row.model for row in rows):
         cells = [f"`{model}`"]
         for name in names:
             row = found.get((model, name))
-            cells.append(cell(row.mean, row.ci95) if row else UNKNOWN)
-            if counts:
-                cells += [str(row.n), str(row.failed)] if row else [UNKNOWN, UNKNOWN]
+            cells += [cell(row.mean, row.ci95), str(row.n), str(row.failed)] if row else [UNKNOWN] * 3
         lines.append(_line(cells))
+    return lines
+
+
+def _by_task(rows: list[Row]) -> list[str]:
+    """A line per task, a column per model: there may be many tasks."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    found = {(row.model, row.split): row for row in rows}
+    lines = [_line(["task", *(f"`{model}`" for model in models)]), _line(["---", *("---:" for _ in models)])]
+    for task in dict.fromkeys(row.split for row in rows):
+        cells = [found.get((model, task)) for model in models]
+        lines.append(_line([task, *(cell(row.mean, row.ci95) if row else UNKNOWN for row in cells)]))
     return lines
 
 

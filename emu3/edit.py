@@ -5,22 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
 from emu3.mllm.editor import Editor
-
-
-def read_image(path: Path) -> Image.Image:
-    """An RGB picture, upright if the camera noted its orientation. Raises UserError naming the file."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except Exception as error:  # a decoder fed with garbage raises nearly anything
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
+from emu3.tokenizer.images import read_image
 
 
 def output_paths(path: Path, n: int) -> list[Path]:
@@ -38,21 +26,21 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1, help="number of edits (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other edits (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
-    parser.add_argument("--top-k", type=int, default=2048, help="codes to draw among (default: %(default)s)")
+    parser.add_argument("--top-k", type=int, default=2048, help="codes to draw among, 0 is all (default: %(default)s)")
     parser.add_argument("--think", action="store_true", help="write a chain of thought first, and print it")
     parser.add_argument("--image-area", type=int, default=65536, help="pixels of the edit (default: %(default)s)")
     arguments = parser.parse_args()
 
     if arguments.output.suffix.lower() != ".png":
         raise UserError(f"the output is a PNG: give {arguments.output} the ending .png")
-    image = read_image(arguments.image)
+    image = read_image(arguments.image, str(arguments.image))
     editor = Editor.from_pretrained(arguments.model, arguments.vision)
     [edits] = editor.edit(
         [image],
         [arguments.instruction],
         n=arguments.n,
         temperature=arguments.temperature,
-        top_k=arguments.top_k,
+        top_k=arguments.top_k or None,
         seed=arguments.seed,
         think=arguments.think,
         image_area=arguments.image_area,

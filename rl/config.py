@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 import os
 import types
@@ -229,22 +230,38 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 
 def _check_ranges(config: Config) -> None:
     at_least = {
+        "seed": (config.seed, 0),
         "steps": (config.steps, 1),
         "save_every": (config.save_every, 1),
         "keep_checkpoints": (config.keep_checkpoints, 1),
         "rollout.prompts_per_step": (config.rollout.prompts_per_step, 1),
         "rollout.group_size": (config.rollout.group_size, 2),
         "rollout.prompts_per_batch": (config.rollout.prompts_per_batch, 1),
+        "rollout.think_tokens": (config.rollout.think_tokens, 0),
         "objective.kl": (config.objective.kl, 0),
         "objective.updates": (config.objective.updates, 1),
+        "optimizer.warmup_steps": (config.optimizer.warmup_steps, 0),
+        "judge.concurrency": (config.judge.concurrency, 1),
+        "judge.attempts": (config.judge.attempts, 1),
+        "judge.pause_seconds": (config.judge.pause_seconds, 0),
+        "judge.pauses": (config.judge.pauses, 0),
         "compute.micro_batch": (config.compute.micro_batch, 1),
         "data.sets (their number)": (len(config.data.sets), 1),
     }
     for name, (value, lowest) in at_least.items():
         if value < lowest:
             raise UserError(f"config key {name}: want at least {lowest}, got {value}")
-    if config.rollout.temperature <= 0:
-        raise UserError(f"config key rollout.temperature: want more than 0, got {config.rollout.temperature}")
+    above_zero = {
+        "rollout.temperature": config.rollout.temperature,
+        "optimizer.lr": config.optimizer.lr,
+        "optimizer.max_grad_norm": config.optimizer.max_grad_norm,
+        "judge.deadline": config.judge.deadline,
+    }
+    for name, number in above_zero.items():
+        if not number > 0:
+            raise UserError(f"config key {name}: want more than 0, got {number}")
+    if config.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        raise UserError("config key wandb_project is set, but wandb is not installed: pip install wandb")
     if config.data.coefficients is not None and len(config.data.coefficients) != len(config.data.sets):
         raise UserError(
             f"data.coefficients has {len(config.data.coefficients)} numbers for {len(config.data.sets)} sets"

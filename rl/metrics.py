@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from emu3.errors import UserError
 from emu3.files import whole_file
 from rl.config import Config
 from rl.reward.outcome import Outcome, Score, Unparsable
@@ -118,9 +117,7 @@ def _is_before(line: str, step: int) -> bool:
 
 
 def _start_wandb(config: Config) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("wandb_project is set but wandb is not installed: pip install wandb") from None
+    import wandb  # an extra; `rl.config` has checked that it is there
+
     name = config.run_name
     return wandb.init(project=config.wandb_project, name=name, id=name, resume="allow", config=asdict(config))

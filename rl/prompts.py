@@ -22,8 +22,8 @@ from rl.rollout.protocol import Prompt
 class Prompts:
     """Endless prompts over data sets of edits.
 
-    max_positions: of the model; rows whose prompt and longest answer do not fit are left out and counted in
-    `dropped`. Raises UserError if a set is missing, malformed, or has no row that fits.
+    sets: the data sets. max_positions: of the model; rows whose prompt and longest answer do not fit are left out and
+    counted in `dropped`. Raises UserError if a set is missing, malformed, or has no row that fits.
     """
 
     def __init__(
@@ -32,22 +32,22 @@ class Prompts:
         self._tokenizer = tokenizer
         self._grammar = lru_cache(maxsize=None)(lambda height, width: grid_grammar(tokenizer, height, width))
         self._prefill = tokenizer.encode(THINK_PREFILL) if think_tokens else []
-        self._sets = [read_rows(folder) for folder in data.sets]
+        self.sets = [read_rows(folder) for folder in data.sets]
         fitting = [
             [index for index, row in enumerate(rows) if self._tokens(row) + think_tokens <= max_positions]
-            for rows in self._sets
+            for rows in self.sets
         ]
-        for folder, rows, kept in zip(data.sets, self._sets, fitting, strict=True):
+        for folder, rows, kept in zip(data.sets, self.sets, fitting, strict=True):
             if not kept:
                 raise UserError(f"{folder}: none of {len(rows)} rows fits the model's {max_positions} positions")
         self._fitting = fitting
-        self.dropped = sum(map(len, self._sets)) - sum(map(len, fitting))
+        self.dropped = sum(map(len, self.sets)) - sum(map(len, fitting))
         self._mixture = Mixture([len(kept) for kept in fitting], data.coefficients, seed)
 
     def take(self, position: int, count: int) -> list[Prompt]:
         """Prompts number `position` to `position + count - 1` of the endless order."""
         pairs = islice(self._mixture.stream(position), count)
-        return [self._prompt(self._sets[index][self._fitting[index][row]]) for index, row in pairs]
+        return [self._prompt(self.sets[index][self._fitting[index][row]]) for index, row in pairs]
 
     def _prompt(self, row: EditRow) -> Prompt:
         return Prompt(

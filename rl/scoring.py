@@ -7,8 +7,9 @@ mean that the judge is gone: then the run waits and asks again instead of traini
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from emu3.errors import UserError
 from emu3.tokenizer.codec import ImageCodec
 from rl.config import JudgeConfig
 from rl.reward.cache import AnswerCache
-from rl.reward.judge import Judge
+from rl.reward.judge import Judge, address_without_secrets
 from rl.reward.outcome import Outcome, Score, Unavailable
 from rl.reward.prompts import load_prompts, load_published_prompts
 from rl.reward.scorer import Scorer
@@ -39,26 +40,29 @@ class Episode:
     score: Future[Outcome]
 
 
-def start_scorer(judge: JudgeConfig, rank: int) -> Scorer:
+@contextmanager
+def start_scorer(judge: JudgeConfig, rank: int) -> Iterator[Scorer]:
     """The judge's scorer. Raises UserError if the judge does not answer or its prompts or cache cannot be read.
 
     rank: ranks other than 0 keep their answers in a file of their own, `<cache>.<rank>`.
     """
     path = None if judge.cache is None else Path(f"{judge.cache}.{rank}" if rank else judge.cache)
-    client = Judge(
-        judge.base_url,
-        judge.model,
-        concurrency=judge.concurrency,
-        attempts=judge.attempts,
-        deadline=judge.deadline,
-        temperature=judge.temperature,
-        max_tokens=judge.max_tokens,
-        seed=judge.seed,
-        image_format=judge.image_format,
-        cache=AnswerCache(path),
-    )
     prompts = load_prompts() if judge.prompts is None else load_published_prompts(Path(judge.prompts))
-    return Scorer(VieScore(client, prompts))
+    with AnswerCache(path) as answers:
+        client = Judge(
+            judge.base_url,
+            judge.model,
+            concurrency=judge.concurrency,
+            attempts=judge.attempts,
+            deadline=judge.deadline,
+            temperature=judge.temperature,
+            max_tokens=judge.max_tokens,
+            seed=judge.seed,
+            image_format=judge.image_format,
+            cache=answers,
+        )
+        with Scorer(VieScore(client, prompts)) as scorer:
+            yield scorer
 
 
 def submit_group(scorer: Scorer, codec: ImageCodec, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Episode]:
@@ -89,7 +93,8 @@ def collect(
         failed, total = accelerator.reduce(counts, reduction="sum").tolist()
         if failed <= judge.max_failed_share * total:
             return outcomes
-        complaint = f"the judge at {judge.base_url} gave no score for {failed} of {total} rollouts{_reason(lost)}"
+        url = address_without_secrets(judge.base_url)
+        complaint = f"the judge at {url} gave no score for {failed} of {total} rollouts{_reason(lost)}"
         if pause == judge.pauses:
             break
         if pause == 0:

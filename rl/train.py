@@ -9,7 +9,7 @@ token losses. Gradients are sums over micro-batches and ranks with one common de
 is a function of (seed, step, prompt, sample), so neither the micro-batch size nor the number of ranks changes what
 is computed. Left out: sharded weights (every rank holds all of them), samplers on other machines.
 
-Axes on names: P prompts of this rank, G rollouts of a group, B rollouts and N scored tokens of a micro-batch.
+Axes on names: P prompts of this rank, G rollouts of a group, N scored tokens of a micro-batch, flat.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from emu3.errors import UserError, run_main
 from emu3.mllm.language_model import load_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.tokenizer.codec import ImageCodec
-from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.model import StillVQ, weights_digest
+from emu3.train_image_editing.shards import check_alike
 from rl import checkpoint
 from rl.advantages import constant_groups, group_advantages
 from rl.config import Config, load_config, record_config
@@ -53,8 +54,6 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
         raise UserError(f"rollout.prompts_per_step={prompts_per_step} is too few for {ranks} ranks")
 
     resumed = checkpoint.newest(run)
-    if accelerator.is_main_process:
-        record_config(config, run / "config.json", resuming=resumed is not None)
     tokenizer = TextTokenizer.from_pretrained(config.tokenizer or config.model)
     if codec.vq.config.codebook_size != tokenizer.layout.codebook_size:
         raise UserError(
@@ -78,8 +77,11 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
     prompts = Prompts(
         config.data, tokenizer, policy.config.max_position_embeddings, config.rollout.think_tokens, config.seed
     )
-    accelerator.print(f"{run}: step {start} of {config.steps}; {prompts.dropped} rows are too long and left out")
+    check_alike(prompts.sets, {"vision_sha256": weights_digest(config.vision)})
     engine = LocalEngine(policy, tokenizer, config.rollout)
+    accelerator.print(f"{run}: step {start} of {config.steps}; {prompts.dropped} rows too long, left out", flush=True)
+    if accelerator.is_main_process:
+        record_config(config, run / "config.json", resuming=resumed is not None)
     log = MetricsLog(run / "metrics.jsonl", start, config) if accelerator.is_main_process else None
 
     def save(steps_done: int) -> None:
@@ -202,8 +204,9 @@ def _update(
         _sum_gradients(policy, accelerator)
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optimizer.max_grad_norm).item()
         if not math.isfinite(norm):
-            raise UserError(f"the gradient's norm is {norm}: the run diverged; continue with a lower optimizer.lr")
-        optimizer.step()
+            raise UserError(
+                f"the gradient's norm is {norm}: the run diverged; start a new one with a lower optimizer.lr"
+            )
         if update == 0:
             loss_sum, kl_sum, entropy_sum, gap_sum = accelerator.reduce(sums, reduction="sum").tolist()
             metrics = {
@@ -218,6 +221,7 @@ def _update(
                     f"sampler and trainer differ by {gap_sum / codes:.3f} nats per token, more than "
                     f"compute.max_logprob_gap={config.compute.max_logprob_gap}: they do not hold the same weights"
                 )
+        optimizer.step()
     return metrics
 
 

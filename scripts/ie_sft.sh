@@ -2,7 +2,10 @@
 # Supervised fine-tuning with the paper's settings (batch 128, DeepSpeed ZeRO-3); without a GPU, on the CPU.
 # Call it again after an interruption: it continues from the last checkpoint in $OUTPUT_DIR/$EXP_NAME.
 # Further arguments go to emu3.train_image_editing.sft and win over those below.
+#
+#   DATAPATH="data/omniedit data/magic_brush" COEF="1 6" EXP_NAME=sft_s bash scripts/ie_sft.sh
 set -euo pipefail
+source "$(dirname "$0")/environment.sh"
 
 MODEL_PATH=${MODEL_PATH:-models/Emu3-Stage1}
 DATAPATH=${DATAPATH:-data/omniedit}         # folders written by scripts/tokenize.sh, separated by spaces
@@ -15,14 +18,14 @@ MAX_POS_EMB=${MAX_POS_EMB:-3000}
 OUTPUT_DIR=${OUTPUT_DIR:-runs}
 EXP_NAME=${EXP_NAME:-sft}
 DEEPSPEED=${DEEPSPEED:-$(dirname "$0")/zero3.json}
-GPUS=${GPUS:-$( (nvidia-smi -L 2>/dev/null || true) | wc -l)}
+GPUS=${GPUS:-$(gpu_count)}
 PER_DEVICE=${PER_DEVICE:-4}
 
-PATH=$(dirname "$0")/../.venv/bin:$PATH
 if [ "$GPUS" -gt 0 ]; then
     launch=(python -m torch.distributed.run --standalone --nproc-per-node "$GPUS")
     device=(--deepspeed "$DEEPSPEED" --bf16)
 else
+    tune_for_cpu
     launch=(python)
     device=(--use_cpu)
 fi

@@ -6,9 +6,10 @@
 #       --edited-image edited_img --edit-instruction edited_prompt_list --id-key omni_edit_id --task-key task
 #   bash scripts/tokenize.sh --dataset-name pairs.parquet --source local --output-path data/pairs ...
 set -euo pipefail
+source "$(dirname "$0")/environment.sh"
 
-WORKERS=${WORKERS:-$( (nvidia-smi -L 2>/dev/null || echo cpu) | wc -l)}  # one per GPU, or one on the CPU
+gpus=$(gpu_count)
+WORKERS=${WORKERS:-$((gpus > 0 ? gpus : 1))}
 
-PATH=$(dirname "$0")/../.venv/bin:$PATH
-python -m torch.distributed.run --standalone --nproc-per-node "$WORKERS" \
+exec python -m torch.distributed.run --standalone --nproc-per-node "$WORKERS" \
     -m emu3.train_image_editing.prepare_data "$@"

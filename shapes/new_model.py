@@ -29,8 +29,12 @@ def build(data: list[Path], vision: Path, output_dir: Path, ranks: int, layers: 
     for file in data:
         if not file.is_file():
             raise UserError(f"{file} does not exist")
-        table = pq.read_table(file, columns=list(TEXT_COLUMNS)).slice(0, TEXTS)
-        texts += [text for column in TEXT_COLUMNS for text in table[column].to_pylist()]
+        found = pq.read_schema(file).names
+        columns = [column for column in TEXT_COLUMNS if column in found]
+        if not columns:
+            raise UserError(f"{file} has no column {' or '.join(TEXT_COLUMNS)}; it has {', '.join(found)}")
+        table = pq.read_table(file, columns=columns).slice(0, TEXTS)
+        texts += [text for column in columns for text in table[column].to_pylist()]
     codes = StillVQ.from_pretrained(vision).config.codebook_size
     with tempfile.TemporaryDirectory() as folder:
         rank_file = Path(folder) / "emu3.tiktoken"

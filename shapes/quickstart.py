@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,10 +41,10 @@ class Preset:
     """
 
     data: DataSpec = field(default_factory=DataSpec)
-    tokenizer_steps: int = 1200
-    sft_steps: int = 2600
-    rl_steps: int = 300
-    control_steps: int = 2600
+    tokenizer_steps: int = 1800
+    sft_steps: int = 2800
+    rl_steps: int = 280
+    control_steps: int = 3000
     complex_share: float = 1.0
 
 
@@ -50,7 +52,7 @@ PRESETS = {
     "full": Preset(),
     "smoke": Preset(
         data=DataSpec(simple=800, complex=100, held_out=24, pictures=600),
-        tokenizer_steps=300,
+        tokenizer_steps=1000,
         sft_steps=60,
         rl_steps=4,
         control_steps=30,
@@ -146,7 +148,7 @@ def _sft(
         warmup_steps=50,
         weight_decay=0.01,
         adam_beta2=0.95,
-        attn_implementation="eager",
+        attn_implementation="sdpa",
         use_cpu=True,
         logging_steps=20,
         save_steps=max(1, steps // 4),
@@ -215,6 +217,8 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"))
     options = parser.parse_args()
     folder: Path = options.output_dir.absolute()
+    # A stage's processes end with it, whether it is interrupted from the keyboard or by a scheduler.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     summary = run(PRESETS[options.preset], folder, options.seed)
     print((folder / "table.md").read_text())
     print(f"{summary['wall_seconds']:.0f} s in all; open {folder / 'report.html'}")

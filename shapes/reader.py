@@ -8,7 +8,7 @@ from the redrawn scene) is kept: it is what a judge of picture quality looks at.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 
 import numpy as np
@@ -40,9 +40,15 @@ def read(picture: Image.Image) -> Reading:
     """Read a picture of any size (it is brought to 48x48 first)."""
     if picture.size != (SIDE, SIDE):
         picture = picture.resize((SIDE, SIDE), Image.Resampling.BOX)
-    pixels = np.asarray(picture.convert("RGB"), np.float32)
-    distance = ((pixels[:, :, None] - _PALETTE) ** 2).sum(-1)
-    nearest = distance.argmin(-1)
+    return _read(picture.convert("RGB").tobytes())
+
+
+@lru_cache(maxsize=1024)
+def _read(data: bytes) -> Reading:
+    """A judge sees the same source with eight edits of it, and every edit twice."""
+    pixels = np.frombuffer(data, np.uint8).reshape(SIDE, SIDE, 3).astype(np.float32)
+    # Squared distance to each colour less the pixel's own square, which all colours share.
+    nearest = ((_PALETTE**2).sum(1) - 2 * pixels @ _PALETTE.T).argmin(-1)
     tiles = nearest.reshape(GRID, TILE, GRID, TILE).swapaxes(1, 2).reshape(SLOTS, TILE * TILE)
     tone = int(np.bincount(tiles[:, _border()].ravel(), minlength=len(_PALETTE))[: len(_TONES)].argmax())
     slots, overlap = [], {}

@@ -23,7 +23,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "green": (35, 160, 65),
     "blue": (40, 85, 220),
     "yellow": (240, 205, 45),
-    "purple": (150, 60, 190),
 }
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 236),

@@ -56,8 +56,8 @@ class DataSpec:
     nuisance_strength: how many of them."""
 
     simple: int = 24_000
-    complex: int = 2_000
-    held_out: int = 400
+    complex: int = 3_000
+    held_out: int = 500
     pictures: int = 3_000
     nuisance_share: float = 0.7
     nuisance_strength: int = 1

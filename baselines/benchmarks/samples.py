@@ -35,22 +35,27 @@ class Sample:
     target: Image.Image | None
 
 
-def parquet_files(data: Path) -> list[Path]:
-    """The Parquet files under a folder in the order of their paths, or the one file. Raises `UserError` if none."""
-    files = sorted(data.rglob("*.parquet")) if data.is_dir() else [data]
+def parquet_files(data: Path, split: str | None = None) -> list[Path]:
+    """The Parquet files under a folder in the order of their paths, or the one file. Raises `UserError` if none.
+
+    split: takes the files of a folder that are named for it, as on the Hub: `test-00000-of-00001.parquet`.
+    """
+    pattern = "*.parquet" if split is None else f"{split}-*.parquet"
+    files = sorted(data.rglob(pattern)) if data.is_dir() else [data]
     if not files or not files[0].is_file():
-        raise UserError(f"{data} is neither a Parquet file nor a folder with Parquet files")
+        raise UserError(f"{data} is neither a Parquet file nor a folder with Parquet files ({pattern})")
     return files
 
 
 class Samples(Sequence[Sample]):
-    """`Samples(benchmark, data)[i]` is the i-th row; slices give lists. `limit` keeps the first rows.
+    """`Samples(benchmark, data)[i]` is the i-th row; slices give lists.
 
-    Raises `UserError` for a column that is not there (naming those that are), for an id that occurs twice, for an
-    empty set, and, on access, for a row without instruction or readable source.
+    `limit` keeps the first rows, `split` is that of `parquet_files`. Raises `UserError` for a column that is not there
+    (naming those that are), for an id that occurs twice, for an empty set, and, on access, for a row without
+    instruction or readable source.
     """
 
-    def __init__(self, benchmark: Benchmark, data: Path, limit: int | None = None) -> None:
+    def __init__(self, benchmark: Benchmark, data: Path, limit: int | None = None, split: str | None = None) -> None:
         self.benchmark = benchmark
         self.data = data
         self._columns = Columns(
@@ -60,7 +65,7 @@ class Samples(Sequence[Sample]):
             id=benchmark.id,
             task=benchmark.task,
         )
-        tables = [_read_table(file, self._columns.names()) for file in parquet_files(data)]
+        tables = [_read_table(file, self._columns.names()) for file in parquet_files(data, split)]
         self._table = pa.concat_tables(tables, promote_options="permissive").slice(0, limit)
         if not len(self._table):
             raise UserError(f"{data} holds no rows")

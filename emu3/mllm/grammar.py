@@ -67,7 +67,10 @@ class GridGrammar:
         ]
 
     def answer(self, codes: Sequence[Sequence[int]]) -> list[int]:
-        """The `length` tokens that follow `boi` for a grid of codes (height rows of width integers)."""
+        """The `length` tokens that follow `boi` for a grid of codes, height rows of width integers, else ValueError."""
+        widths = [len(row) for row in codes]
+        if widths != [self.width] * self.height:
+            raise ValueError(f"want {self.height} rows of {self.width} codes, got rows of {widths}")
         tokens = [*self.size_ids, self.layout.img]
         for row in codes:
             tokens += [self.layout.first_code + int(code) for code in row]

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import Emu3ForCausalLM, Emu3TextConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from emu3.errors import UserError
 from emu3.files import read_json, whole_folder
@@ -23,6 +23,9 @@ from emu3.mllm.layout import TokenLayout
 from emu3.mllm.text_tokenizer import TextTokenizer
 
 MODEL_TYPE = "emu3_text_model"
+
+# A bar for each folder read or written would stand between the lines that a command has to say.
+logging.disable_progress_bar()
 
 
 def new_language_model(

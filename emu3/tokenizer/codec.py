@@ -1,7 +1,7 @@
 """Pictures to code grids and back, many at a time, on one device.
 
 Equal sizes go through together and nothing is padded: padding would change the codes, since norms and attention see
-it. Encoding never runs in bf16, whose latents fall nearest to other codes; decoding may.
+it. Encoding never runs in bf16 or TF32, whose latents fall nearest to other codes; decoding may.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from emu3.tokenizer.images import to_pil, to_tensor
 from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.tensors import to_pil, to_tensor
 
 BATCH_PIXELS = 2**19
 

@@ -1,4 +1,4 @@
-"""Pictures to tensors and back: one size rule for every stage.
+"""Pictures from files, and the one size rule for every stage. No framework is imported here.
 
 A picture is scaled to an area with its aspect kept, then cropped to whole cells. The published pipeline leaves the
 crop to the tokenizer, which silently drops up to factor - 1 rows and columns at the bottom and the right; the same
@@ -7,15 +7,29 @@ ones go here, but before anything else sees the picture, so that sources, target
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import sqrt
+from pathlib import Path
+from typing import IO
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from emu3.errors import UserError
+
+
+def read_image(file: Path | IO[bytes], name: str) -> Image.Image:
+    """The RGB picture in `file`, upright if the camera noted its orientation.
+
+    Raises UserError, beginning with `name`, if there is no such file or it holds no whole picture.
+    """
+    try:
+        with Image.open(file) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist") from None
+    except Exception as error:  # a decoder fed with garbage raises nearly anything
+        # Pillow's own message for an unknown format holds a memory address: equal input has to give equal text.
+        why = "unknown format" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{name} cannot be read as an image ({why})") from error
 
 
 def fit_image(image: Image.Image, area: int, factor: int) -> Image.Image:
@@ -35,18 +49,3 @@ def fit_image(image: Image.Image, area: int, factor: int) -> Image.Image:
     if scaled.size != (width, height):
         scaled = scaled.resize((width, height), Image.Resampling.BICUBIC)
     return scaled.crop((0, 0, width - width % factor, height - height % factor))
-
-
-def to_tensor(images: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of one size -> float32 (B, 3, H, W) in [-1, 1]. Raises ValueError if the sizes differ."""
-    sizes = {image.size for image in images}
-    if len(sizes) != 1:
-        raise ValueError(f"pictures of one size are wanted, got {sorted(sizes)}")
-    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def to_pil(pixels: Tensor) -> list[Image.Image]:
-    """Float (B, 3, H, W) -> RGB pictures; values outside [-1, 1] are clipped, the rest rounded to the nearest step."""
-    levels = ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]

@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emu3.errors import UserError
-from emu3.files import read_json, whole_folder, write_json
+from emu3.files import read_json, sha256_of, whole_folder, write_json
 from emu3.tokenizer.blocks import Downsample, LatentBlock, Level, Middle, Norm, Upsample, same_conv
 from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.precision import plain_float32
 from emu3.tokenizer.quantizer import Quantizer
 from emu3.tokenizer.still_frames import still_stages
 
@@ -139,8 +140,12 @@ class StillVQ(nn.Module):
         return self.decoder(latents)
 
     @torch.no_grad()
+    @plain_float32()
     def encode(self, images: Tensor) -> Tensor:
-        """Images, float (B, 3, H, W) in [-1, 1] -> int64 (B, H/factor, W/factor). Raises ValueError as `latents`."""
+        """Images, float (B, 3, H, W) in [-1, 1] -> int64 (B, H/factor, W/factor), never in TF32.
+
+        Raises ValueError as `latents`.
+        """
         return self.quantizer(self.latents(images))
 
     @torch.no_grad()
@@ -179,6 +184,14 @@ class StillVQ(nn.Module):
         model.to(dtype or (torch.float32 if codebook is None else codebook.dtype)).to_empty(device="cpu")
         model.load_state_dict(state)
         return model
+
+
+def weights_digest(folder: Path | str) -> str:
+    """SHA-256 of a saved tokenizer's weights, by which tokenised data names it. Raises UserError if there is none."""
+    weights = Path(folder) / WEIGHTS_FILE
+    if not weights.is_file():
+        raise UserError(f"{weights} does not exist: no vision tokenizer")
+    return sha256_of(weights)
 
 
 def _read_config(path: Path) -> StillVQConfig:

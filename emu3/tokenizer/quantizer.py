@@ -1,9 +1,9 @@
 """Nearest code of each latent.
 
 Distances are |x|^2 + |c|^2 - 2 x.c as in the published code, in its order, so that ties fall the same way. They are
-taken in fp32 whatever surrounds the call: under bf16 the published formula returns other codes almost everywhere,
-without an error. Rows go through in chunks, because the (N, K) matrix of one batch would take gigabytes; a chunk
-changes no code.
+taken in fp32 whatever surrounds the call (autocast, TF32): under bf16 the published formula returns other codes almost
+everywhere, without an error. Rows go through in chunks, because the (N, K) matrix of one batch would take gigabytes; a
+chunk changes no code.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from emu3.tokenizer.precision import plain_float32
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -22,7 +24,7 @@ def nearest_codes(latents: Tensor, codebook: Tensor, chunk_bytes: int = CHUNK_BY
     """
     double = latents.dtype == codebook.dtype == torch.float64
     dtype = torch.float64 if double else torch.float32
-    with torch.autocast(latents.device.type, enabled=False):
+    with torch.autocast(latents.device.type, enabled=False), plain_float32():
         codebook = codebook.detach().to(dtype)
         code_norms = (codebook**2).sum(dim=1)
         rows = max(1, chunk_bytes // (codebook.shape[0] * dtype.itemsize))

@@ -5,7 +5,9 @@
 The published tokenizer is only ever loaded; this is for worlds small enough to train their own in a minute. Three
 phases share one loop: an autoencoder without codes for the first third; then codes, started by k-means++ on latents
 and moved as running means of what they stand for (van den Oord et al. 2017, Appendix A.1), with codes that nobody uses
-put back where the error is; the encoder gets the decoder's gradient straight through. No GAN or perceptual loss.
+put back where the error is; the encoder gets the decoder's gradient straight through. At the end codes that decode
+to the same patch become one: codes that differ by nothing but noise are a coin toss that a language model can never
+learn. No GAN or perceptual loss.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from __future__ import annotations
 import argparse
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -26,18 +29,20 @@ from tqdm import tqdm
 
 from emu3.errors import UserError, run_main
 from emu3.tokenizer.config import StillVQConfig
-from emu3.tokenizer.images import to_tensor
+from emu3.tokenizer.images import read_image
 from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.tensors import to_tensor
 
 AUTOENCODER_SHARE = 0.3
 COMMITMENT = 0.25
 MEAN_DECAY = 0.98
+SAME_PATCH = 16.0  # largest difference, in 8-bit steps of any channel, of two patches that count as one
 RESTART_EVERY = 50  # steps between two looks for codes that nobody uses
 
 TINY = StillVQConfig(
     base_channels=128,
     channel_multiplier=(1,),
-    num_res_blocks=1,
+    num_res_blocks=0,
     attn_resolutions=(),
     embed_dim=8,
     codebook_size=512,
@@ -54,17 +59,20 @@ TINY = StillVQConfig(
 class TrainSpec:
     """steps of `batch_size` pictures; learning rate falls from `learning_rate` to a tenth along a cosine."""
 
-    steps: int = 1500
-    batch_size: int = 32
+    steps: int = 1800
+    batch_size: int = 16
     learning_rate: float = 3e-3
     seed: int = 0
 
 
 def train(pictures: Tensor, config: StillVQConfig, spec: TrainSpec) -> StillVQ:
-    """Train on `pictures`, float (N, 3, H, W) in [-1, 1]."""
+    """Train on `pictures`, float (N, 3, H, W) in [-1, 1]; the same arguments give the same weights on one machine.
+
+    The codebook of the result may be smaller than that of `config`, see `without_twins`. Seeds torch's generator.
+    """
     torch.manual_seed(spec.seed)
     model = StillVQ(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), fused=True)
     codes = RunningCodes(model)
     begin_codes = int(AUTOENCODER_SHARE * spec.steps)
     for step in tqdm(range(spec.steps), desc="tokenizer", unit="step", mininterval=5):
@@ -84,7 +92,7 @@ def train(pictures: Tensor, config: StillVQConfig, spec: TrainSpec) -> StillVQ:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    return model.eval()
+    return without_twins(model.eval(), codes.uses)
 
 
 class RunningCodes:
@@ -127,29 +135,57 @@ class RunningCodes:
         return self.model.quantizer.lookup(chosen)
 
 
+@torch.no_grad()
+def without_twins(model: StillVQ, uses: Tensor) -> StillVQ:
+    """The model with one code in place of several that decode alike, and a codebook of that size.
+
+    uses: how often each code is used, (K,). Only for cells that do not see each other (kernel size 1).
+    """
+    patches = model.decode(torch.arange(len(uses))[:, None, None]).flatten(1)
+    kept: list[int] = []
+    for code in uses.argsort(descending=True).tolist():
+        if not kept or (patches[kept] - patches[code]).abs().amax(1).min() * 127.5 > SAME_PATCH:
+            kept.append(code)
+    state = {**model.state_dict(), "quantizer.codebook": model.quantizer.codebook[kept]}
+    return StillVQ.from_state(replace(model.config, codebook_size=len(kept)), state).eval()
+
+
 def _rows(latents: Tensor) -> Tensor:
     return latents.permute(0, 2, 3, 1).flatten(0, 2).float()
 
 
 def psnr(model: StillVQ, pictures: Tensor) -> float:
     """Peak signal to noise ratio in dB of pictures (N, 3, H, W) after encode and decode; 1.0 is the peak of [0, 1]."""
-    error = torch.stack([((model.decode(model.encode(p)) - p) / 2).square().mean() for p in pictures.split(64)]).mean()
-    return float(-10 * torch.log10(error))
+    errors = [((model.decode(model.encode(part)) - part) / 2).square().sum() for part in pictures.split(64)]
+    return float(-10 * torch.log10(torch.stack(errors).sum() / pictures.numel()))
 
 
-def read_pictures(files: list[Path], keys: list[str], limit: int) -> Tensor:
-    """The pictures in the columns `keys` of Parquet files, all of one size, float (N, 3, H, W) in [-1, 1]."""
+def read_pictures(files: list[Path], keys: list[str], limit: int, factor: int) -> Tensor:
+    """Up to `limit` pictures from the columns `keys` of Parquet files, shuffled, float (N, 3, H, W) in [-1, 1].
+
+    Raises UserError for a file that is missing or no Parquet, a missing column, a cell without a readable picture, and
+    unless there are at least two pictures, all of one size that `factor` divides.
+    """
     pictures: list[Image.Image] = []
     for file in files:
         if not file.is_file():
             raise UserError(f"{file} does not exist")
-        table = pq.read_table(file)
+        try:
+            table = pq.read_table(file)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{file} is not a Parquet file: {error}") from None
         for key in keys:
             if key not in table.column_names:
                 raise UserError(f"{file} has no column {key!r}; it has {', '.join(table.column_names)}")
-            pictures += [Image.open(io.BytesIO(cell["bytes"])).convert("RGB") for cell in table[key].to_pylist()]
-    if len({picture.size for picture in pictures}) != 1:
-        raise UserError(f"{', '.join(map(str, files))}: training wants pictures, at least one, of one size")
+            for row, cell in enumerate(table[key].to_pylist()):
+                data = cell.get("bytes") if isinstance(cell, dict) else cell
+                pictures.append(read_image(io.BytesIO(data or b""), f"{file}, row {row}, {key}"))
+    sizes = sorted({picture.size for picture in pictures})
+    if len(pictures) < 2 or len(sizes) != 1 or any(side % factor for side in sizes[0]):
+        raise UserError(
+            f"{', '.join(map(str, files))}: training wants two pictures or more, all of one size, in multiples of "
+            f"{factor} pixels; there are {len(pictures)} of sizes {sizes[:3]}"
+        )
     order = np.random.default_rng(0).permutation(len(pictures))[:limit]
     return to_tensor([pictures[i] for i in order])
 
@@ -166,11 +202,14 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
     parser.add_argument("--seed", type=int, default=default.seed)
     options = parser.parse_args()
-    pictures = read_pictures(options.data, options.image_key, options.limit)
+    if min(options.limit - 1, options.steps, options.batch_size) < 1 or options.seed < 0:
+        raise UserError("--limit must be at least 2, --steps and --batch-size 1, --seed 0")
+    pictures = read_pictures(options.data, options.image_key, options.limit, TINY.factor)
     held_out = max(1, min(256, len(pictures) // 10))
     spec = TrainSpec(options.steps, options.batch_size, options.learning_rate, options.seed)
     model = train(pictures[held_out:], TINY, spec)
-    print(f"tokenizer: {psnr(model, pictures[:held_out]):.1f} dB on {held_out} pictures that it has not seen")
+    quality = f"{psnr(model, pictures[:held_out]):.1f} dB on {held_out} pictures that it has not seen"
+    print(f"tokenizer: {model.config.codebook_size} codes, {quality}")
     model.save_pretrained(options.output_dir)
 
 

@@ -1,7 +1,7 @@
-"""Rows with images, from the Hub or from Parquet files: what a column holds, and what makes a row unusable.
+"""Rows with images: what a column holds, and what makes a row unusable.
 
-`datasets` does the reading. Images are taken undecoded, so that a broken one is a fault of its row and not of the
-batch it travels in. Only images whose bytes stand in the row are read: a path in a cell is not followed.
+Images come undecoded, so that a broken one is a fault of its row and not of the batch it travels in. Only images
+whose bytes stand in the row are read: a path in a cell is not followed.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import datasets
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from emu3.errors import UserError
+from emu3.tokenizer.images import read_image
 
 
 class BadRow(Exception):
@@ -41,7 +40,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class ImageRow:
-    """A usable row. The digests are of the encoded bytes: equal digests are equal pictures."""
+    """A usable row, its pictures in RGB. The digests are of the encoded bytes: equal digests are equal pictures."""
 
     id: str
     source: Image.Image
@@ -51,41 +50,6 @@ class ImageRow:
     instruction: str
     cot: Mapping[str, str]
     task: str | None
-
-
-def open_rows(name: str, source: Literal["HF", "local"], split: str | None, columns: Columns) -> datasets.Dataset:
-    """Open a data set with its images undecoded.
-
-    name: a Hub id (HF), or a Parquet file or a folder of them (local). split: of the Hub data set, default "train";
-    for a folder, default all of its Parquet files.
-    Raises UserError if there is no such data set, it is empty, or a column is missing.
-    """
-    try:
-        rows = _load(name, source, split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"data set {name} cannot be opened: {str(error).splitlines()[0]}") from error
-    missing = [column for column in columns.names() if column not in rows.column_names]
-    if missing:
-        raise UserError(f"data set {name} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}")
-    if not len(rows):
-        raise UserError(f"data set {name} is empty")
-    rows = rows.select_columns(list(dict.fromkeys(columns.names())))
-    for column, feature in rows.features.items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-    return rows
-
-
-def _load(name: str, source: Literal["HF", "local"], split: str | None) -> datasets.Dataset:
-    if source == "HF":
-        return datasets.load_dataset(name, split=split or "train")
-    path = Path(name)
-    if split is not None and path.is_dir():
-        return datasets.load_dataset(str(path), split=split)
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    if not files:
-        raise UserError(f"{path} is no Parquet file and no folder with some")
-    return datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
 
 
 def row_id(values: Mapping[str, Any], columns: Columns, index: int) -> str:
@@ -122,12 +86,8 @@ def _instruction(cell: Any) -> str:
 def _image(cell: Any, column: str) -> tuple[Image.Image, str]:
     data = cell.get("bytes") if isinstance(cell, Mapping) else cell
     if not isinstance(data, bytes) or not data:
-        raise BadRow(f"{column}: no image bytes")
+        raise BadRow(f"{column} holds no image bytes")
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-        return ImageOps.exif_transpose(image), hashlib.sha256(data).hexdigest()
-    except Exception as error:  # a decoder fed with garbage raises nearly anything, and one row must not end a run
-        # Its message holds a memory address, and equal input has to give equal bytes.
-        why = "unknown format" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
-        raise BadRow(f"{column}: unreadable image ({why})") from error
+        return read_image(io.BytesIO(data), column), hashlib.sha256(data).hexdigest()
+    except UserError as error:
+        raise BadRow(str(error)) from error

@@ -27,14 +27,14 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers.hf_argparser import DataClassType, HfArgumentParser
 
 from emu3.errors import UserError, run_main
-from emu3.files import sha256_of
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import fit_image
-from emu3.tokenizer.model import StillVQ
-from emu3.train_image_editing.image_rows import BadRow, Columns, ImageRow, open_rows, read_row, row_id
+from emu3.tokenizer.model import StillVQ, weights_digest
+from emu3.train_image_editing.flags import parse_flags
+from emu3.train_image_editing.image_rows import BadRow, Columns, ImageRow, read_row, row_id
+from emu3.train_image_editing.open_rows import open_rows
 from emu3.train_image_editing.shards import EditRow, FailedRow, ShardWriter
 
 BATCH_ROWS = 32
@@ -197,7 +197,7 @@ def _settings(arguments: PrepareArguments, rows: int, factor: int) -> dict[str, 
     return {
         "image_area": arguments.image_area,
         "factor": factor,
-        "vision_sha256": sha256_of(Path(arguments.model_path) / "model.safetensors"),
+        "vision_sha256": weights_digest(arguments.model_path),
         "dtype": "float32",
         "resize": RESIZE_RULE,
         "data": {
@@ -228,8 +228,8 @@ def _summary(arguments: PrepareArguments, mine: int, written: int, manifest: dic
 
 
 def main() -> None:
-    parser = HfArgumentParser(DataClassType(PrepareArguments), description=(__doc__ or "").splitlines()[0])
-    prepare(*parser.parse_args_into_dataclasses(look_for_args_file=False))
+    [arguments] = parse_flags([PrepareArguments], __doc__)
+    prepare(arguments)
 
 
 if __name__ == "__main__":

@@ -20,18 +20,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch.utils.data import Subset
-from transformers import TrainingArguments
-from transformers.hf_argparser import DataClassType, HfArgumentParser
+from transformers import TrainingArguments, get_scheduler
 
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows
+from emu3.train_image_editing.flags import parse_flags
+from emu3.train_image_editing.metrics import output_folder
 from emu3.train_image_editing.mixture import Mixture
-from emu3.train_image_editing.shards import Rows, read_rows
-from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint, output_folder
+from emu3.train_image_editing.shards import Rows, check_alike, read_rows
+from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint
 
 FINAL = "final"
 ARGUMENTS = "sft_arguments.json"
@@ -68,16 +70,16 @@ class SftArguments:
 def train(arguments: SftArguments, training: TrainingArguments) -> Path:
     """Fine-tune and return the folder of the final model (weights, config, tokenizer files).
 
-    Raises UserError for missing or unsuitable data, a wrong checkpoint folder, and an output folder that holds a run
-    with other arguments.
+    Raises UserError for missing or unsuitable data, a wrong checkpoint folder, arguments that do not fit together, and
+    an output folder that holds a run with other arguments.
     """
-    if arguments.changed_token_weight <= 0:
-        raise UserError(f"--changed_token_weight is {arguments.changed_token_weight}, it has to be above 0")
     output = output_folder(training)
+    _check_arguments(arguments, training)
     tokenizer = TextTokenizer.from_pretrained(arguments.tokenizer_path or arguments.model_name_or_path)
     train_rows = [read_rows(folder) for folder in arguments.train_data]
     eval_rows = [read_rows(folder) for folder in arguments.eval_data]
-    _check_alike([*train_rows, *eval_rows], arguments.image_area)
+    wanted = {} if arguments.image_area is None else {"image_area": arguments.image_area}
+    check_alike([*train_rows, *eval_rows], wanted)
     _check_same_run(arguments, output)
 
     model = load_language_model(arguments.model_name_or_path)
@@ -86,7 +88,10 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
             f"{arguments.model_name_or_path} has {model.config.vocab_size} token ids, its tokenizer "
             f"{tokenizer.layout.vocab_size}"
         )
-    model.set_attn_implementation(arguments.attn_implementation)
+    try:
+        model.set_attn_implementation(arguments.attn_implementation)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--attn_implementation {arguments.attn_implementation}: {error}") from error
     if arguments.max_position_embeddings is not None:
         model.config.max_position_embeddings = arguments.max_position_embeddings
 
@@ -122,18 +127,23 @@ def _validation(parts: Sequence[EncodedRows], size: int | None, seed: int) -> Mi
     return Subset(rows, sorted(np.random.default_rng(seed).permutation(len(rows))[:size].tolist()))
 
 
-def _check_alike(data_sets: Sequence[Rows], image_area: int | None) -> None:
-    """Codes of another vision tokenizer or image area are other words for other pictures: never mix them."""
-    first = data_sets[0]
-    for rows in data_sets:
-        for key in ("vision_sha256", "image_area", "factor"):
-            if rows.manifest[key] != first.manifest[key]:
-                raise UserError(
-                    f"{rows.folder} has {key} {rows.manifest[key]}, {first.folder} has {first.manifest[key]}: "
-                    "tokenise both alike"
-                )
-    if image_area is not None and first.manifest["image_area"] != image_area:
-        raise UserError(f"{first.folder} has image area {first.manifest['image_area']}, --image_area is {image_area}")
+def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> None:
+    """Refuse at once what would otherwise show when data and model are loaded and files are written."""
+    if arguments.changed_token_weight <= 0:
+        raise UserError(f"--changed_token_weight is {arguments.changed_token_weight}, it has to be above 0")
+    if arguments.validation_size is not None and arguments.validation_size < 1:
+        raise UserError(f"--validation_size is {arguments.validation_size}, it has to be at least 1")
+    if training.eval_strategy != "no" and not arguments.eval_data:
+        raise UserError(f"--eval_strategy {training.eval_strategy} needs --eval_data")
+    resume = training.resume_from_checkpoint
+    if resume is not None and not Path(resume).is_dir():
+        raise UserError(f"--resume_from_checkpoint {resume} is no folder; left out, the last whole one is taken")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    options = training.lr_scheduler_kwargs
+    try:
+        get_scheduler(training.lr_scheduler_type, optimizer, 1, 2, options)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--lr_scheduler_type with --lr_scheduler_kwargs {options}: {error}") from error
 
 
 def _check_same_run(arguments: SftArguments, output: Path) -> None:
@@ -155,19 +165,7 @@ def _checkpoint(training: TrainingArguments, output: Path) -> str | None:
 
 
 def main() -> None:
-    parser = HfArgumentParser(
-        [DataClassType(SftArguments), DataClassType(TrainingArguments)],
-        description=(__doc__ or "").splitlines()[0],
-    )
-    try:
-        arguments, training, unknown = parser.parse_args_into_dataclasses(
-            return_remaining_strings=True, look_for_args_file=False
-        )
-    except ValueError as error:  # what TrainingArguments refuses
-        raise UserError(str(error)) from error
-    if unknown:
-        raise UserError(f"unknown option {unknown[0]}; --help lists all")
-    train(arguments, training)
+    train(*parse_flags([SftArguments, TrainingArguments], __doc__))
 
 
 if __name__ == "__main__":

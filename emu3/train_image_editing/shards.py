@@ -98,7 +98,8 @@ class ShardWriter:
     def finish(self) -> dict[str, Any] | None:
         """Write the manifest and return it; None while shards are missing.
 
-        Raises UserError if the folder holds shards of another cut, or if not one row could be tokenised.
+        Raises UserError if the folder holds shards of another cut, or if not one row could be tokenised; the shards,
+        which then hold nothing, are removed.
         """
         paths = [self.path(index) for index in range(self.shards)]
         if not all(path.is_file() for path in paths):
@@ -119,7 +120,9 @@ class ShardWriter:
             )
         rows = sum(shard["rows"] for shard in shards)
         if not rows:
-            raise UserError(f"{self.folder}: not one of {len(failed)} rows could be used; the first: {failed[:1]}")
+            for path in paths:
+                path.unlink(missing_ok=True)
+            raise UserError(f"not one of {len(failed)} rows could be used; row {failed[0]['id']}: {failed[0]['why']}")
         manifest = {
             "rows": rows,
             "rows_with_target": with_target,
@@ -175,15 +178,37 @@ def read_rows(folder: Path | str, verify: bool = False) -> Rows:
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder / MANIFEST} does not exist: not a tokenised data set, or one that is unfinished")
     manifest = read_json(folder / MANIFEST)
+    try:
+        entries = [(folder / Path(entry["file"]).name, entry["bytes"], entry["sha256"]) for entry in manifest["shards"]]
+    except (KeyError, TypeError):
+        entries = []
+    if not entries:
+        raise UserError(f"{folder / MANIFEST} lists no shards: not the manifest of a tokenised data set")
     shards = []
-    for entry in manifest["shards"]:
-        path = folder / Path(entry["file"]).name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+    for path, size, digest in entries:
+        if not path.is_file() or path.stat().st_size != size:
             raise UserError(f"{path} is missing or has another size than {MANIFEST} says: tokenise it again")
-        if verify and sha256_of(path) != entry["sha256"]:
+        if verify and sha256_of(path) != digest:
             raise UserError(f"{path} has another sha256 than {MANIFEST} says: tokenise it again")
         shards.append(_Shard(path))
     return Rows(folder, manifest, shards)
+
+
+def check_alike(data_sets: Sequence[Rows], expected: Mapping[str, Any]) -> None:
+    """Codes of another vision tokenizer or image area are other words for other pictures: never mix them.
+
+    expected: what the manifests should say under some keys. Raises UserError naming the folder that differs.
+    """
+    for rows in data_sets:
+        for key, value in expected.items():
+            if rows.manifest.get(key) != value:
+                raise UserError(f"{rows.folder} has {key} {rows.manifest.get(key)}, wanted is {value}")
+        for key in ("vision_sha256", "image_area", "factor"):
+            found, first = rows.manifest.get(key), data_sets[0].manifest.get(key)
+            if found != first:
+                raise UserError(
+                    f"{rows.folder} has {key} {found}, {data_sets[0].folder} has {first}: tokenise both alike"
+                )
 
 
 class _Shard:

@@ -12,19 +12,19 @@ are torch files, read with weights_only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from emu3.files import read_json, whole_folder, write_json
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.train_image_editing.loss import mean_per_row, weighted_sum
+from emu3.train_image_editing.metrics import MetricsLog, output_folder
 
 WHOLE = "whole.json"
 
@@ -38,7 +38,9 @@ class EditTrainer(Trainer):
     def __init__(self, *args: Any, text_tokenizer: TextTokenizer, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.text_tokenizer = text_tokenizer
-        self.add_callback(MetricsFile())
+        for noisy in (ProgressCallback, PrinterCallback):
+            self.remove_callback(noisy)
+        self.add_callback(MetricsLog())
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
@@ -100,29 +102,6 @@ def last_whole_checkpoint(output_dir: Path) -> Path | None:
     folders = [path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{WHOLE}")]
     whole = [folder for folder in folders if read_json(folder / WHOLE) == _sizes(folder)]
     return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-
-
-class MetricsFile(TrainerCallback):
-    """Appends what the Trainer logs to `metrics.jsonl`; a resumed run first cuts it back to its checkpoint."""
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            output_folder(args).mkdir(parents=True, exist_ok=True)
-            _metrics(args).write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            with _metrics(args).open("a") as file:
-                file.write(json.dumps(state.log_history[-1]) + "\n")
-
-
-def output_folder(args: TrainingArguments) -> Path:
-    """Where the run writes."""
-    return Path(str(args.output_dir))
-
-
-def _metrics(args: TrainingArguments) -> Path:
-    return output_folder(args) / "metrics.jsonl"
 
 
 def _logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

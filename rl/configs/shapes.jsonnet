@@ -3,7 +3,7 @@ local root = std.extVar('APP__BASE_EXP_DIR');
 {
   run_name: 'sft_s__rl_sc',
   output_dir: root,
-  model: root + '/sft_s',
+  model: root + '/sft_s/final',
   vision: root + '/vision',
   data: { sets: [std.extVar('APP__DATA_DIR') + '/' + name for name in ['simple', 'complex']] },
   steps: 400,
@@ -12,5 +12,5 @@ local root = std.extVar('APP__BASE_EXP_DIR');
   objective: { kl: 0.01 },
   optimizer: { lr: 3e-4, warmup_steps: 10 },
   judge: { base_url: std.extVar('APP__REWARD_FUNCTION_API_BASE'), deadline: 60 },
-  compute: { micro_batch: 32, attention: 'eager' },
+  compute: { micro_batch: 32, attention: 'sdpa' },
 }

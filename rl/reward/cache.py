@@ -18,17 +18,17 @@ from emu3.errors import UserError
 class AnswerCache:
     """Answers by key.
 
-    path: file to read and continue; None keeps them in memory only.
+    path: file to read and continue, made at the first new answer; None keeps them in memory only.
     keep: this many answers at most stay in memory, the newest; the file keeps all.
     Raises `UserError` if the file holds something else.
     """
 
     def __init__(self, path: Path | None = None, keep: int = 100_000) -> None:
         self._keep = keep
+        self._path = path
         self._answers: dict[str, str] = {}
         self._file: IO[bytes] | None = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if path is not None and path.is_file():
             self._file = path.open("a+b", buffering=0)
             self._load(path, self._file)
 
@@ -40,7 +40,10 @@ class AnswerCache:
 
     def put(self, key: str, answer: str) -> None:
         self._remember(key, answer)
-        if self._file is not None:
+        if self._path is not None:
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("ab", buffering=0)
             self._file.write(json.dumps({"key": key, "answer": answer}).encode() + b"\n")
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 from PIL import Image
@@ -39,7 +40,8 @@ REASK_TEMPERATURE = 0.7
 class Judge:
     """An OpenAI-compatible server and how to ask it. For one event loop; close it there with `aclose`.
 
-    base_url: up to and with `/v1`. model: None takes the only one that the server has.
+    base_url: up to and with `/v1`; UserError if it is no http address. model: None takes the only one that the server
+    has.
     api_key_env: environment variable that holds the key; servers of one's own need none.
     concurrency: asks in flight. attempts: tries per request. deadline: seconds for an ask once it has a slot.
     reasks: how often an answer that cannot be used is asked for again.
@@ -63,7 +65,7 @@ class Judge:
         image_format: ImageFormat = "png",
         cache: AnswerCache | None = None,
     ) -> None:
-        self.url = re.sub("//[^/@]*@", "//", base_url)
+        self.url = address_without_secrets(base_url)
         self.counters = JudgeCounters()
         self._model = model
         self._name: str | None = None
@@ -224,6 +226,19 @@ class Judge:
             text = str(error.__cause__ or error)
         text = text.replace(self._api_key, "[key]")
         return re.sub(r"\s+", " ", text)[:300]
+
+
+def address_without_secrets(base_url: str) -> str:
+    """A judge's address as it may be shown: without user and password. Raises UserError if it is no http address."""
+    shown = re.sub("//[^/]*@", "//", base_url)
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UserError(f"the judge's address {shown!r} is none: want http://HOST:PORT/v1")
+    return shown
 
 
 def _content(reply: Any) -> str:

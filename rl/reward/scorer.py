@@ -20,6 +20,7 @@ from rl.reward.viescore import VieScore
 class Scorer:
     """A thread that scores with `metric`, whose judge it closes at its end.
 
+    judge_name: the model that is asked.
     Raises `UserError` at the start if the judge cannot be used.
     """
 
@@ -32,7 +33,7 @@ class Scorer:
         self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
         self._thread.start()
         try:
-            asyncio.run_coroutine_threadsafe(metric.judge.model_name(), self._loop).result()
+            self.judge_name = asyncio.run_coroutine_threadsafe(metric.judge.model_name(), self._loop).result()
         except BaseException:
             self.close()
             raise

@@ -37,6 +37,12 @@ class Edit(ABC):
     def touched(self, before: Scene, after: Scene) -> set[int]:
         """Slots that the edit may change."""
 
+    def names(self) -> set[tuple[str, str]]:
+        """(colour, form) of each thing that the instruction names."""
+        words = vars(self)
+        pairs = (("colour", "form"), ("other_colour", "other_form"))
+        return {(words[colour], words[form]) for colour, form in pairs if colour in words and form in words}
+
     def worded(self, rng: np.random.Generator) -> str:
         """A random wording of this edit."""
         return str(rng.choice(self.wordings)).format(**vars(self))

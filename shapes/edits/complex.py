@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from shapes.edits.base import Edit, named, pick, random_edit
-from shapes.edits.simple import SIMPLE, Recolour, Remove, Reshape
+from shapes.edits.simple import SIMPLE, Add, Recolour, Remove, Reshape
 from shapes.scene import GRID, Scene, Shape
 
 NUMBERS = {"two": 2, "three": 3}
@@ -162,11 +162,17 @@ class Both(Edit):
             return None
         return Both(first, second)
 
+    def names(self) -> set[tuple[str, str]]:
+        return self.first.names() | self.second.names()
+
     def worded(self, rng: np.random.Generator) -> str:
         return self.first.worded(rng) + str(rng.choice(self.joints)) + self.second.worded(rng)
 
     def apply(self, scene: Scene, rng: np.random.Generator) -> Scene:
-        return self.second.apply(self.first.apply(scene, rng), rng)
+        # What is added comes first: it must not take the place of what the other edit removes.
+        for edit in sorted((self.first, self.second), key=lambda edit: not isinstance(edit, Add)):
+            scene = edit.apply(scene, rng)
+        return scene
 
     def success(self, before: Scene, after: Scene) -> float:
         return (self.first.success(before, after) + self.second.success(before, after)) / 2

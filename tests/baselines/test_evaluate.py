@@ -127,6 +127,11 @@ def test_other_data_under_the_same_path_are_noticed(
         run(make_data(rows=5), tmp_path / "out")
 
 
+def test_a_batch_of_nothing_is_refused(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="batch size and image area are at least 1"):
+        run(make_data(), tmp_path / "out", batch_size=0)
+
+
 def test_a_folder_with_something_else_is_refused(make_data: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run of this command"):
         run(make_data(), tmp_path)
@@ -137,7 +142,16 @@ def test_too_few_pictures_are_an_error(make_data: Callable[..., Path], tmp_path:
     inverter.answer = lambda images: images[:-1]
     with pytest.raises(UserError, match="Inverter gave 1 pictures for 2 samples"):
         run(make_data(), tmp_path / "out")
-    assert not (tmp_path / "out" / "batches").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_at_once_can_be_corrected(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    """Guards against a folder that holds nothing and refuses the right settings for the wrong ones."""
+    data = make_data()
+    with pytest.raises(UserError, match="less than one cell"):
+        run(data, tmp_path / "out", image_area=30)
+    assert not (tmp_path / "out").exists()
+    assert len(run(data, tmp_path / "out")) == 5
 
 
 def test_a_picture_at_native_size_is_fitted_like_the_source(
@@ -197,10 +211,10 @@ def test_emu3_gets_whole_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             return [[Edit(image, None)] for image in images]
 
     monkeypatch.setattr("baselines.editors.emu3.Editor", Recorder)
-    editor = Emu3Editor(tmp_path, tmp_path, temperature=0.5, top_k=7, image_area=AREA)
+    editor = Emu3Editor(tmp_path, tmp_path, temperature=0.5, top_k=7, think=True, image_area=AREA)
     pictures = [Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in range(3)]
     assert editor.edit(pictures, ["a", "b", "c"], seed=3) == pictures
-    assert calls == [(3, {"n": 1, "temperature": 0.5, "top_k": 7, "seed": 3, "image_area": AREA})]
+    assert calls == [(3, {"n": 1, "temperature": 0.5, "top_k": 7, "seed": 3, "think": True, "image_area": AREA})]
 
 
 def test_the_command_line_names_columns(

@@ -116,8 +116,8 @@ def test_small_pictures_grow_by_whole_pixels(make_run: MakeRun) -> None:
 
 
 def test_large_pictures_shrink(make_run: MakeRun) -> None:
-    large = Elements(read(report.run(make_run({"m": [1.0]}, size=256)))).found["img"][0]
-    assert large["width"] == "144" and "class" not in large
+    large = Elements(read(report.run(make_run({"m": [1.0]}, size=400)))).found["img"][0]
+    assert (large["width"], large["height"]) == ("256", "256") and "class" not in large
 
 
 def test_the_same_run_gives_the_same_page(make_run: MakeRun) -> None:

@@ -49,6 +49,17 @@ def test_reads_a_folder_of_files_in_order(make_data: Callable[..., Path], tmp_pa
     assert [sample.id for sample in Samples(FULL, folder)] == ["0-a", "0-b", "1-a", "1-b"]
 
 
+def test_a_split_takes_the_files_that_are_named_for_it(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    """Guards an evaluation on rows that were trained on, which lie in the same folder."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "test"):
+        make_data(rows=1, id=[split]).rename(folder / f"{split}-00000-of-00001.parquet")
+    assert [sample.id for sample in Samples(FULL, folder, split="test")] == ["test"]
+    with pytest.raises(UserError, match=r"validation-\*\.parquet"):
+        Samples(FULL, folder, split="validation")
+
+
 def test_missing_column_is_named_with_those_that_exist(make_data: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match=r"no column 'task'; it has id, input, output, instruction, split"):
         Samples(FULL, make_data(task=None))
@@ -62,7 +73,7 @@ def test_an_id_that_occurs_twice_is_refused(make_data: Callable[..., Path]) -> N
 
 def test_a_broken_picture_names_its_row(make_data: Callable[..., Path]) -> None:
     broken = pa.array([b"no picture"] * 2)
-    with pytest.raises(UserError, match="row sample-0: input: unreadable image"):
+    with pytest.raises(UserError, match="row sample-0: input cannot be read as an image"):
         Samples(FULL, make_data(rows=2, input=broken))[0]
 
 

@@ -112,5 +112,5 @@ def test_missing_pictures_and_predictions_are_named(predicted: Path, judge: Fake
     with pytest.raises(UserError, match=r"nowhere/predictions.parquet does not exist|nowhere does not exist"):
         score.run(tmp_path / "nowhere", judge_url=judge.url)
     next((predicted / "batches").rglob("*-edited.png")).unlink()
-    with pytest.raises(UserError, match=r"edited.png cannot be read"):
+    with pytest.raises(UserError, match=r"edited.png does not exist"):
         score.run(predicted, judge_url=judge.url)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emu3.edit import main, read_image
-from emu3.errors import UserError, run_main
+from emu3.edit import main
+from emu3.errors import run_main
 
 
 @pytest.fixture
@@ -77,15 +77,14 @@ def test_bad_input_gets_one_line_and_code_2(
     output: str,
     message: str,
 ) -> None:
-    """Guards against a traceback, and against an output file that holds nothing."""
+    """Guards against a traceback, the libraries' progress bars, and an output file that holds nothing."""
     (photo.parent / "text.jpg").write_text("no picture")
     (photo.parent / "cut.jpg").write_bytes(photo.read_bytes()[:700])
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, *folders, photo.parent / image, instruction, "-o", photo.parent / output)
     error = capsys.readouterr().err
     assert end.value.code == 2
-    last = error.splitlines()[-1]
-    assert last.startswith("error: ") and message in last and "Traceback" not in error
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not (photo.parent / output).exists()
 
 
@@ -95,13 +94,3 @@ def test_a_wrong_checkpoint_folder_is_told(
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, "--model", tmp_path, "--vision", tmp_path, photo, "a", "-o", tmp_path / "out.png")
     assert end.value.code == 2 and str(tmp_path) in capsys.readouterr().err
-
-
-def test_a_photo_lies_as_the_camera_held_it(tmp_path: Path) -> None:
-    """Guards phone photos: without the EXIF turn the model would edit a picture that lies on its side."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(tmp_path / "turned.jpg").size == (20, 40)
-    with pytest.raises(UserError):
-        read_image(tmp_path)

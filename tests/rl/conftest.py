@@ -17,7 +17,7 @@ from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.config import StillVQConfig
-from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.model import StillVQ, weights_digest
 from emu3.train_image_editing.shards import EditRow, ShardWriter
 from rl.config import Config, build_config
 from rl.reward.outcome import Outcome, Score
@@ -70,7 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for index in range(6)
     ]
-    writer = ShardWriter(folder / "data", {}, 1)
+    writer = ShardWriter(folder / "data", {"vision_sha256": weights_digest(folder / "vision")}, 1)
     writer.write(0, rows, [])
     writer.finish()
     return folder

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from emu3.errors import UserError, run_main
+from emu3.tokenizer.model import StillVQ
 from rl.reward.outcome import Unavailable, Unparsable
 from rl.rollout.local import LocalEngine
 from rl.train import main
@@ -153,6 +155,17 @@ def test_dead_judge_is_one_line_and_exit_code_2(
     message = capsys.readouterr().err.strip()
     assert ended.value.code == 2
     assert message.startswith("error: ") and "127.0.0.1:9" in message and "\n" not in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_of_another_vision_tokenizer_is_refused(make_config: Any, run: Any, world: Path, tmp_path: Path) -> None:
+    """Guards a run on codes that decode to other pictures: everything works, and every reward is noise."""
+    shutil.copytree(world / "vision", tmp_path / "vision")
+    other = StillVQ.from_pretrained(tmp_path / "vision")
+    other.quantizer.codebook.add_(1)
+    other.save_pretrained(tmp_path / "vision")
+    with pytest.raises(UserError, match="data has vision_sha256"):
+        run(make_config(vision=str(tmp_path / "vision")))
     assert not (tmp_path / "run").exists()
 
 

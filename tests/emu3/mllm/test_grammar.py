@@ -81,6 +81,13 @@ def test_answer_and_codes_are_inverse(height: int, width: int) -> None:
     assert rules.codes(answer) == codes
 
 
+@pytest.mark.parametrize("shape", [(3, 2), (2, 4), (1, 3), (3, 3), (2, 0), (0, 0)])
+def test_a_grid_of_another_shape_is_refused(shape: tuple[int, int]) -> None:
+    """A transposed or cut grid would become an answer of the right look that no decoder reads."""
+    with pytest.raises(ValueError, match="want 2 rows of 3 codes"):
+        grammar(2, 3).answer(grid(*shape))
+
+
 def test_every_illegal_token_is_refused() -> None:
     """A broken answer must fail, never decode to some picture."""
     rules = grammar(2, 3)

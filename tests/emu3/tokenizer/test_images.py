@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from emu3.errors import UserError
-from emu3.tokenizer.images import fit_image, to_pil, to_tensor
+from emu3.tokenizer.images import fit_image, read_image
+from emu3.tokenizer.tensors import to_pil, to_tensor
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,32 @@ def test_picture_thinner_than_a_cell() -> None:
     """It would crop to nothing."""
     with pytest.raises(UserError, match=r"4000x3 picture becomes 1753x1"):
         fit_image(Image.new("RGB", (4000, 3)), 2304, 8)
+
+
+def test_a_photo_lies_as_the_camera_held_it(tmp_path: Path) -> None:
+    """Guards phone photos: without the EXIF turn the model would edit a picture that lies on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    photo = read_image(tmp_path / "turned.jpg", "it")
+    assert (photo.size, photo.mode) == ((20, 40), "RGB")
+
+
+def test_an_unreadable_picture_is_told_by_its_name(tmp_path: Path) -> None:
+    """Also one that is cut short, whose header is fine; and twice in the same words, as they end up in manifests."""
+    buffer = io.BytesIO()
+    Image.effect_noise((40, 40), 50).save(buffer, "PNG")
+    for data in (b"no picture", buffer.getvalue()[:300]):
+        told = []
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"^row 3 cannot be read as an image \(") as error:
+                read_image(io.BytesIO(data), "row 3")
+            told.append(str(error.value))
+        assert told[0] == told[1]
+    with pytest.raises(UserError, match="it does not exist"):
+        read_image(tmp_path / "none.png", "it")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_image(tmp_path, "it")
 
 
 def test_tensor_and_back_is_the_same_picture() -> None:

@@ -1,20 +1,43 @@
-"""A world small enough to fine-tune in a test: 2x3 grids of 16 codes, a byte-level text tokenizer, one layer."""
+"""A world small enough to tokenise and fine-tune in a test: 2x3 grids of 16 codes, text as bytes, one layer."""
 
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 from transformers import TrainingArguments
 
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing.shards import EditRow, ShardWriter
 
 MANIFEST = {"image_area": 384, "factor": 8, "vision_sha256": "0" * 64}
+
+
+def picture(seed: int, width: int = 40, height: int = 40) -> bytes:
+    """A PNG of noise."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def save_vision(folder: Path, codebook_size: int = 64) -> None:
+    """A tiny vision tokenizer with random weights."""
+    torch.manual_seed(0)
+    config = StillVQConfig(
+        base_channels=16, channel_multiplier=(1,), num_res_blocks=1, attn_resolutions=(), codebook_size=codebook_size,
+        temporal_downsample_factor=1, patch_size=8, norm="position", middle_attention=False,
+    )  # fmt: skip
+    StillVQ(config).save_pretrained(folder)
 
 
 def tokenizer(folder: Path) -> TextTokenizer:

@@ -13,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
+from sft_world import picture, save_vision
 
 from emu3.errors import UserError
 from emu3.tokenizer.codec import ImageCodec
-from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.images import fit_image
 from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing import prepare_data
@@ -29,13 +28,6 @@ AREA = 32 * 32
 REAL = Path(__file__).parents[3] / "../shared/data/aurora-bench-dev.parquet"
 
 
-def picture(seed: int, width: int = 40, height: int = 40) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @pytest.fixture(autouse=True)
 def no_cache_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -43,13 +35,8 @@ def no_cache_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    config = StillVQConfig(
-        base_channels=16, channel_multiplier=(1,), num_res_blocks=1, attn_resolutions=(), codebook_size=64,
-        temporal_downsample_factor=1, patch_size=8, norm="position", middle_attention=False,
-    )  # fmt: skip
     folder = tmp_path_factory.mktemp("world") / "vision"
-    StillVQ(config).save_pretrained(folder)
+    save_vision(folder)
     return folder
 
 
@@ -125,8 +112,8 @@ def test_broken_rows_are_recorded_with_their_reason(arguments: PrepareArguments)
     assert manifest is not None
     why = {row["id"]: row["why"] for row in manifest["failed"]}
     assert list(why) == ["row-2", "row-4", "row-5"]
-    assert why["row-2"].startswith("before: unreadable image")
-    assert why["row-4"].startswith("after: unreadable image")
+    assert why["row-2"].startswith("before cannot be read as an image")
+    assert why["row-4"].startswith("after cannot be read as an image")
     assert why["row-5"] == "empty instruction"
     assert (manifest["rows"], manifest["rows_with_target"], manifest["image_area"]) == (7, 5, AREA)
 
@@ -206,6 +193,7 @@ def test_the_seed_shuffles_as_datasets_does() -> None:
     [
         ({"edited_image_key": "target"}, "no column 'target'; it has key, before"),
         ({"dataset_name": "nowhere.parquet"}, "nowhere.parquet"),
+        ({"dataset_name": __file__}, "test_prepare_data.py is not a Parquet file"),
         ({"model_path": "nowhere"}, "nowhere"),
         ({"image_area": 10}, "less than one code"),
         ({"limit": 0}, "at least 1"),
@@ -220,8 +208,18 @@ def test_bad_input_is_one_clear_line(arguments: PrepareArguments, change: dict[s
 
 def test_an_empty_data_set_is_an_error(arguments: PrepareArguments, pairs: Path, tmp_path: Path) -> None:
     pq.write_table(pq.read_table(pairs).slice(0, 0), tmp_path / "empty.parquet")
-    with pytest.raises(UserError, match="empty"):
+    with pytest.raises(UserError, match="is empty"):
         prepare(replace(arguments, dataset_name=str(tmp_path / "empty.parquet")))
+    assert not Path(arguments.output_path).exists()
+
+
+def test_a_data_set_of_broken_rows_leaves_nothing_behind(arguments: PrepareArguments, pairs: Path) -> None:
+    """Otherwise the run with the right column, into the same folder, is refused for the shards of this one."""
+    broken = pq.read_table(pairs).slice(2, 1)
+    pq.write_table(broken, pairs)
+    with pytest.raises(UserError, match="not one of 1 rows could be used; row row-2: before cannot be read"):
+        prepare(arguments)
+    assert not list(Path(arguments.output_path).iterdir())
 
 
 def test_the_published_flags_work(
@@ -237,6 +235,24 @@ def test_the_published_flags_work(
     prepare_data.main()
     assert "7 rows, 5 with a target, 3 failed" in capsys.readouterr().out
     assert {key for row in read_rows(arguments.output_path) for key in row.cot} == {"why"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--nope", "1"], "unknown option --nope"),
+        (["--image-area", "big"], "--image-area.*invalid int value: 'big'"),
+        (["--source", "ftp"], "--source.*invalid choice"),
+        ([], "required: --dataset"),
+    ],
+)
+def test_wrong_flags_are_one_clear_line(monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str) -> None:
+    """The library prints its whole usage, or a traceback for a flag that it does not know."""
+    paths = ["--dataset-name", "a", "--output-path", "b", "--model-path", "c"] if flags else []
+    monkeypatch.setattr(sys, "argv", ["prepare_data", *paths, *flags])
+    with pytest.raises(UserError, match=message) as error:
+        prepare_data.main()
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real sample is not here")

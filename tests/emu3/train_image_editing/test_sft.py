@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -197,7 +198,9 @@ def test_the_command_takes_published_and_trainer_flags(
         ({"model_name_or_path": "nowhere"}, "nowhere"),
         ({"coefficients": [1.0, 2.0]}, "2 coefficients for 1"),
         ({"changed_token_weight": 0.0}, "above 0"),
-        ({"image_area": 65536}, "image area 384, --image_area is 65536"),
+        ({"image_area": 65536}, "image_area 384, wanted is 65536"),
+        ({"attn_implementation": "fast"}, "--attn_implementation fast"),
+        ({"validation_size": 0}, "--validation_size is 0"),
         ({"max_position_embeddings": 30}, "row row-0"),
     ],
 )
@@ -208,6 +211,43 @@ def test_bad_input_is_one_clear_line(
     with pytest.raises(UserError, match=message):
         sft.train(SftArguments(**values), sft_world.trainer_arguments(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "--lr_scheduler_kwargs"),
+        ({"lr_scheduler_kwargs": {"min_lt": 1e-5}}, "--lr_scheduler_kwargs"),
+        ({"resume_from_checkpoint": "nowhere"}, "nowhere is no folder"),
+        ({"eval_strategy": "steps", "eval_steps": 1}, "needs --eval_data"),
+    ],
+)
+def test_trainer_flags_that_cannot_work_are_one_clear_line(
+    model: Path, train_data: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    """The Trainer finds these only once everything is loaded and the first file is written, with a traceback."""
+    with pytest.raises(UserError, match=message) as error:
+        sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path / "out", **change))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_console_has_one_line_per_logging_step(
+    model: Path, train_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against the libraries' bars and dictionaries, which bury what a person looks for."""
+    training = sft_world.trainer_arguments(
+        tmp_path, max_steps=4, logging_steps=2, eval_strategy="steps", eval_steps=4, save_strategy="steps",
+        save_steps=2, disable_tqdm=False,
+    )  # fmt: skip
+    sft.train(arguments(model, train_data, eval_data=[str(train_data)]), training)
+    told = capsys.readouterr()
+    assert told.err == ""
+    steps = [line for line in told.out.splitlines() if line.startswith("step ")]
+    assert [line.split("  ")[0] for line in steps] == ["step 2/4", "step 4/4", "step 4/4", "step 4/4"]
+    assert re.fullmatch(r"step 2/4  loss \d\.\d{4}  grad \d+\.\d{3}  lr \S+", steps[0])
+    assert re.fullmatch(r"step 4/4  evaluation loss \d\.\d{4}", steps[2])
+    assert re.fullmatch(r"step 4/4  done in \d+ s", steps[3])
 
 
 def test_data_of_two_tokenizers_is_refused(model: Path, train_data: Path, tmp_path: Path) -> None:

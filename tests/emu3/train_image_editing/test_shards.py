@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emu3.errors import UserError
-from emu3.train_image_editing.shards import EditRow, FailedRow, ShardWriter, read_rows
+from emu3.train_image_editing.shards import EditRow, FailedRow, ShardWriter, check_alike, read_rows
 
 ROWS = [
     EditRow("a", np.arange(6, dtype=np.uint16).reshape(2, 3), np.ones((2, 3), np.uint16), "add a dog", {"k": "why"}),
@@ -95,4 +95,24 @@ def test_a_data_set_without_one_usable_row_is_an_error(tmp_path: Path) -> None:
     writer.write(0, [], [FailedRow("z", "unreadable image")])
     with pytest.raises(UserError, match="unreadable image"):
         writer.finish()
-    assert not (tmp_path / "manifest.json").exists()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[]", '{"shards": []}', '{"shards": [{"file": "a"}]}'])
+def test_a_manifest_of_something_else_is_refused(tmp_path: Path, manifest: str) -> None:
+    """Many programs write a manifest.json."""
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(UserError, match="lists no shards"):
+        read_rows(tmp_path)
+
+
+def test_data_sets_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
+    """Codes of two tokenizers in one run train without any error."""
+    for name, area in (("one", 64), ("two", 64), ("other", 128)):
+        write(tmp_path / name, area).finish()
+    one, two, other = (read_rows(tmp_path / name) for name in ("one", "two", "other"))
+    check_alike([one, two], {"image_area": 64})
+    with pytest.raises(UserError, match=r"other has image_area 128, .*one has 64"):
+        check_alike([one, other], {})
+    with pytest.raises(UserError, match="one has image_area 64, wanted is 128"):
+        check_alike([one], {"image_area": 128})

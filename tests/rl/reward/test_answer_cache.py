@@ -14,6 +14,7 @@ def test_answers_survive_the_process(tmp_path: Path) -> None:
     """Guards: answers that are written at the end only, or with newlines that split a line."""
     path = tmp_path / "new" / "answers.jsonl"
     first = AnswerCache(path)
+    assert not path.parent.exists(), "a judge that turns out to be dead must leave no file"
     first.put("a", "line\nbreak ü")
     with AnswerCache(path) as second:
         assert second.get("a") == "line\nbreak ü" and second.get("b") is None

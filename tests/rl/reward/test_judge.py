@@ -297,6 +297,18 @@ def test_dead_judge_at_the_start_names_the_address(url):
     assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:4877/v1", "ftp://judge/v1", "http:///v1", "http://judge:port/v1", "http://judge:99999/v1",
+     "http://[judge/v1", "http://user:p@ss@judge:port/v1"],
+)  # fmt: skip
+def test_an_address_that_is_none_is_refused_at_once(url):
+    """Guards: a traceback from the depths of the HTTP client, or a wait for a server that cannot be there."""
+    with pytest.raises(UserError, match=r"want http://HOST:PORT/v1") as caught:
+        Judge(url)
+    assert "p@ss" not in str(caught.value) and "ss@judge" not in str(caught.value)
+
+
 def test_choice_of_the_model(stub):
     """Guards: a silent pick among several, a wrong name that only shows as 404 in every reward."""
     assert with_judge(Judge(stub.url), lambda j: j.model_name()) == "stub"
@@ -322,5 +334,5 @@ def test_key_is_sent_and_never_shown(stub, monkeypatch, caplog, tmp_path: Path):
         outcome = with_judge(Judge(stub.url, api_key_env="JUDGE_KEY", cache=cache), lambda j: j.ask("q", []))
     assert stub.keys == [f"Bearer {key}"]
     assert isinstance(outcome, Unavailable) and "bad key [key]" in outcome.reason
-    shown = outcome.reason + caplog.text + (tmp_path / "answers.jsonl").read_text()
-    assert "sk-very" not in shown
+    assert "sk-very" not in outcome.reason + caplog.text
+    assert not (tmp_path / "answers.jsonl").exists()

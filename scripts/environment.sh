@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Sourced by the other scripts: the project's Python, its installation, and settings for training on a CPU.
+#
+#   PYTHON        the Python that .venv is made of (default: the first of python3, python3.12, python3.11 that fits)
+#   TORCH_INDEX   package index for torch; https://download.pytorch.org/whl/cpu has the small build without CUDA
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [ -x "$root/.venv/bin/python" ]; then PATH=$root/.venv/bin:$PATH; fi
+
+# install_project [EXTRA]: makes .venv and installs the project into it, unless this pyproject.toml is installed there.
+install_project() {
+    local venv=$root/.venv extra=${1:-} python installed
+    for installed in "$venv/installed-${extra:-core}.toml" "$venv/installed-dev.toml"; do
+        if cmp -s "$root/pyproject.toml" "$installed"; then return; fi
+    done
+    if [ ! -x "$venv/bin/pip" ]; then
+        python=$(fitting_python)
+        echo "making .venv with $("$python" --version)"
+        "$python" -m venv "$venv"
+    fi
+    PATH=$venv/bin:$PATH
+    echo "installing packages into .venv, which takes some minutes the first time"
+    pip install --quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
+        "$(grep --only-matching --max-count=1 'torch==[0-9.]*' "$root/pyproject.toml")"
+    pip install --quiet --editable "$root${extra:+[$extra]}"
+    cp "$root/pyproject.toml" "$venv/installed-${extra:-core}.toml"
+}
+
+fitting_python() {
+    local python
+    for python in ${PYTHON:-python3 python3.12 python3.11}; do
+        if "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+            echo "$python"
+            return
+        fi
+    done
+    echo "error: ${PYTHON:-python3} is not Python 3.11 or 3.12: install one and name it, PYTHON=/path/to/python3.12" >&2
+    return 2
+}
+
+gpu_count() {
+    (nvidia-smi -L 2>/dev/null || true) | wc -l
+}
+
+# On virtual machines page faults can take most of a CPU training step: freed memory is kept, and huge pages are asked
+# for. Threads that spin while they wait would take the core from another process.
+tune_for_cpu() {
+    export GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
+    export MALLOC_TOP_PAD_=268435456 OMP_WAIT_POLICY=PASSIVE
+}

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The whole pipeline on two CPU cores: installs what is missing, then runs shapes.quickstart.
+# Call it again after an interruption: stages that are done are not run again.
+#
+#   bash scripts/quickstart.sh                      about a third of an hour; then open runs/quickstart/report.html
+#   bash scripts/quickstart.sh --preset smoke       the same stages in three minutes, too short to learn much
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+
+install_project
+tune_for_cpu
+exec python -m shapes.quickstart "$@"

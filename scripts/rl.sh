@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# GRPO with a judge's score, by default on every GPU, else in one process on the CPU.
+# Call it again after an interruption: a run of the same name continues from its newest whole checkpoint.
+#
+#   bash scripts/rl.sh rl/configs/sft_s__rl_sc.jsonnet [key=value ...]
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+
+gpus=$(gpu_count)
+RANKS=${RANKS:-$((gpus > 0 ? gpus : 1))}
+export APP__RUN_NAME=${APP__RUN_NAME:-earl}                 # the run's folder in APP__BASE_EXP_DIR
+export APP__BASE_EXP_DIR=${APP__BASE_EXP_DIR:-runs/rl}
+export APP__DATA_DIR=${APP__DATA_DIR:-data/earl-datasets}   # folders written by scripts/tokenize.sh
+export APP__REWARD_FUNCTION_API_BASE=${APP__REWARD_FUNCTION_API_BASE:-http://127.0.0.1:4877/v1}
+
+launch=(python)
+if [ "$RANKS" -gt 1 ]; then launch+=(-m torch.distributed.run --standalone --nproc-per-node "$RANKS"); fi
+if [ "$gpus" -eq 0 ]; then tune_for_cpu; fi
+exec "${launch[@]}" -m rl.train "$@"

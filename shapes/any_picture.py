@@ -1,0 +1,44 @@
+"""Marks for any picture, from pixel statistics. This is not a judgement of the edit: the instruction is not read.
+
+It lets the whole path (rollouts, reward, GRPO step, evaluation, report) run on photographs where no vision-language
+model is at hand. Its scores say nothing about the quality of a model, and each reason begins with `NOTICE`. The parts
+stand where VIEScore has its own:
+- edit success: how much changed, 10 from `ENOUGH_CHANGE` on; an unchanged picture has 0;
+- overedit: how little changed beyond that, 0 at `MOST_CHANGE`;
+- naturalness and no artifacts, one number: how little a pixel differs from its neighbours, 0 at `MOST_GRAIN`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from shapes.verifier import Marks
+
+NOTICE = "not a judgement of the edit"
+ENOUGH_CHANGE, MOST_CHANGE = 0.05, 0.5  # mean absolute difference of the channels, 1 is black against white
+MOST_GRAIN = 0.15  # mean absolute difference of brightness to the mean of the four neighbours, likewise
+
+
+def mark_edit(instruction: str, source: Image.Image, edited: Image.Image) -> Marks:
+    """Edit success and overedit, for pictures of any size: `edited` is brought to the size of `source`."""
+    if edited.size != source.size:
+        edited = edited.resize(source.size, Image.Resampling.BOX)
+    change = float(np.abs(_levels(source, "RGB") - _levels(edited, "RGB")).mean())
+    done = min(1.0, change / ENOUGH_CHANGE)
+    kept = min(1.0, max(0.0, (MOST_CHANGE - change) / (MOST_CHANGE - ENOUGH_CHANGE)))
+    return Marks(round(10 * done), round(10 * kept), f"{NOTICE}: the pixels changed by {change:.3f} of the range")
+
+
+def mark_quality(edited: Image.Image) -> Marks:
+    """The mark for little grain, twice."""
+    levels = np.pad(_levels(edited, "L"), 1, mode="edge")
+    around = (levels[:-2, 1:-1] + levels[2:, 1:-1] + levels[1:-1, :-2] + levels[1:-1, 2:]) / 4
+    grain = float(np.abs(levels[1:-1, 1:-1] - around).mean())
+    mark = round(10 * max(0.0, 1 - grain / MOST_GRAIN))
+    return Marks(mark, mark, f"{NOTICE}: a pixel differs from its neighbours by {grain:.3f} of the range")
+
+
+def _levels(picture: Image.Image, mode: str) -> np.ndarray:
+    """Pixel values from 0 to 1."""
+    return np.asarray(picture.convert(mode), np.float32) / 255

@@ -1,0 +1,49 @@
+"""How commands end."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from emu3.errors import UserError, run_main
+
+
+def end_of(error: BaseException) -> int | str | None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    return ended.value.code
+
+
+def test_what_a_person_can_mend_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A disk that runs full in the night is no bug of the program."""
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError) as not_a_folder:
+        (tmp_path / "file" / "new").mkdir()
+    assert end_of(UserError("no such column")) == 2
+    assert end_of(not_a_folder.value) == 2
+    assert end_of(OSError(errno.ENOSPC, "No space left on device", "run/model.safetensors")) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: no such column",
+        f"error: {tmp_path / 'file' / 'new'}: Not a directory",
+        "error: run/model.safetensors: No space left on device",
+    ]
+
+
+def test_an_interrupt_ends_quietly() -> None:
+    assert end_of(KeyboardInterrupt()) == 130
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), FileNotFoundError(errno.ENOENT, "No such file", "a"), OSError()])
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    """A file that the program forgot to write must not look like the person's mistake."""
+
+    def main() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        run_main(main)

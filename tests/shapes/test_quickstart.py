@@ -1,0 +1,37 @@
+"""The quickstart's folder belongs to one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emu3.errors import UserError
+from shapes import quickstart
+from shapes.quickstart import PRESETS, run
+
+
+class Reached(Exception):
+    """The first stage would run now."""
+
+
+@pytest.fixture
+def no_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise Reached
+
+    monkeypatch.setattr(quickstart.Stages, "run", stop)
+
+
+@pytest.mark.usefixtures("no_stages")
+def test_a_run_continues_under_the_same_settings_only(tmp_path: Path) -> None:
+    """Stages that are done are not run again: under another seed the table would mix two runs."""
+    for _ in range(2):
+        with pytest.raises(Reached):
+            run(PRESETS["smoke"], tmp_path, seed=0)
+    for preset, seed in (("smoke", 1), ("full", 0)):
+        with pytest.raises(UserError, match="holds a run with other settings; choose another --output-dir"):
+            run(PRESETS[preset], tmp_path, seed)
+    with pytest.raises(Reached):
+        run(PRESETS["smoke"], tmp_path, seed=0)

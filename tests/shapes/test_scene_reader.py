@@ -1,0 +1,54 @@
+"""The reader has to see what was drawn, or no score of this world means anything."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+from PIL import Image
+
+from shapes.reader import read
+from shapes.scene import BACKGROUNDS, COLOURS, FORMS, SIZES, SLOTS, Scene, Shape, grain, photograph, random_scene
+
+KINDS = [Shape(*kind) for kind in product(COLOURS, FORMS, SIZES)]
+
+
+def test_every_shape_is_read_back_on_every_background_and_in_every_slot() -> None:
+    """A palette or a stencil too close to another would make one kind of edit unlearnable, unseen."""
+    rng = np.random.default_rng(0)
+    for background, turn in product(BACKGROUNDS, range(len(KINDS))):
+        scene = Scene(background, tuple(KINDS[(turn + slot) % len(KINDS)] for slot in range(SLOTS)))
+        reading = read(Image.fromarray(photograph(scene, grain(rng))))
+        assert reading.scene == scene
+        assert reading.wrong == 0
+        assert min(reading.overlap.values()) == 1
+
+
+def test_random_scenes_are_read_back_through_their_noise() -> None:
+    for seed in range(300):
+        rng = np.random.default_rng([1, seed])
+        scene = random_scene(rng, (0, SLOTS))
+        assert read(Image.fromarray(photograph(scene, grain(rng)))).scene == scene
+
+
+def test_a_picture_of_another_size_is_read_at_the_scenes_size() -> None:
+    """A judge gets what the editor made, which need not have 48x48 pixels."""
+    rng = np.random.default_rng(2)
+    scene = random_scene(rng)
+    picture = Image.fromarray(photograph(scene, grain(rng)))
+    assert read(picture.resize((144, 144), Image.Resampling.NEAREST)).scene == scene
+
+
+def test_pixels_that_no_scene_explains_are_counted() -> None:
+    scene = Scene("white", (Shape("red", "circle"),) + (None,) * (SLOTS - 1))
+    pixels = photograph(scene, np.zeros(()))
+    pixels[20:32, 20:32] = (0, 255, 255)
+    assert 0.05 < read(Image.fromarray(pixels)).wrong < 0.07
+
+
+def test_things_in_a_source_scene_have_names_of_their_own() -> None:
+    """ "The red circle" has to name one thing, or a right answer could be marked wrong."""
+    for seed in range(200):
+        scene = random_scene(np.random.default_rng([3, seed]), (2, SLOTS))
+        names = [shape.name for shape in scene.slots if shape]
+        assert len(set(names)) == len(names)

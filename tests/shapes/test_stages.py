@@ -1,0 +1,145 @@
+"""Stages: what is done stays done, what fails says so, and nothing keeps running behind one's back."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from emu3.errors import UserError
+from emu3.files import read_json
+from shapes.stages import Command, Stages, module
+
+
+def python(code: str) -> Command:
+    return ["-c", code]
+
+
+def note(file: Path, text: str) -> Command:
+    """Appends a line to a file."""
+    return python(f"open({str(file)!r}, 'a').write({text!r} + '\\n')")
+
+
+def announce_and_sleep(file: Path) -> Command:
+    """Writes its process id, whole, and sleeps on."""
+    part = str(file) + ".part"
+    return python(
+        "import os, time; "
+        f"open({part!r}, 'w').write(str(os.getpid())); os.replace({part!r}, {str(file)!r}); time.sleep(60)"
+    )
+
+
+def fail_once_there_is(file: Path) -> Command:
+    return python(f"import os, sys, time\nwhile not os.path.exists({str(file)!r}): time.sleep(0.01)\nsys.exit(3)")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_stage_that_is_done_is_not_run_again(tmp_path: Path) -> None:
+    """An interrupted run continues where it stopped, also in a new process."""
+    log = tmp_path / "log.txt"
+    for _ in range(2):
+        stages = Stages(tmp_path, cores=1)
+        stages.run("first", note(log, "one"), note(log, "two"))
+    stages.run("second", note(log, "three"))
+    assert log.read_text().split() == ["one", "two", "three"]
+    costs = stages.costs()
+    assert list(costs["stages"]) == ["first", "second"]
+    assert costs["wall_seconds"] == pytest.approx(sum(costs["stages"].values()))
+
+
+def test_a_failure_names_the_stage_and_shows_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reason is in the log of a child; without its end on the screen a person sees only a number."""
+    stages = Stages(tmp_path, cores=1)
+    with pytest.raises(UserError, match=r"stage train failed with exit code 3; its log is .*train\.log") as caught:
+        stages.run("train", python("import sys; print('no such column'); sys.exit(3)"))
+    assert "no such column" in capsys.readouterr().err
+    assert "no such column" in Path(str(caught.value).split("its log is ")[1]).read_text()
+    assert not (tmp_path / "stages.json").exists(), "a failed stage is run again"
+
+
+def test_a_failure_stops_the_others(tmp_path: Path) -> None:
+    """A sibling left alone would train for minutes behind the error and write into the next try."""
+    pid = tmp_path / "pid"
+    with pytest.raises(UserError, match=r"control-1\.log"):
+        Stages(tmp_path, cores=2).run("control", announce_and_sleep(pid), fail_once_there_is(pid))
+    assert not is_running(int(pid.read_text()))
+
+
+def test_no_more_commands_at_once_than_cores(tmp_path: Path) -> None:
+    """Three trainings on two cores take longer than one after the other, and their times mean nothing."""
+    log = tmp_path / "log.txt"
+    code = f"import time\nfor word in ('in', 'out'): open({str(log)!r}, 'a').write(word + '\\n'); time.sleep(0.1)"
+    Stages(tmp_path, cores=1).run("both", python(code), python(code))
+    assert log.read_text().split() == ["in", "out", "in", "out"]
+
+
+def test_one_thread_per_command(tmp_path: Path) -> None:
+    Stages(tmp_path, cores=1).run("ask", python("import os; print(os.environ['OMP_NUM_THREADS'])"))
+    assert (tmp_path / "logs" / "ask.log").read_text() == "1\n"
+
+
+def test_a_server_runs_as_long_as_it_is_needed(tmp_path: Path) -> None:
+    """Also when the block fails: a judge that stays keeps its port and its memory."""
+    pid = tmp_path / "pid"
+    stages = Stages(tmp_path, cores=1)
+    with (
+        pytest.raises(RuntimeError, match="training broke"),
+        stages.server("judge", announce_and_sleep(pid), pid) as url,
+    ):
+        process = int(url)
+        assert is_running(process)
+        raise RuntimeError("training broke")
+    assert not is_running(process)
+    assert not pid.exists(), "the next run must not take the address of this one"
+
+
+def test_a_server_that_dies_at_once_is_reported_at_once(tmp_path: Path) -> None:
+    address = tmp_path / "address"
+    address.write_text("http://left.over")
+    started = time.monotonic()
+    stages = Stages(tmp_path, cores=1)
+    with (
+        pytest.raises(UserError, match=r"judge did not start; its log is .*judge\.log"),
+        stages.server("judge", python("import sys; sys.exit(1)"), address),
+    ):
+        pytest.fail("it took the address of a server that is gone")
+    assert time.monotonic() - started < 10
+
+
+def test_children_of_a_stage_end_with_it(tmp_path: Path) -> None:
+    """torchrun's ranks are grandchildren."""
+    pid = tmp_path / "pid"
+    child = announce_and_sleep(pid)
+    parent = python(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child[1]!r}])")
+    with pytest.raises(UserError):
+        Stages(tmp_path, cores=2).run("ranks", parent, fail_once_there_is(pid))
+    deadline = time.monotonic() + 5
+    while is_running(int(pid.read_text())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_running(int(pid.read_text()))
+
+
+def test_commands_are_written_as_a_person_would_type_them() -> None:
+    command = module("rl.train", "a.jsonnet", train_data=["x", "y"], use_cpu=True, coefficients=None)
+    assert [str(part) for part in command] == [
+        *("-m", "rl.train", "a.jsonnet"),
+        *("--train-data", "x", "y", "--use-cpu", "True"),
+    ]
+    ranks = module("rl.train", ranks=2)
+    assert ranks[:2] == ["-m", "torch.distributed.run"]
+    assert ranks[-4:] == ["--nproc_per_node", "2", "-m", "rl.train"]
+
+
+def test_costs_are_written_beside_the_run(tmp_path: Path) -> None:
+    Stages(tmp_path, cores=1).run("work", python("sum(range(3 * 10**6))"))
+    cost = read_json(tmp_path / "stages.json")["work"]
+    assert 0 < cost["core_seconds"] <= cost["seconds"] + 0.2
