@@ -107,8 +107,7 @@ def write_predictions(
             edits = predictor(list(batch.values()), batch_seed(settings.seed, start))
             seconds = (time.perf_counter() - began) / len(batch)
             pictures = [
-                _pictures(sample, edit, settings.image_area)
-                for sample, edit in zip(batch.values(), edits, strict=True)
+                _pictures(sample, edit, settings.image_area) for sample, edit in zip(batch.values(), edits, strict=True)
             ]
             # Not before: a run that fails at once leaves no folder that refuses the corrected one.
             write_json(settings_file, asked)
