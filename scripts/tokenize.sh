@@ -11,5 +11,6 @@ source "$(dirname "$0")/environment.sh"
 gpus=$(gpu_count)
 WORKERS=${WORKERS:-$((gpus > 0 ? gpus : 1))}
 
-exec python -m torch.distributed.run --standalone --nproc-per-node "$WORKERS" \
-    -m emu3.train_image_editing.prepare_data "$@"
+launch=(python)
+if [ "$WORKERS" -gt 1 ]; then launch+=(-m torch.distributed.run --standalone --nproc-per-node "$WORKERS"); fi
+exec "${launch[@]}" -m emu3.train_image_editing.prepare_data "$@"

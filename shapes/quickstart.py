@@ -23,12 +23,12 @@ from typing import Any
 from baselines import figure, report, table
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
-from shapes.scene import SIDE
+from shapes.scene import HEIGHT, WIDTH
 from shapes.stages import Command, Stages, module
 from shapes.write_data import DataSpec
 
 ROOT = Path(__file__).parent.parent
-AREA = SIDE * SIDE
+AREA = HEIGHT * WIDTH
 CORES = 2
 SFT_BATCH = 16
 
@@ -42,9 +42,9 @@ class Preset:
 
     data: DataSpec = field(default_factory=DataSpec)
     tokenizer_steps: int = 1800
-    sft_steps: int = 2800
-    rl_steps: int = 280
-    control_steps: int = 3000
+    sft_steps: int = 4000
+    rl_steps: int = 300
+    control_steps: int = 3500
     complex_share: float = 1.0
 
 
@@ -140,6 +140,7 @@ def _sft(
         coefficients=shares,
         output_dir=folder / name,
         changed_token_weight=4,
+        prompt_token_weight=1,
         per_device_train_batch_size=SFT_BATCH // ranks,
         max_steps=steps,
         learning_rate=2e-3,

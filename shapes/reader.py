@@ -14,7 +14,22 @@ from itertools import product
 import numpy as np
 from PIL import Image
 
-from shapes.scene import BACKGROUNDS, COLOURS, FORMS, GRID, SIDE, SIZES, SLOTS, TILE, Scene, Shape, draw, stencil
+from shapes.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    COLUMNS,
+    FORMS,
+    HEIGHT,
+    ROWS,
+    SIZES,
+    SLOTS,
+    TILE,
+    WIDTH,
+    Scene,
+    Shape,
+    draw,
+    stencil,
+)
 
 _TONES = list(BACKGROUNDS)
 _PALETTE_NAMES = [*_TONES, *COLOURS]
@@ -37,19 +52,19 @@ class Reading:
 
 
 def read(picture: Image.Image) -> Reading:
-    """Read a picture of any size (it is brought to 48x48 first)."""
-    if picture.size != (SIDE, SIDE):
-        picture = picture.resize((SIDE, SIDE), Image.Resampling.BOX)
+    """Read a picture of any size (it is brought to 48x32 first)."""
+    if picture.size != (WIDTH, HEIGHT):
+        picture = picture.resize((WIDTH, HEIGHT), Image.Resampling.BOX)
     return _read(picture.convert("RGB").tobytes())
 
 
 @lru_cache(maxsize=1024)
 def _read(data: bytes) -> Reading:
     """A judge sees the same source with eight edits of it, and every edit twice."""
-    pixels = np.frombuffer(data, np.uint8).reshape(SIDE, SIDE, 3).astype(np.float32)
+    pixels = np.frombuffer(data, np.uint8).reshape(HEIGHT, WIDTH, 3).astype(np.float32)
     # Squared distance to each colour less the pixel's own square, which all colours share.
     nearest = ((_PALETTE**2).sum(1) - 2 * pixels @ _PALETTE.T).argmin(-1)
-    tiles = nearest.reshape(GRID, TILE, GRID, TILE).swapaxes(1, 2).reshape(SLOTS, TILE * TILE)
+    tiles = nearest.reshape(ROWS, TILE, COLUMNS, TILE).swapaxes(1, 2).reshape(SLOTS, TILE * TILE)
     tone = int(np.bincount(tiles[:, _border()].ravel(), minlength=len(_PALETTE))[: len(_TONES)].argmax())
     slots, overlap = [], {}
     for slot, tile in enumerate(tiles):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shapes.edits import Edit
-from shapes.scene import GRID, TILE, Scene, Shape
+from shapes.scene import COLUMNS, TILE, Scene, Shape
 
 
 def reasoning(edit: Edit, instruction: str, before: Scene, after: Scene) -> str:
@@ -26,5 +26,5 @@ def _list(shapes: list[Shape]) -> str:
 
 
 def _box(slot: int) -> str:
-    top, left = slot // GRID * TILE, slot % GRID * TILE
+    top, left = slot // COLUMNS * TILE, slot % COLUMNS * TILE
     return f"[{left}, {top}, {left + TILE}, {top + TILE}]"

@@ -1,8 +1,8 @@
 """Scenes of the embedded world and how they are drawn.
 
-A picture has 48x48 pixels: nine slots of 16x16, each empty or holding one shape. A shape has a colour, a form and a
-size; the background has one of three tones, and light noise lies over all. In a source scene no two shapes share both
-colour and form, so "the red circle" always names one thing.
+A picture is 48 pixels wide and 32 high: six slots of 16x16, each empty or holding one shape. A shape has a colour, a
+form and a size; the background has one of three tones, and light noise lies over all. In a source scene no two shapes
+share both colour and form, so "the red circle" always names one thing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from functools import cache
 
 import numpy as np
 
-GRID = 3
+ROWS, COLUMNS = 2, 3
 TILE = 16
-SIDE = GRID * TILE
-SLOTS = GRID * GRID
+HEIGHT, WIDTH = ROWS * TILE, COLUMNS * TILE
+SLOTS = ROWS * COLUMNS
 NOISE = 2.0  # standard deviation in 8-bit steps
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -49,7 +49,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and nine slots in row order."""
+    """A background and six slots in row order."""
 
     background: str
     slots: tuple[Shape | None, ...]
@@ -79,7 +79,7 @@ def random_shape(rng: np.random.Generator, *, taken: set[tuple[str, str]] | None
     return Shape(colour, form, str(rng.choice(list(SIZES))))
 
 
-def random_scene(rng: np.random.Generator, shapes: tuple[int, int] = (2, 4)) -> Scene:
+def random_scene(rng: np.random.Generator, shapes: tuple[int, int] = (2, 3)) -> Scene:
     """A scene of `shapes[0]` to `shapes[1]` things of different names."""
     scene = Scene(str(rng.choice(list(BACKGROUNDS))), (None,) * SLOTS)
     taken: set[tuple[str, str]] = set()
@@ -106,24 +106,24 @@ def stencil(form: str, size: str) -> np.ndarray:
 
 
 def draw(scene: Scene) -> np.ndarray:
-    """The scene without noise, uint8 (48, 48, 3)."""
-    picture = np.empty((SIDE, SIDE, 3), np.uint8)
+    """The scene without noise, uint8 (32, 48, 3)."""
+    picture = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     picture[:] = BACKGROUNDS[scene.background]
     for slot in scene.filled():
         shape = scene.slots[slot]
         assert shape is not None
-        top, left = slot // GRID * TILE, slot % GRID * TILE
+        top, left = slot // COLUMNS * TILE, slot % COLUMNS * TILE
         tile = picture[top : top + TILE, left : left + TILE]
         tile[stencil(shape.form, shape.size)] = COLOURS[shape.colour]
     return picture
 
 
 def grain(rng: np.random.Generator) -> np.ndarray:
-    """The light noise of one picture, float (48, 48, 3) in 8-bit steps. An edit keeps it, as a retouched photograph
+    """The light noise of one picture, float (32, 48, 3) in 8-bit steps. An edit keeps it, as a retouched photograph
     keeps its grain."""
-    return rng.normal(0.0, NOISE, (SIDE, SIDE, 3))
+    return rng.normal(0.0, NOISE, (HEIGHT, WIDTH, 3))
 
 
 def photograph(scene: Scene, noise: np.ndarray) -> np.ndarray:
-    """The scene with its noise, uint8 (48, 48, 3)."""
+    """The scene with its noise, uint8 (32, 48, 3)."""
     return np.clip(np.rint(draw(scene) + noise), 0, 255).astype(np.uint8)

@@ -36,7 +36,7 @@ from shapes.reasoning import reasoning
 from shapes.scene import grain, photograph, random_scene
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_CROWD = (5, 9)  # shapes in a scene for the tokenizer: with few, most cells are bare and their codes take over
+_CROWD = (3, 6)  # shapes in a scene for the tokenizer: with few, most cells are bare and their codes take over
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),

@@ -40,9 +40,11 @@ def new_language_model(
     rope_theta: float = 1e6,
     attention_bias: bool = False,
     tie_embeddings: bool = False,
+    initializer_range: float = 0.02,
     seed: int,
 ) -> Emu3ForCausalLM:
-    """A model with random float32 weights that depend on `seed` and the sizes only.
+    """A model with random float32 weights that depend on `seed`, the sizes and `initializer_range`, their standard
+    deviation, only.
 
     Raises UserError if `heads` does not divide `hidden_size` or `kv_heads` does not divide `heads`.
     """
@@ -62,6 +64,7 @@ def new_language_model(
         attention_bias=attention_bias,  # type: ignore[call-arg]  # a field without annotation in transformers
         attention_dropout=0.0,
         tie_word_embeddings=tie_embeddings,
+        initializer_range=initializer_range,
         pad_token_id=layout.pad,
         bos_token_id=layout.bos,
         eos_token_id=layout.eos,

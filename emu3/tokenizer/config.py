@@ -1,11 +1,11 @@
 """Shape of a still-image tokenizer.
 
 The defaults are the published Emu3 vision tokenizer (270.7 million parameters, spatial factor 8). The tiny one of a
-6x6 grid is the same class with five departures:
+4x6 grid is the same class with five departures:
 - `patch_size` 8 folds 8x8 pixels into channels before the first convolution, so no level works at full resolution;
 - `kernel_size` 1 keeps every cell to itself: an edit then changes the codes of the cells that it changes, no others;
 - `norm` "position" normalises each cell over its channels. A group norm takes its statistics over the grid, and on
-  36 cells one object moves the codes of all the others;
+  24 cells one object moves the codes of all the others;
 - `middle_attention` off, for the same reason;
 - `unit_codes` keeps latents and codes on the unit sphere, which trains well with few codes.
 """

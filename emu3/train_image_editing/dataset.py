@@ -120,24 +120,28 @@ class Collator:
     """Examples -> a batch of tensors on the CPU.
 
     pad: token id for padding. changed_token_weight: loss weight of the target codes that differ from the source.
+    prompt_token_weight: loss weight of the prompt's tokens, 0 for a loss on the target only.
     input_ids: int64 (B, T). targets: int64 (B, K), what follows the last K inputs, -100 where nothing is to be
     learned. weights: float32 (B, K), 0 where targets are -100.
     """
 
     pad: int
     changed_token_weight: float = 1.0
+    prompt_token_weight: float = 0.0
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         longest = max(len(example.tokens) for example in examples)
-        first = min(example.start for example in examples)
+        starts = [1 if self.prompt_token_weight else example.start for example in examples]
+        first = min(starts)
         tokens = np.full((len(examples), longest), self.pad, dtype=np.int64)
         targets = np.full((len(examples), longest), IGNORED, dtype=np.int64)
         weights = np.zeros((len(examples), longest), dtype=np.float32)
-        for row, example in enumerate(examples):
-            learned = slice(example.start, len(example.tokens))
+        for row, (example, start) in enumerate(zip(examples, starts, strict=True)):
+            learned = slice(start, len(example.tokens))
             tokens[row, : len(example.tokens)] = example.tokens
             targets[row, learned] = example.tokens[learned]
             weights[row, learned] = np.where(example.changed[learned], self.changed_token_weight, 1.0)
+            weights[row, start : example.start] = self.prompt_token_weight
         return {
             "input_ids": torch.from_numpy(tokens[:, :-1]),
             "targets": torch.from_numpy(targets[:, first:]),

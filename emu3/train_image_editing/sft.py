@@ -11,6 +11,8 @@ OUT/metrics.jsonl. From Python: `train(SftArguments(...), TrainingArguments(...)
 
 `--changed_token_weight` above 1 counts the target codes that differ from the source more. Most of an edited image
 repeats its source, and a small model otherwise learns to copy before it learns to read (published: 1).
+`--prompt_token_weight` above 0 also learns to predict the prompt, source and instruction, as pretraining would: it
+gives a model that never saw a picture its first idea of them (published: 0, the base model is pretrained).
 """
 
 from __future__ import annotations
@@ -55,6 +57,9 @@ class SftArguments:
     cot_keys: list[str] = field(default_factory=list, metadata={"help": "train to reason first, with these texts"})
     changed_token_weight: float = field(
         default=1.0, metadata={"help": "loss weight of target codes that differ from the source"}
+    )
+    prompt_token_weight: float = field(
+        default=0.0, metadata={"help": "loss weight of the prompt's tokens; 0: loss on the target only"}
     )
     tokenizer_path: str | None = field(default=None, metadata={"help": "text tokenizer folder; default: the model's"})
     attn_implementation: str = field(
@@ -107,7 +112,7 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
         args=training,
         train_dataset=MixedRows(train_parts, mixture),
         eval_dataset=_validation(eval_parts, arguments.validation_size, seed) if eval_parts else None,
-        data_collator=Collator(tokenizer.layout.pad, arguments.changed_token_weight),
+        data_collator=Collator(tokenizer.layout.pad, arguments.changed_token_weight, arguments.prompt_token_weight),
         text_tokenizer=tokenizer,
     )
     if trainer.is_world_process_zero():
@@ -129,6 +134,8 @@ def _validation(parts: Sequence[EncodedRows], size: int | None, seed: int) -> Mi
 
 def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> None:
     """Refuse at once what would otherwise show when data and model are loaded and files are written."""
+    if arguments.prompt_token_weight < 0:
+        raise UserError(f"--prompt_token_weight is {arguments.prompt_token_weight}, it has to be at least 0")
     if arguments.changed_token_weight <= 0:
         raise UserError(f"--changed_token_weight is {arguments.changed_token_weight}, it has to be above 0")
     if arguments.validation_size is not None and arguments.validation_size < 1:

@@ -9,7 +9,7 @@ import numpy as np
 
 from shapes.edits.base import Edit, named, pick, random_edit
 from shapes.edits.simple import SIMPLE, Add, Recolour, Remove, Reshape
-from shapes.scene import GRID, Scene, Shape
+from shapes.scene import COLUMNS, ROWS, Scene, Shape
 
 NUMBERS = {"two": 2, "three": 3}
 SIDES: dict[str, tuple[int, int]] = {  # (row step, column step) from the anchor
@@ -190,12 +190,12 @@ COMPLEX: tuple[type[Edit], ...] = (Count, Move, Swap, Both)
 
 def _beside(slot: int, side: str) -> int | None:
     """The slot next to `slot` on that side, or None outside the picture."""
-    row, column = slot // GRID + SIDES[side][0], slot % GRID + SIDES[side][1]
-    return row * GRID + column if 0 <= row < GRID and 0 <= column < GRID else None
+    row, column = slot // COLUMNS + SIDES[side][0], slot % COLUMNS + SIDES[side][1]
+    return row * COLUMNS + column if 0 <= row < ROWS and 0 <= column < COLUMNS else None
 
 
 def _holds(slot: int, side: str, anchor: int) -> bool:
     """Whether `slot` lies on that side of `anchor`, in the same row or column."""
-    down, right = slot // GRID - anchor // GRID, slot % GRID - anchor % GRID
+    down, right = slot // COLUMNS - anchor // COLUMNS, slot % COLUMNS - anchor % COLUMNS
     step_down, step_right = SIDES[side]
     return (down == 0 and right * step_right > 0) if step_right else (right == 0 and down * step_down > 0)

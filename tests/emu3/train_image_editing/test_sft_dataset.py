@@ -59,6 +59,22 @@ def test_changed_codes_weigh_more_and_only_they(tmp_path: Path) -> None:
     assert set(batch["weights"].flatten().tolist()) == {1.0, 4.0}
 
 
+def test_the_prompt_is_learned_only_when_asked_for(tmp_path: Path) -> None:
+    """The prompt's first token has nothing before it and cannot be predicted."""
+    rows = sft_world.edits(3)
+    tokenizer = sft_world.tokenizer(tmp_path)
+    data = encoded(tmp_path, rows)
+    batch = Collator(tokenizer.layout.pad, prompt_token_weight=0.5)([data[index] for index in range(3)])
+    assert batch["targets"].shape == batch["input_ids"].shape
+    for index, row in enumerate(rows):
+        assert row.edited is not None
+        prompt = edit_prompt(tokenizer, row.source, row.instruction)
+        target = edit_target(tokenizer, row.edited, None)
+        learned = batch["targets"][index] != IGNORED
+        assert batch["targets"][index][learned].tolist() == (prompt + target)[1:]
+        assert batch["weights"][index][learned].tolist() == [0.5] * (len(prompt) - 1) + [1.0] * len(target)
+
+
 def test_grids_of_two_shapes_are_all_change(tmp_path: Path) -> None:
     row = replace(sft_world.edits(1)[0], edited=np.zeros((3, 2), np.uint16))
     data = encoded(tmp_path, [row])
