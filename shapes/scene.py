@@ -2,7 +2,7 @@
 
 A picture is 48 pixels wide and 32 high: six slots of 16x16, each empty or holding one shape. A shape has a colour, a
 form and a size; the background has one of three tones, and light noise lies over all. In a source scene no two shapes
-share both colour and form, so "the red circle" always names one thing.
+share a colour (in a crowd of more than four, no colour and form), so "the red circle" always names one thing.
 """
 
 from __future__ import annotations
@@ -72,19 +72,22 @@ class Scene:
         return replace(self, slots=(*self.slots[:slot], shape, *self.slots[slot + 1 :]))
 
 
-def random_shape(rng: np.random.Generator, *, taken: set[tuple[str, str]] | None = None) -> Shape:
-    """A random shape whose (colour, form) is not in `taken`."""
-    names = [(colour, form) for colour in COLOURS for form in FORMS if (colour, form) not in (taken or set())]
+def random_shape(
+    rng: np.random.Generator, *, taken: set[tuple[str, str]] | None = None, colours: list[str] | None = None
+) -> Shape:
+    """A random shape whose (colour, form) is not in `taken`, of one of `colours` if these are given."""
+    names = [(c, form) for c in colours or COLOURS for form in FORMS if (c, form) not in (taken or set())]
     colour, form = names[rng.integers(len(names))]
     return Shape(colour, form, str(rng.choice(list(SIZES))))
 
 
 def random_scene(rng: np.random.Generator, shapes: tuple[int, int] = (2, 3)) -> Scene:
-    """A scene of `shapes[0]` to `shapes[1]` things of different names."""
+    """A scene of `shapes[0]` to `shapes[1]` things of different names, and of different colours while these last."""
     scene = Scene(str(rng.choice(list(BACKGROUNDS))), (None,) * SLOTS)
     taken: set[tuple[str, str]] = set()
-    for slot in rng.permutation(SLOTS)[: rng.integers(shapes[0], shapes[1] + 1)]:
-        shape = random_shape(rng, taken=taken)
+    colours = rng.permutation(list(COLOURS)).tolist()
+    for number, slot in enumerate(rng.permutation(SLOTS)[: rng.integers(shapes[0], shapes[1] + 1)]):
+        shape = random_shape(rng, taken=taken, colours=colours[number : number + 1])
         taken.add(shape.name)
         scene = scene.put(int(slot), shape)
     return scene

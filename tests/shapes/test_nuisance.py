@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from edit_samples import EVERY_KIND, EditSample, edit_samples
+from edit_samples import EVERY_KIND, edit_samples
 
 from shapes.edits import COMPLEX, Edit
 from shapes.nuisance import disturb
 from shapes.verifier import judge_edit
 
 
-def bystanders(sample: EditSample) -> int:
-    """Things of the source that the instruction neither names nor changes."""
-    touched = sample.edit.touched(sample.before, sample.after)
-    shapes = enumerate(sample.after.slots)
-    return sum(s is not None and s.name not in sample.edit.names() and slot not in touched for slot, s in shapes)
-
-
 @EVERY_KIND
 def test_what_was_asked_for_stays_done_and_the_rest_costs(kind: type[Edit]) -> None:
     """Guards two ways in which noise became a wrong label: a copy of the counted thing recoloured or removed, and a
     bystander that moved to the place which the edit had to leave empty."""
-    changed = 0
     for sample in edit_samples(kind, 150):
         target = disturb(sample.edit, sample.before, sample.after, sample.rng, 1)
-        assert (target != sample.after) == (bystanders(sample) > 0)
-        if target == sample.after:
-            continue
-        changed += 1
+        assert target != sample.after
         assert sample.edit.success(sample.before, target) == 1
         marks = judge_edit(sample.instruction, sample.picture(sample.before), sample.picture(target))
         assert marks.first == 10
         assert marks.second <= 6
-    assert changed > 50
 
 
 def test_the_things_that_an_instruction_names_stay_as_they_are() -> None:

@@ -43,7 +43,7 @@ def test_pixels_that_no_scene_explains_are_counted() -> None:
     scene = Scene("white", (Shape("red", "circle"),) + (None,) * (SLOTS - 1))
     pixels = photograph(scene, np.zeros(()))
     pixels[20:32, 20:32] = (0, 255, 255)
-    assert 0.05 < read(Image.fromarray(pixels)).wrong < 0.07
+    assert 0.09 < read(Image.fromarray(pixels)).wrong < 0.11  # 144 of 1536 pixels, and what they are mistaken for
 
 
 def test_things_in_a_source_scene_have_names_of_their_own() -> None:
