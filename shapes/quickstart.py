@@ -37,12 +37,15 @@ SFT_BATCH = 16
 class Preset:
     """Sizes of a run. Steps are optimizer steps: SFT of 16 rows, RL of 16 prompts with 8 rollouts each.
 
-    complex_share: share of the complex set in the simple SFT, so that RL has a first signal; 1 is once per pass.
+    Emu3 is pretrained; here the first steps, `pretrain_steps`, learn the prompt as well as the target instead.
+    complex_share: share of the complex set in them and in the simple SFT, so that RL has a first signal; 1 is once
+    per pass.
     """
 
     data: DataSpec = field(default_factory=DataSpec)
     tokenizer_steps: int = 1800
-    sft_steps: int = 4000
+    pretrain_steps: int = 1500
+    sft_steps: int = 2600
     rl_steps: int = 300
     control_steps: int = 3500
     complex_share: float = 1.0
@@ -53,6 +56,7 @@ PRESETS = {
     "smoke": Preset(
         data=DataSpec(simple=800, complex=100, held_out=24, pictures=600),
         tokenizer_steps=1000,
+        pretrain_steps=20,
         sft_steps=60,
         rl_steps=4,
         control_steps=30,
@@ -81,7 +85,9 @@ def run(preset: Preset, folder: Path, seed: int) -> dict[str, Any]:
     )
     simple, noisy, clean = (tokens / file.stem for file in pairs)
     shares = [1.0, preset.complex_share]
-    stages.run("sft_s", _sft(folder, "sft_s", "init", [simple, noisy], shares, preset.sft_steps, seed, ranks=CORES))
+    base, sft = preset.pretrain_steps, preset.sft_steps
+    stages.run("pretrain", _sft(folder, "base", "init", [simple, noisy], shares, base, seed, CORES, prompt_weight=1))
+    stages.run("sft_s", _sft(folder, "sft_s", "base/final", [simple, noisy], shares, sft, seed, CORES))
 
     judge = module("shapes.judge_server", port=0, port_file=folder / "judge.url")
     with stages.server("judge", judge, folder / "judge.url") as url:
@@ -130,6 +136,7 @@ def _sft(
     steps: int,
     seed: int,
     ranks: int = 1,
+    prompt_weight: float = 0,
 ) -> Command:
     """SFT on several sets; without shares, the smaller ones are upsampled to the largest."""
     return module(
@@ -140,7 +147,7 @@ def _sft(
         coefficients=shares,
         output_dir=folder / name,
         changed_token_weight=4,
-        prompt_token_weight=1,
+        prompt_token_weight=prompt_weight,
         per_device_train_batch_size=SFT_BATCH // ranks,
         max_steps=steps,
         learning_rate=2e-3,
