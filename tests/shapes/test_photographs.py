@@ -1,6 +1,6 @@
 """The commands of the quickstart on real photographs: tokenise, SFT, GRPO and its resume, evaluate, score, report.
 
-Nothing is learned here. Guards every place that would quietly count on 48x48 pixels, on a target in each row, or on
+Nothing is learned here. Guards every place that would quietly count on 48x32 pixels, on a target in each row, or on
 an instruction that the judge understands.
 """
 

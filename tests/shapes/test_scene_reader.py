@@ -32,7 +32,7 @@ def test_random_scenes_are_read_back_through_their_noise() -> None:
 
 
 def test_a_picture_of_another_size_is_read_at_the_scenes_size() -> None:
-    """A judge gets what the editor made, which need not have 48x48 pixels."""
+    """A judge gets what the editor made, which need not have 48x32 pixels."""
     rng = np.random.default_rng(2)
     scene = random_scene(rng)
     picture = Image.fromarray(photograph(scene, grain(rng)))
