@@ -11,6 +11,6 @@ local root = std.extVar('APP__BASE_EXP_DIR');
   rollout: { prompts_per_step: 16, group_size: 8 },
   objective: { kl: 0.01 },
   optimizer: { lr: 3e-4, warmup_steps: 10 },
-  judge: { base_url: std.extVar('APP__REWARD_FUNCTION_API_BASE'), deadline: 60 },
+  judge: { base_url: std.extVar('APP__REWARD_FUNCTION_API_BASE'), deadline: 60, pause_seconds: 5, pauses: 3 },
   compute: { micro_batch: 32, attention: 'sdpa' },
 }
