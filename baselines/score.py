@@ -34,7 +34,7 @@ from emu3.tokenizer.images import read_image
 from rl.reward.cache import AnswerCache
 from rl.reward.judge import Judge
 from rl.reward.outcome import Outcome, Score, Unavailable, Unparsable
-from rl.reward.prompts import EditPrompts, load_prompts, load_published_prompts
+from rl.reward.prompts import EditPrompts, prompts_from
 from rl.reward.scorer import Scorer
 from rl.reward.viescore import VieScore
 
@@ -61,7 +61,7 @@ def run(
     file = predictions / PREDICTIONS_FILE if predictions.is_dir() else predictions
     rows = read_records(file, Prediction)
     output = output or file.with_name(SCORES_FILE)
-    texts = load_published_prompts(prompts) if prompts else load_prompts()
+    texts = prompts_from(prompts)
     with AnswerCache(cache or file.with_name(ANSWERS_FILE)) as answers:
         judge = Judge(judge_url, judge_model, cache=answers)
         with Scorer(VieScore(judge, texts)) as scorer:

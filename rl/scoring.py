@@ -23,7 +23,7 @@ from rl.config import JudgeConfig
 from rl.reward.cache import AnswerCache
 from rl.reward.judge import Judge, address_without_secrets
 from rl.reward.outcome import Outcome, Score, Unavailable
-from rl.reward.prompts import load_prompts, load_published_prompts
+from rl.reward.prompts import prompts_from
 from rl.reward.scorer import Scorer
 from rl.reward.viescore import VieScore
 from rl.rollout.protocol import Prompt, Rollout
@@ -47,7 +47,7 @@ def start_scorer(judge: JudgeConfig, rank: int) -> Iterator[Scorer]:
     rank: ranks other than 0 keep their answers in a file of their own, `<cache>.<rank>`.
     """
     path = None if judge.cache is None else Path(f"{judge.cache}.{rank}" if rank else judge.cache)
-    prompts = load_prompts() if judge.prompts is None else load_published_prompts(Path(judge.prompts))
+    prompts = prompts_from(judge.prompts)
     with AnswerCache(path) as answers:
         client = Judge(
             judge.base_url,

@@ -72,11 +72,9 @@ class Scene:
         return replace(self, slots=(*self.slots[:slot], shape, *self.slots[slot + 1 :]))
 
 
-def random_shape(
-    rng: np.random.Generator, *, taken: set[tuple[str, str]] | None = None, colours: list[str] | None = None
-) -> Shape:
+def random_shape(rng: np.random.Generator, *, taken: set[tuple[str, str]], colours: list[str] | None = None) -> Shape:
     """A random shape whose (colour, form) is not in `taken`, of one of `colours` if these are given."""
-    names = [(c, form) for c in colours or COLOURS for form in FORMS if (c, form) not in (taken or set())]
+    names = [(c, form) for c in colours or COLOURS for form in FORMS if (c, form) not in taken]
     colour, form = names[rng.integers(len(names))]
     return Shape(colour, form, str(rng.choice(list(SIZES))))
 

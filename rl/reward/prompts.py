@@ -29,6 +29,11 @@ class EditPrompts:
         return self.edit.replace(MARK, " ".join(instruction.split()))
 
 
+def prompts_from(checkout: Path | str | None) -> EditPrompts:
+    """The authors' wording from a checkout of their repository; ours without one."""
+    return load_prompts() if checkout is None else load_published_prompts(Path(checkout))
+
+
 def load_prompts() -> EditPrompts:
     """Our wording."""
     folder = Path(__file__).parent / "prompts"
