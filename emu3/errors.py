@@ -8,8 +8,11 @@ traceback.
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import time
 from collections.abc import Callable
+from typing import NoReturn
 
 DISK_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
@@ -18,18 +21,30 @@ class UserError(Exception):
     """Bad input. The message is one line: what is wrong, in which file or option, and what to do."""
 
 
+_OTHER_RANKS_WAIT = 2.0  # seconds; the launcher ends them sooner when rank 0 has failed as well
+
+
 def run_main(main: Callable[[], None]) -> None:
-    """Run a command; what a person can mend ends it with `error: ...` and exit code 2."""
+    """Run a command; what a person can mend ends it with `error: ...` and exit code 2.
+
+    Of several ranks with the same trouble only the first says so.
+    """
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error))
     except OSError as error:
         if error.errno not in DISK_TROUBLE or error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _end(message: str) -> NoReturn:
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        time.sleep(_OTHER_RANKS_WAIT)
+    print(f"error{f' (rank {rank})' if rank else ''}: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,8 +1,8 @@
 """Checkpoints of a run: whole or absent, verified before use.
 
 `checkpoints/step_000100` is the state after 100 steps: `model/` (a folder that `Emu3ForCausalLM.from_pretrained`
-loads), the optimizer (tensors as safetensors, the rest as JSON), `state.json`, and `manifest.json` with the sha256
-of each file. No random state is stored: every random number of a run is a function of (seed, step, prompt, sample),
+loads), the optimizer (`emu3.optimizer_state`), `state.json`, and `manifest.json` with the sha256 of each file. No
+random state is stored: every random number of a run is a function of (seed, step, prompt, sample),
 and the order of the prompts one of (seed, position).
 """
 
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import Emu3ForCausalLM
 
 from emu3.errors import UserError
 from emu3.files import read_json, sha256_of, whole_folder, write_json
 from emu3.mllm.language_model import save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.optimizer_state import save_optimizer
 
 MANIFEST = "manifest.json"
 
@@ -49,9 +49,7 @@ def save(
     """Write the checkpoint of `step` into the run's folder and remove all but the newest `keep`."""
     with whole_folder(_folder(run, step)) as temporary:
         save_checkpoint(model, tokenizer, temporary / "model")
-        tensors, groups = _optimizer_state(model, optimizer)
-        save_file(tensors, temporary / "optimizer.safetensors")
-        write_json(temporary / "optimizer.json", groups)
+        save_optimizer(temporary, model, optimizer)
         write_json(temporary / "state.json", {"step": step, "prompt_position": prompt_position})
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         write_json(temporary / MANIFEST, {path.relative_to(temporary).as_posix(): sha256_of(path) for path in files})
@@ -67,34 +65,6 @@ def newest(run: Path) -> Checkpoint | None:
             return Checkpoint(folder, **read_json(folder / "state.json"))
         print(f"checkpoint {folder} is broken ({fault}); trying the one before", flush=True)
     return None
-
-
-def load_optimizer(checkpoint: Checkpoint, model: Emu3ForCausalLM, optimizer: torch.optim.Optimizer) -> None:
-    """Put the stored optimizer state in place. `optimizer` holds `model.parameters()` in one group."""
-    tensors = load_file(checkpoint.folder / "optimizer.safetensors")
-    groups = read_json(checkpoint.folder / "optimizer.json")
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for index, (name, _) in enumerate(model.named_parameters()):
-        prefix = f"{name}/"
-        values = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        if values:
-            state[index] = values
-    for group in groups:
-        group["betas"] = tuple(group["betas"])
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _optimizer_state(
-    model: Emu3ForCausalLM, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], list[dict[str, object]]]:
-    names = [name for name, _ in model.named_parameters()]
-    state = optimizer.state_dict()
-    tensors = {
-        f"{names[index]}/{key}": value.contiguous()
-        for index, values in state["state"].items()
-        for key, value in values.items()
-    }
-    return tensors, state["param_groups"]
 
 
 def _fault(folder: Path) -> str | None:

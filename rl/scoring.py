@@ -83,31 +83,37 @@ def collect(
 ) -> list[Outcome]:
     """Wait for the scores of a step. Every rank takes part, and all pause together.
 
-    on_pause: called before the first pause. Raises UserError when more than `max_failed_share` of the step still
-    has no score after `pauses` pauses.
+    on_pause: called once before the first pause or the error. Raises UserError when more than `max_failed_share` of
+    the step still has no score after `pauses` pauses, and at once when the judge refused more than that: what it
+    refuses is not asked again.
     """
     for pause in range(judge.pauses + 1):
         outcomes = [episode.score.result() for episode in episodes]
         lost = [outcome for outcome in outcomes if not isinstance(outcome, Score)]
-        counts = torch.tensor([len(lost), len(outcomes)], device=accelerator.device)
-        failed, total = accelerator.reduce(counts, reduction="sum").tolist()
+        refused = sum(_refused(outcome) for outcome in lost)
+        counts = torch.tensor([len(lost), refused, len(outcomes)], device=accelerator.device)
+        failed, refused, total = accelerator.reduce(counts, reduction="sum").tolist()
         if failed <= judge.max_failed_share * total:
             return outcomes
         url = address_without_secrets(judge.base_url)
         complaint = f"the judge at {url} gave no score for {failed} of {total} rollouts{_reason(lost)}"
-        if pause == judge.pauses:
-            break
         if pause == 0:
             on_pause()
+        if pause == judge.pauses or refused > judge.max_failed_share * total:
+            break
         accelerator.print(
             f"paused: {complaint}; asking again in {judge.pause_seconds:g} s ({pause + 1} of {judge.pauses})",
             flush=True,
         )
         time.sleep(judge.pause_seconds)
         for episode, outcome in zip(episodes, outcomes, strict=True):
-            if not isinstance(outcome, Score):
+            if not isinstance(outcome, Score) and not _refused(outcome):
                 episode.score = scorer.submit(episode.prompt.instruction, episode.source, episode.edited)
     raise UserError(f"{complaint}; the run is saved: start it again when the judge is back")
+
+
+def _refused(outcome: Outcome) -> bool:
+    return isinstance(outcome, Unavailable) and outcome.refused
 
 
 def _reason(lost: Sequence[Outcome]) -> str:

@@ -28,6 +28,7 @@ from transformers import Emu3ForCausalLM
 from emu3.errors import UserError, run_main
 from emu3.mllm.language_model import load_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.optimizer_state import load_optimizer
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ, weights_digest
 from emu3.train_image_editing.shards import check_alike
@@ -72,7 +73,7 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
     )
     start, position = 0, 0
     if resumed is not None:
-        checkpoint.load_optimizer(resumed, policy, optimizer)
+        load_optimizer(resumed.folder, policy, optimizer)
         start, position = resumed.step, resumed.prompt_position
     prompts = Prompts(
         config.data, tokenizer, policy.config.max_position_embeddings, config.rollout.think_tokens, config.seed

@@ -22,18 +22,16 @@ GPUS=${GPUS:-$(gpu_count)}
 PER_DEVICE=${PER_DEVICE:-4}
 
 if [ "$GPUS" -gt 0 ]; then
-    launch=(python -m torch.distributed.run --standalone --nproc-per-node "$GPUS")
     device=(--deepspeed "$DEEPSPEED" --bf16)
 else
     tune_for_cpu
-    launch=(python)
     device=(--use_cpu)
 fi
 processes=$((GPUS > 0 ? GPUS : 1))
 
 # Unquoted on purpose: these hold lists.
 # shellcheck disable=SC2086
-"${launch[@]}" -m emu3.train_image_editing.sft \
+exec python -m emu3.launch --ranks "$processes" emu3.train_image_editing.sft \
     --model_name_or_path "$MODEL_PATH" \
     --train_data $DATAPATH \
     ${COEF:+--coefficients $COEF} \

@@ -13,7 +13,5 @@ export APP__BASE_EXP_DIR=${APP__BASE_EXP_DIR:-runs/rl}
 export APP__DATA_DIR=${APP__DATA_DIR:-data/earl-datasets}   # folders written by scripts/tokenize.sh
 export APP__REWARD_FUNCTION_API_BASE=${APP__REWARD_FUNCTION_API_BASE:-http://127.0.0.1:4877/v1}
 
-launch=(python)
-if [ "$RANKS" -gt 1 ]; then launch+=(-m torch.distributed.run --standalone --nproc-per-node "$RANKS"); fi
 if [ "$gpus" -eq 0 ]; then tune_for_cpu; fi
-exec "${launch[@]}" -m rl.train "$@"
+exec python -m emu3.launch --ranks "$RANKS" rl.train "$@"

@@ -100,7 +100,7 @@ def stencil(form: str, size: str) -> np.ndarray:
     x = columns - TILE / 2 + 0.5
     half = side / 2
     if form == "circle":
-        return x**2 + y**2 <= half**2
+        return x**2 + y**2 <= (half - 0.25) ** 2  # or a small one is a square without its corners
     if form == "square":
         return (abs(x) <= half - 0.5) & (abs(y) <= half - 0.5)
     return (abs(y) <= half) & (abs(x) <= (y + half) / 2 + 0.25)

@@ -115,13 +115,13 @@ class _Progress:
 
 
 def module(name: str, /, *positional: str | Path, ranks: int = 1, **flags: Any) -> Command:
-    """The command `python -m name`, under torchrun for several ranks.
+    """The command `python -m name`, under `emu3.launch` for several ranks.
 
     A flag `a_b=value` becomes `--a-b value`, a list several values; None leaves the flag out.
     """
     command: Command = ["-m", name, *positional]
     if ranks > 1:
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), *command]
+        command = ["-m", "emu3.launch", "--ranks", str(ranks), *command[1:]]
     for flag, value in flags.items():
         values = value if isinstance(value, list) else [value]
         if value is not None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,8 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
     eval_rows = [read_rows(folder) for folder in arguments.eval_data]
     wanted = {} if arguments.image_area is None else {"image_area": arguments.image_area}
     check_alike([*train_rows, *eval_rows], wanted)
-    _check_same_run(arguments, output)
+    settings = _settings(arguments, training)
+    _check_same_run(settings, output)
 
     model = load_language_model(arguments.model_name_or_path)
     if model.config.vocab_size != tokenizer.layout.vocab_size:
@@ -116,7 +118,7 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
         text_tokenizer=tokenizer,
     )
     if trainer.is_world_process_zero():
-        write_json(output / ARGUMENTS, asdict(arguments))
+        write_json(output / ARGUMENTS, settings)
         for rows, part in zip([*train_rows, *eval_rows], [*train_parts, *eval_parts], strict=True):
             dropped = ", ".join(f"{count} {why}" for why, count in part.dropped.items() if count)
             print(f"{rows.folder}: {len(part)} rows" + (f", dropped {dropped}" if dropped else ""), flush=True)
@@ -153,11 +155,32 @@ def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> No
         raise UserError(f"--lr_scheduler_type with --lr_scheduler_kwargs {options}: {error}") from error
 
 
-def _check_same_run(arguments: SftArguments, output: Path) -> None:
+_SAME_IN_A_RESUMED_RUN = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "weight_decay"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed"),
+)
+
+
+def _settings(arguments: SftArguments, training: TrainingArguments) -> dict[str, Any]:
+    """What has to stay when a run is continued: another length or number of processes may be chosen, another rate
+    would take no effect, since the schedule's comes from the checkpoint."""
+    values = training.to_dict()
+    trainer = {name: values[name] for name in _SAME_IN_A_RESUMED_RUN}
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    return {**asdict(arguments), **trainer, "rows_per_step": rows}
+
+
+def _check_same_run(settings: dict[str, Any], output: Path) -> None:
     """A run continues what lies in its output folder, so that has to be the same run."""
     path = output / ARGUMENTS
-    if path.is_file() and read_json(path) != asdict(arguments):
-        raise UserError(f"{output} holds a run with other arguments ({path}): choose another --output_dir")
+    if not path.is_file():
+        return
+    before = read_json(path)
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"{output} holds a run with {name} {before.get(name)}, not {value}: choose another --output_dir"
+            )
 
 
 def _checkpoint(training: TrainingArguments, output: Path) -> str | None:

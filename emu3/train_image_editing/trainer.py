@@ -6,8 +6,9 @@ by the summed weight of its target tokens on all ranks. DDP and DeepSpeed averag
 factor `num_processes`.
 
 The Trainer writes a checkpoint in place, so each gets a last file, `whole.json`, with the sizes of the others; a
-folder without it, or with other sizes, was cut short and is passed over. The Trainer's optimiser and random states
-are torch files, read with weights_only.
+folder without it, or with other sizes, was cut short and is passed over. It holds no pickle: optimiser and schedule
+are stored as safetensors and JSON (under DeepSpeed, by DeepSpeed in its own torch files). No random state is stored,
+since training has no dropout and the order of the rows follows from the seed.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME, rotate_checkpoints
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from emu3.files import read_json, whole_folder, write_json
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.optimizer_state import load_optimizer, save_optimizer
 from emu3.train_image_editing.loss import mean_per_row, weighted_sum
 from emu3.train_image_editing.metrics import MetricsLog, output_folder
 
 WHOLE = "whole.json"
+SCHEDULE = "schedule.json"
 
 
 class EditTrainer(Trainer):
@@ -86,15 +91,44 @@ class EditTrainer(Trainer):
                 self.text_tokenizer.save_pretrained(temporary)
         self.accelerator.wait_for_everyone()
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            folder = Path(output_dir)
+            save_optimizer(folder, cast(nn.Module, self.model), cast(torch.optim.Optimizer, self.optimizer))
+            write_json(folder / SCHEDULE, cast(LambdaLR, self.lr_scheduler).state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            folder = Path(checkpoint)
+            load_optimizer(folder, cast(nn.Module, self.model), cast(torch.optim.Optimizer, self.optimizer))
+            cast(LambdaLR, self.lr_scheduler).load_state_dict(read_json(folder / SCHEDULE))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Nothing: see the module's docstring."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing was saved."""
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = output_folder(self.args) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         # The folder may be an older whole one that a run from an earlier checkpoint now writes again.
         (folder / WHOLE).unlink(missing_ok=True)
+        # Older checkpoints go when this one is whole, not before.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(model, trial)
+        self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle of the arguments, which nothing reads
             self.text_tokenizer.save_pretrained(folder)
             write_json(folder / WHOLE, _sizes(folder))
+            rotate_checkpoints(
+                str(folder.parent), save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
+            )
 
 
 def last_whole_checkpoint(output_dir: Path) -> Path | None:

@@ -31,7 +31,7 @@ from rl.reward.cache import AnswerCache
 from rl.reward.counters import JudgeCounters
 from rl.reward.outcome import Unavailable
 from rl.reward.pictures import ImageFormat, PictureEncoder, pixel_digest
-from rl.reward.retry import BrokenReply, retrying
+from rl.reward.retry import BrokenReply, is_transient, retrying
 
 # A judge at temperature 0 would repeat a useless answer word for word.
 REASK_TEMPERATURE = 0.7
@@ -152,7 +152,7 @@ class Judge:
             except TimeoutError:
                 return self._unavailable(f"no answer from {self.url} within {self._deadline:g} s")
             except (openai.OpenAIError, BrokenReply) as error:
-                return self._unavailable(self._reason(error))
+                return self._unavailable(self._reason(error), refused=not is_transient(error))
             finally:
                 self.counters.busy_seconds += loop.time() - start
         if not accept(answer):
@@ -214,14 +214,15 @@ class Judge:
             raise UserError(f"the judge at {self.url} has no model {self._model}, only: {', '.join(served)}")
         return self._model or served[0]
 
-    def _unavailable(self, reason: str) -> Unavailable:
+    def _unavailable(self, reason: str, refused: bool = False) -> Unavailable:
         self.counters.unavailable += 1
-        return Unavailable(reason)
+        return Unavailable(reason, refused)
 
     def _reason(self, error: Exception) -> str:
         """One line about a failed request. The key is taken out before anything is cut off: servers quote it."""
         if isinstance(error, openai.APIStatusError):
-            text = f"HTTP {error.status_code}: {error.message}"
+            told = error.body.get("message") if isinstance(error.body, dict) else error.response.text
+            text = f"HTTP {error.status_code}: {told or error.response.reason_phrase}"
         else:
             text = str(error.__cause__ or error)
         text = text.replace(self._api_key, "[key]")

@@ -26,9 +26,11 @@ class Unparsable:
 
 @dataclass(frozen=True)
 class Unavailable:
-    """The judge gave no answer in time, or refused. reason: one line, free of secrets."""
+    """The judge gave no answer in time, or refused. reason: one line, free of secrets. refused: the request itself is
+    at fault (a key, a size, a filter), so that asking again will not help."""
 
     reason: str
+    refused: bool = False
 
 
 Outcome = Score | Unparsable | Unavailable

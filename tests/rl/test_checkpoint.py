@@ -9,6 +9,7 @@ import torch
 
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.optimizer_state import load_optimizer
 from rl import checkpoint
 
 
@@ -32,7 +33,7 @@ def test_optimizer_comes_back_bit_for_bit(saved: Path) -> None:
     assert found is not None and (found.step, found.prompt_position) == (3, 30)
     model = load_language_model(found.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=7.0, fused=True)
-    checkpoint.load_optimizer(found, model, optimizer)
+    load_optimizer(found.folder, model, optimizer)
     state = optimizer.state_dict()
     assert state["param_groups"][0]["lr"] == 0.1
     assert len(state["state"]) == len(list(model.parameters()))

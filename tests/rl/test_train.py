@@ -108,6 +108,25 @@ def test_a_judge_that_stays_away_ends_the_run_saved(
     assert without_seconds(run(config)) == without_seconds(run(dataclasses.replace(config, run_name="undisturbed")))
 
 
+def test_a_refusal_is_not_waited_for(make_config: Any, run: Any, stub_scorer: Any, tmp_path: Path) -> None:
+    """A key that does not fit is no outage: pauses would only delay the message. Here there is no limit to pauses."""
+    config = make_config(steps=2, judge={"pauses": 10**6, "pause_seconds": 3600.0})
+    refusals = stub_scorer({call: Unavailable("HTTP 401: no such key", refused=True) for call in range(12, 999)})
+    with pytest.raises(UserError, match=r"12 of 12 rollouts .HTTP 401: no such key.; the run is saved"):
+        run(config, refusals)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000001"]
+
+
+def test_only_what_may_come_back_is_asked_again(
+    make_config: Any, run: Any, stub_scorer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two refusals and an outage of the rest: one pause, ten new questions, two rollouts masked."""
+    lost = {call: Unavailable("filtered", refused=call < 2) for call in range(12)}
+    (line,) = run(make_config(steps=1, judge={"max_failed_share": 0.2}), stub_scorer(lost))
+    assert capsys.readouterr().out.count("paused") == 1
+    assert (line["failed"], line["unavailable"]) == (2, 2)
+
+
 def test_step_without_preferences_changes_nothing(
     make_config: Any, run: Any, stub_scorer: Any, tmp_path: Path, world: Path
 ) -> None:

@@ -134,9 +134,7 @@ def test_commands_are_written_as_a_person_would_type_them() -> None:
         *("-m", "rl.train", "a.jsonnet"),
         *("--train-data", "x", "y", "--use-cpu", "True"),
     ]
-    ranks = module("rl.train", ranks=2)
-    assert ranks[:2] == ["-m", "torch.distributed.run"]
-    assert ranks[-4:] == ["--nproc_per_node", "2", "-m", "rl.train"]
+    assert module("rl.train", "a", ranks=2) == ["-m", "emu3.launch", "--ranks", "2", "rl.train", "a"]
 
 
 def test_costs_are_written_beside_the_run(tmp_path: Path) -> None:

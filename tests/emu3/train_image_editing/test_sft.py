@@ -16,6 +16,7 @@ import torch
 from transformers import TrainingArguments
 
 from emu3.errors import UserError
+from emu3.files import write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.train_image_editing import sft
@@ -117,7 +118,7 @@ def test_the_first_loss_is_the_weighted_mean_over_target_tokens(model: Path, tra
 def test_a_resumed_run_equals_one_that_never_stopped(
     model: Path, train_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Order, optimiser, schedule, random states and metrics; one thread, so that sums have one order."""
+    """Order, optimiser, schedule and metrics; one thread, so that sums have one order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     values: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "gradient_accumulation_steps": 2}
@@ -151,7 +152,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(model: Path, train_data:
     sft.train(arguments(model, train_data), training)
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
     TextTokenizer.from_pretrained(tmp_path / "checkpoint-4")
-    optimizer = tmp_path / "checkpoint-4" / "optimizer.pt"
+    optimizer = tmp_path / "checkpoint-4" / "optimizer.safetensors"
     optimizer.write_bytes(optimizer.read_bytes()[:-1])
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     (tmp_path / "checkpoint-2" / WHOLE).unlink()
@@ -265,6 +266,44 @@ def test_another_run_in_the_output_folder_is_refused(model: Path, train_data: Pa
         sft.train(
             arguments(model, train_data, changed_token_weight=2.0), sft_world.trainer_arguments(tmp_path, max_steps=1)
         )
+
+
+def test_a_resumed_run_keeps_its_rate(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """The schedule comes from the checkpoint, so another --learning_rate would be accepted and have no effect."""
+    values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
+    with pytest.raises(UserError, match="holds a run with learning_rate .*, not 0.5: choose another --output_dir"):
+        sft.train(
+            arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **{**values, "learning_rate": 0.5})
+        )
+    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **{**values, "max_steps": 3}))
+    assert len(losses(tmp_path)) == 3
+
+
+def test_checkpoints_hold_no_pickle_and_old_ones_go(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """The Trainer's own are torch files and a pickle of its arguments."""
+    values: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".jsonl", ".safetensors", ".tiktoken", ".txt"}
+
+
+def test_the_old_checkpoint_stays_until_the_new_one_is_whole(
+    model: Path, train_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a limit of 1, a run killed while it saved would have lost everything."""
+    values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+
+    def killed(path: Path, value: Any) -> None:
+        if path.name == WHOLE and path.parent.name == "checkpoint-2":
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    monkeypatch.setattr("emu3.train_image_editing.trainer.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
 
 @pytest.mark.slow

@@ -130,7 +130,9 @@ def test_mistake_of_ours_is_not_retried(stub, code):
     """Guards: minutes of back-off on a wrong key or a picture that is too large."""
     stub.reply = status(code, text="because of this")
     outcome = with_judge(Judge(stub.url), lambda j: j.ask("q", []))
-    assert isinstance(outcome, Unavailable) and "because of this" in outcome.reason
+    assert isinstance(outcome, Unavailable) and outcome.refused
+    assert outcome.reason.startswith(f"HTTP {code}: ") and "because of this" in outcome.reason
+    assert "Error code" not in outcome.reason  # the client's own words for the number said already
     assert len(stub.bodies) == 1
 
 
