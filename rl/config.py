@@ -39,7 +39,8 @@ class RolloutConfig:
     """What is sampled in a step, and how.
 
     prompts_per_batch: prompts that are sampled at once, on each rank. think_tokens: longest chain of thought; 0
-    samples without one.
+    samples without one. rounds: above 1, prompts whose group prefers nothing are replaced by further ones, in at most
+    this many rounds of sampling (DAPO's dynamic sampling).
     """
 
     prompts_per_step: int = 16
@@ -47,24 +48,39 @@ class RolloutConfig:
     prompts_per_batch: int = 16
     temperature: float = 1.0
     think_tokens: int = 0
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """`grpo` is the corrected objective, `paper` the published one; rl/README.md lists the differences.
+    """What is maximised; `rl.losses` has the formulas, rl/README.md the differences to the published code.
 
-    kl: coefficient of k3; 0 loads no reference. updates: optimizer steps on one batch of rollouts (the paper's mu).
+    kl: coefficient of k3; 0 loads no reference. clip: the ratio stays in [1 - clip, 1 + clip]; `dapo` has
+    1 + clip_high above. updates: optimizer steps on one batch of rollouts (the paper's mu). importance_cap: bound on
+    the weight that makes up for the sampler's arithmetic; none: no such weight.
     """
 
-    preset: Literal["grpo", "paper"] = "grpo"
+    preset: Literal["corrected", "paper", "grpo", "dr_grpo", "dapo"] = "corrected"
     kl: float = 3e-4
     clip: float = 0.2
+    clip_high: float = 0.28
     updates: int = 1
+    importance_cap: float | None = None
 
     @property
     def scheme(self) -> Literal["grammar", "split"]:
         """Which tokens are scored, see `rl.logprobs`."""
-        return "grammar" if self.preset == "grpo" else "split"
+        return "split" if self.preset == "paper" else "grammar"
+
+    @property
+    def divide_by_std(self) -> bool:
+        """Whether advantages are in units of the group's standard deviation."""
+        return self.preset != "dr_grpo"
+
+    @property
+    def drop_constant(self) -> bool:
+        """Whether a group of equal scores is left out of the loss and of its count of tokens."""
+        return self.preset in ("corrected", "dapo")
 
 
 @dataclass(frozen=True)
@@ -238,8 +254,11 @@ def _check_ranges(config: Config) -> None:
         "rollout.group_size": (config.rollout.group_size, 2),
         "rollout.prompts_per_batch": (config.rollout.prompts_per_batch, 1),
         "rollout.think_tokens": (config.rollout.think_tokens, 0),
+        "rollout.rounds": (config.rollout.rounds, 1),
         "objective.kl": (config.objective.kl, 0),
         "objective.updates": (config.objective.updates, 1),
+        "objective.clip": (config.objective.clip, 0),
+        "objective.clip_high": (config.objective.clip_high, 0),
         "optimizer.warmup_steps": (config.optimizer.warmup_steps, 0),
         "judge.concurrency": (config.judge.concurrency, 1),
         "judge.attempts": (config.judge.attempts, 1),
@@ -256,9 +275,10 @@ def _check_ranges(config: Config) -> None:
         "optimizer.lr": config.optimizer.lr,
         "optimizer.max_grad_norm": config.optimizer.max_grad_norm,
         "judge.deadline": config.judge.deadline,
+        "objective.importance_cap": config.objective.importance_cap,
     }
     for name, number in above_zero.items():
-        if not number > 0:
+        if number is not None and not number > 0:
             raise UserError(f"config key {name}: want more than 0, got {number}")
     if config.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         raise UserError("config key wandb_project is set, but wandb is not installed: pip install wandb")

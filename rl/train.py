@@ -36,7 +36,7 @@ from rl import checkpoint
 from rl.advantages import constant_groups, group_advantages
 from rl.config import Config, load_config, record_config
 from rl.logprobs import Batch, pack, token_logprobs
-from rl.losses import grpo_loss, k3, paper_loss
+from rl.losses import OBJECTIVES, Tokens, Totals, k3
 from rl.metrics import Judged, MetricsLog, Timer, reward_metrics
 from rl.prompts import Prompts
 from rl.reward.outcome import Score
@@ -93,48 +93,67 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
     for step in range(start, config.steps):
         timer = Timer()
 
-        # Sample this rank's share; the judge works on a group while the next ones are sampled.
-        mine = range(rank, prompts_per_step, ranks)
-        step_prompts = prompts.take(position, prompts_per_step)
-        prompts_P = [step_prompts[index] for index in mine]
-        seeds_P_G = [[(config.seed, step, index, sample) for sample in range(group_size)] for index in mine]
-        episodes: list[Episode] = []
-        with timer.phase("sample"), _precision(config, device):
-            for prompt, rollouts_G in zip(prompts_P, engine.sample(prompts_P, seeds_P_G), strict=True):
-                episodes += submit_group(scorer, codec, prompt, rollouts_G)
+        # Sample this rank's share; the judge works on a group while the next ones are sampled. A further round, if the
+        # config has one, takes new prompts for those whose group prefers nothing.
+        episodes: list[Episode] = []  # of the groups that are kept, one group after the other
+        rewards: list[Tensor] = []
+        judged: list[Judged] = []
+        taken, wanted, constant = 0, prompts_per_step, 0
+        for _ in range(config.rollout.rounds):
+            mine = range(rank, wanted, ranks)
+            step_prompts = prompts.take(position + taken, wanted)
+            prompts_P = [step_prompts[index] for index in mine]
+            seeds_P_G = [[(config.seed, step, taken + index, sample) for sample in range(group_size)] for index in mine]
+            sampled: list[Episode] = []
+            with timer.phase("sample"), _precision(config, device):
+                for prompt, rollouts_G in zip(prompts_P, engine.sample(prompts_P, seeds_P_G), strict=True):
+                    sampled += submit_group(scorer, codec, prompt, rollouts_G)
+            with timer.phase("judge"):
+                outcomes = collect(sampled, scorer, config.judge, accelerator, on_pause=partial(save, step))
+            judged += [
+                Judged(episode.prompt.task, len(episode.rollout.tokens), outcome)
+                for episode, outcome in zip(sampled, outcomes, strict=True)
+            ]
+            # What has no score is unknown, not bad: it is masked.
+            values = [outcome.value if isinstance(outcome, Score) else torch.nan for outcome in outcomes]
+            rewards_P_G = torch.tensor(values, dtype=torch.float64).view(len(prompts_P), group_size)
+            constant_P = constant_groups(rewards_P_G)
+            for group, is_constant in enumerate(constant_P.tolist()):
+                if config.rollout.rounds == 1 or not is_constant:
+                    episodes += sampled[group * group_size : (group + 1) * group_size]
+                    rewards.append(rewards_P_G[group])
+            counts = torch.tensor([len(rewards), constant_P.sum()], device=device)
+            kept, constant_here = accelerator.reduce(counts, reduction="sum").tolist()
+            taken, wanted, constant = taken + wanted, prompts_per_step - kept, constant + constant_here
+            if not wanted:
+                break
 
-        # Scores to advantages. What has no score is unknown, not bad: it is masked.
-        with timer.phase("judge"):
-            outcomes = collect(episodes, scorer, config.judge, accelerator, on_pause=partial(save, step))
-        rewards = [outcome.value if isinstance(outcome, Score) else torch.nan for outcome in outcomes]
-        rewards_P_G = torch.tensor(rewards, dtype=torch.float64).view(-1, group_size)
-        advantages_P_G, trained_P_G = group_advantages(rewards_P_G, drop_constant=config.objective.preset == "grpo")
-
-        # One optimizer step (or `objective.updates`) on what is left.
+        # Scores to advantages, and one optimizer step (or `objective.updates`) on what is left.
         with timer.phase("train"):
             optimizer.param_groups[0]["lr"] = config.optimizer.lr * min(
                 1.0, (step + 1) / max(1, config.optimizer.warmup_steps)
             )
-            kept = trained_P_G.flatten().nonzero().flatten().tolist()
-            rows = [(episodes[index].prompt, episodes[index].rollout) for index in kept]
-            advantages = advantages_P_G.flatten()[kept].float()
+            advantages_P_G, trained_P_G = group_advantages(
+                torch.stack(rewards) if rewards else torch.empty(0, group_size, dtype=torch.float64),
+                drop_constant=config.objective.drop_constant,
+                divide_by_std=config.objective.divide_by_std,
+            )
+            chosen = trained_P_G.flatten().nonzero().flatten().tolist()
+            rows = [(episodes[index].prompt, episodes[index].rollout) for index in chosen]
+            advantages = advantages_P_G.flatten()[chosen].float()
             update = _update(config, accelerator, policy, reference, optimizer, rows, advantages)
             engine.sync(policy)
-        position += prompts_per_step
+        position += taken
 
         # Log and save.
-        judged = [
-            Judged(episode.prompt.task, len(episode.rollout.tokens), outcome)
-            for episode, outcome in zip(episodes, outcomes, strict=True)
-        ]
-        constant = accelerator.reduce(constant_groups(rewards_P_G).sum().to(device), reduction="sum").item()
         all_judged = gather_object(judged)
         if log is not None:
             log.write(
                 {
                     "step": step,
                     **reward_metrics(all_judged),
-                    "constant_share": constant / prompts_per_step,
+                    "constant_share": constant / taken,
+                    "prompts": taken,
                     **update,
                     "lr": optimizer.param_groups[0]["lr"],
                     "seconds": timer.seconds,
@@ -158,7 +177,8 @@ def _update(
     rows: list[tuple[Prompt, Rollout]],
     advantages: Tensor,
 ) -> dict[str, float | None]:
-    """Train on this rank's rollouts, one advantage each. The metrics are those of the first optimizer step."""
+    """Train on this rank's rollouts, one advantage each. The metrics are those of the first optimizer step,
+    but for `clip_share`: that of the last."""
     objective, device = config.objective, accelerator.device
     size = config.compute.micro_batch
     batches: list[Batch] = []
@@ -167,54 +187,55 @@ def _update(
         batch = pack(rows[start : start + size], objective.scheme, config.rollout.think_tokens, device)
         batches.append(batch)
         advantages_N.append(advantages[start : start + size].to(device)[batch.row_N])
-    own_counts = torch.tensor([sum(map(len, advantages_N)), sum(batch.codes for batch in batches)], device=device)
-    tokens, codes = accelerator.reduce(own_counts, reduction="sum").tolist()
+    # Scored tokens of each token's answer.
+    lengths_N = [torch.bincount(batch.row_N)[batch.row_N] for batch in batches]
+    own = [sum(map(len, advantages_N)), sum(batch.codes for batch in batches), len(rows)]
+    own_counts = torch.tensor(own, device=device)
+    tokens, codes, answers = accelerator.reduce(own_counts, reduction="sum").tolist()
     if tokens == 0:  # no group prefers anything; a step would only follow the optimizer's old momentum
-        return dict.fromkeys(("loss", "kl", "entropy", "logprob_gap", "grad_norm"))
-    # The paper's ranks divide by their own tokens, and their gradients are averaged.
-    denominator = own_counts[0].item() * accelerator.num_processes if objective.preset == "paper" else tokens
+        return dict.fromkeys(("loss", "kl", "entropy", "logprob_gap", "mismatch_kl", "clip_share", "grad_norm"))
+    longest = torch.stack([length_N.max() for length_N in lengths_N] or [own_counts.new_zeros(())]).max()
+    totals = Totals(
+        tokens=tokens,
+        answers=answers,
+        longest=accelerator.gather(longest[None]).max().item(),
+        rank_tokens=own_counts[0].item() * accelerator.num_processes,
+    )
 
     old: list[Tensor] = []
     references: list[Tensor | None] = []
     metrics: dict[str, float | None] = {}
     for update in range(objective.updates):
         optimizer.zero_grad()
-        sums = torch.zeros(4, device=device)
+        sums = torch.zeros(6, device=device)
         for index, batch in enumerate(batches):
             with _precision(config, device):
                 logprobs_N, entropy_N = token_logprobs(policy, batch, config.rollout.temperature)
                 if update == 0:
                     old.append(logprobs_N.detach())
                     references.append(_reference_logprobs(reference, batch, config.rollout.temperature))
-            if objective.preset == "paper":
-                loss = paper_loss(
-                    logprobs_N, references[index], advantages_N[index], kl=objective.kl, tokens=denominator
-                )
-            else:
-                loss = grpo_loss(
-                    logprobs_N,
-                    old[index],
-                    references[index],
-                    advantages_N[index],
-                    clip=objective.clip,
-                    kl=objective.kl,
-                    tokens=denominator,
-                )
+            part = Tokens(
+                logprobs_N, old[index], batch.sampled_N, references[index], advantages_N[index], lengths_N[index]
+            )
+            loss = OBJECTIVES[objective.preset](part, totals, objective)
             loss.backward()
-            sums += _sums(loss, logprobs_N.detach(), references[index], entropy_N, batch)
+            sums += _sums(loss, part, entropy_N, batch.codes, objective.clip)
         _sum_gradients(policy, accelerator)
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optimizer.max_grad_norm).item()
         if not math.isfinite(norm):
             raise UserError(
                 f"the gradient's norm is {norm}: the run diverged; start a new one with a lower optimizer.lr"
             )
+        loss_sum, kl_sum, entropy_sum, gap_sum, mismatch_sum, clipped = accelerator.reduce(
+            sums, reduction="sum"
+        ).tolist()
         if update == 0:
-            loss_sum, kl_sum, entropy_sum, gap_sum = accelerator.reduce(sums, reduction="sum").tolist()
             metrics = {
                 "loss": loss_sum,
                 "kl": kl_sum / tokens if reference is not None else None,
                 "entropy": entropy_sum / tokens,
                 "logprob_gap": gap_sum / codes,
+                "mismatch_kl": mismatch_sum / codes,
                 "grad_norm": norm,
             }
             if gap_sum / codes > config.compute.max_logprob_gap:
@@ -222,6 +243,7 @@ def _update(
                     f"sampler and trainer differ by {gap_sum / codes:.3f} nats per token, more than "
                     f"compute.max_logprob_gap={config.compute.max_logprob_gap}: they do not hold the same weights"
                 )
+        metrics["clip_share"] = clipped / tokens
         optimizer.step()
     return metrics
 
@@ -231,12 +253,17 @@ def _reference_logprobs(reference: Emu3ForCausalLM | None, batch: Batch, tempera
     return None if reference is None else token_logprobs(reference, batch, temperature)[0]
 
 
-def _sums(loss: Tensor, logprobs_N: Tensor, reference_N: Tensor | None, entropy_N: Tensor, batch: Batch) -> Tensor:
-    """Loss, KL, entropy, and distance to the sampler's log-probabilities, summed over tokens: (4,)."""
-    kl_N = torch.zeros_like(logprobs_N) if reference_N is None else k3(logprobs_N, reference_N)
+@torch.no_grad()
+def _sums(loss: Tensor, part: Tokens, entropy_N: Tensor, codes: int, clip: float) -> Tensor:
+    """Over tokens, summed: loss, KL, entropy, distance to the sampler's log-probabilities, KL from it, and how many
+    ratios are outside the clip: (6,)."""
+    logprobs_N = part.logprobs_N
+    kl_N = torch.zeros_like(logprobs_N) if part.reference_N is None else k3(logprobs_N, part.reference_N)
     # Over codes: what the paper's scheme scores besides, it scores under another distribution than the sampler.
-    gap_N = (logprobs_N - batch.sampled_N)[: batch.codes].abs()
-    return torch.stack([loss.detach(), kl_N.sum(), entropy_N.sum(), gap_N.sum()])
+    ours_N, sampled_N = logprobs_N[:codes], part.sampled_N[:codes]
+    outside = ((logprobs_N - part.old_N).exp() - 1).abs() > clip
+    gap, mismatch = (ours_N - sampled_N).abs().sum(), k3(sampled_N, ours_N).sum()
+    return torch.stack([loss.detach(), kl_N.sum(), entropy_N.sum(), gap, mismatch, outside.sum()])
 
 
 def _sum_gradients(model: Emu3ForCausalLM, accelerator: Accelerator) -> None:

@@ -21,6 +21,13 @@ def test_formula_is_population_std_plus_epsilon() -> None:
     assert trained.all()
 
 
+def test_without_the_division() -> None:
+    """Dr. GRPO's advantage is a plain difference; a group of nearly equal scores then weighs little."""
+    rewards = torch.tensor([[1.0, 4.0, NAN, 7.0]], dtype=torch.float64)
+    advantages, _ = group_advantages(rewards, drop_constant=False, divide_by_std=False)
+    assert advantages.tolist() == [[-3.0, 0.0, 0.0, 3.0]]
+
+
 def test_unknown_reward_enters_neither_mean_nor_std() -> None:
     """Guards the worst bug of this kind: a judge's failure that counts as a score of zero."""
     with_failure = torch.tensor([[2.0, NAN, 8.0, 5.0]], dtype=torch.float64)

@@ -41,7 +41,7 @@ def test_defaults_and_overrides(minimal: Path) -> None:
         ("steps=1.5", ["steps", "int", "1.5"]),
         ("steps=true", ["steps", "int", "True"]),
         ("optimizer.lr=fast", ["optimizer.lr", "float"]),
-        ("objective.preset=ppo", ["objective.preset", "'grpo' or 'paper'", "'ppo'"]),
+        ("objective.preset=ppo", ["objective.preset", "'corrected' or 'paper' or 'grpo'", "'ppo'"]),
         ("data.sets=[1]", ["data.sets[0]", "str"]),
         ("judge=7", ["judge"]),
         ("rollout.group_size=1", ["rollout.group_size", "at least 2"]),

@@ -1,115 +1,174 @@
-"""Losses: against arithmetic written out, against TRL's formulas, and the gradient at the first update."""
+"""Objectives: against arithmetic written out, against TRL's own loss, and the gradient at the first update."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rl.losses import grpo_loss, k3, paper_loss
+from rl.config import ObjectiveConfig
+from rl.losses import OBJECTIVES, Tokens, Totals, corrected, k3, paper
+
+LENGTHS = torch.tensor([9, 3, 6, 1])
 
 
-def tokens(seed: int, *shape: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probabilities of policy, old policy and reference, and advantages; the ratios lie well beyond the clip."""
+def grids(seed: int, answers: int, longest: int) -> dict[str, Tensor]:
+    """(answers, longest) log-probabilities of policy, old policy, sampler and reference, and advantages; the ratios
+    lie well beyond the clip."""
     generator = torch.Generator().manual_seed(seed)
-    logprobs = -3 * torch.rand(*shape, generator=generator, dtype=torch.float64)
-    old = logprobs + 0.5 * torch.randn(*shape, generator=generator, dtype=torch.float64)
-    reference = logprobs + 0.5 * torch.randn(*shape, generator=generator, dtype=torch.float64)
-    advantages = torch.randn(shape[0], generator=generator, dtype=torch.float64)
-    return logprobs.requires_grad_(), old, reference, advantages
+    logprobs = -3 * torch.rand(answers, longest, generator=generator, dtype=torch.float64)
+    near = [logprobs + 0.5 * torch.randn(logprobs.shape, generator=generator, dtype=torch.float64) for _ in range(3)]
+    advantages = torch.randn(answers, 1, generator=generator, dtype=torch.float64).expand_as(logprobs)
+    names = ("logprobs", "old", "sampled", "reference", "advantages")
+    return dict(zip(names, (logprobs.requires_grad_(), *near, advantages), strict=True))
+
+
+def loss_of(preset: str, values: dict[str, Tensor], mask: Tensor, **objective: Any) -> Tensor:
+    """Our loss of the tokens under `mask`, as one micro-batch of one rank."""
+    flat, lengths = mask.bool(), mask.sum(1, keepdim=True).expand_as(mask)
+    chosen = {name: value[flat] for name, value in values.items()}
+    config = ObjectiveConfig(preset=preset, **objective)  # type: ignore[arg-type]
+    tokens = Tokens(
+        chosen["logprobs"],
+        chosen["old"],
+        chosen["sampled"],
+        chosen["reference"] if config.kl else None,
+        chosen["advantages"],
+        lengths[flat],
+    )
+    count = mask.sum().item()
+    totals = Totals(tokens=count, answers=len(mask), longest=mask.sum(1).max().item(), rank_tokens=count)
+    return OBJECTIVES[preset](tokens, totals, config)
+
+
+def ragged() -> Tensor:
+    return (torch.arange(9) < LENGTHS[:, None]).double()
 
 
 def trl_loss(
-    kind: str, logprobs: Tensor, old: Tensor, reference: Tensor, advantages: Tensor, mask: Tensor, longest: int
+    kind: str, values: dict[str, Tensor], mask: Tensor, *, kl: float, high: float, cap: float | None
 ) -> Tensor:
-    """TRL's `grpo`, `dr_grpo` and `dapo` losses of one batch, from the formulas in its documentation: (B, T) tokens,
-    mask of the completion's, clip 0.2, beta 0.01, `longest` = max_completion_length."""
-    ratio = torch.exp(logprobs - old)
-    advantages = advantages[:, None]
-    surrogate = torch.min(ratio * advantages, torch.clip(ratio, 0.8, 1.2) * advantages)
-    divergence = torch.exp(reference - logprobs) - (reference - logprobs) - 1
-    per_token = -(surrogate - 0.01 * divergence) * mask
-    if kind == "grpo":
-        return (per_token.sum(1) / mask.sum(1)).mean()
-    if kind == "dr_grpo":
-        return per_token.sum() / (len(mask) * longest)
-    return per_token.sum() / mask.sum()
-
-
-def ours(logprobs: Tensor, old: Tensor, reference: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    flat = mask.bool()
-    advantages = advantages[:, None].expand_as(logprobs)
-    return grpo_loss(
-        logprobs[flat], old[flat], reference[flat], advantages[flat], clip=0.2, kl=0.01, tokens=mask.sum().item()
+    """The loss that TRL's trainer computes from these log-probabilities, by its own code."""
+    trainer = pytest.importorskip("trl").GRPOTrainer
+    stub = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
+        accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, **_: x),
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _get_per_token_logps_and_entropies=lambda *_, **__: (values["logprobs"], torch.zeros_like(mask), None),
+        loss_type=kind,
+        beta=kl,
+        epsilon_low=0.2,
+        epsilon_high=high,
+        max_completion_length=mask.shape[1],
+        importance_sampling_level="token",
+        use_vllm=cap is not None,
+        vllm_importance_sampling_correction=True,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        aux_loss_enabled=False,
+        _entropy_bonus_enabled=False,
     )
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    inputs = {
+        "prompt_ids": ids,
+        "prompt_mask": ids,
+        "completion_ids": ids,
+        "completion_mask": mask,
+        "advantages": values["advantages"],
+        "old_per_token_logps": values["old"],
+        "ref_per_token_logps": values["reference"],
+        "importance_sampling_ratio": (values["old"] - values["sampled"]).exp().clamp(max=cap or math.inf),
+        "num_items_in_batch": mask.sum(),
+    }
+    loss: Tensor = trainer._compute_loss(stub, None, inputs)
+    return loss
 
 
-def test_grpo_loss_written_out() -> None:
-    """Guards signs, the pessimistic side of the clip, and the direction of the KL."""
-    logprobs, old, reference, advantages = tokens(0, 40)
+@pytest.mark.parametrize("mask", [ragged(), torch.ones(4, 9, dtype=torch.float64)], ids=["ragged", "equal lengths"])
+@pytest.mark.parametrize(("kl", "cap"), [(0.0, None), (0.01, None), (0.01, 1.1)])
+@pytest.mark.parametrize(
+    ("preset", "kind", "high"),
+    [("corrected", "dapo", 0.2), ("grpo", "grpo", 0.2), ("dr_grpo", "dr_grpo", 0.2), ("dapo", "dapo", 0.28)],
+)
+def test_losses_and_gradients_are_trls(
+    preset: str, kind: str, high: float, kl: float, cap: float | None, mask: Tensor
+) -> None:
+    """Signs, the pessimistic side of the clip, the direction of the KL, what each divides by, and what the importance
+    weights weigh: all of it against the trainer that most people use."""
+    values = grids(1, *mask.shape)
+    loss = loss_of(preset, values, mask, kl=kl, importance_cap=cap)
+    theirs = trl_loss(kind, values, mask, kl=kl, high=high, cap=cap)
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-12)
+    gradient, their_gradient = (torch.autograd.grad(x, values["logprobs"])[0] for x in (loss, theirs))
+    torch.testing.assert_close(gradient, their_gradient, rtol=1e-12, atol=1e-15)
+
+
+def test_corrected_written_out() -> None:
+    values = grids(0, 1, 40)
     expected = 0.0
-    for new, before, frozen, advantage in zip(
-        logprobs.tolist(), old.tolist(), reference.tolist(), advantages.tolist(), strict=True
-    ):
+    rows = (values[name][0].tolist() for name in ("logprobs", "old", "reference", "advantages"))
+    for new, before, frozen, advantage in zip(*rows, strict=True):
         ratio = math.exp(new - before)
         gain = min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
         expected += -gain + 0.01 * (math.exp(frozen - new) - 1 - (frozen - new))
-    loss = grpo_loss(logprobs, old, reference, advantages, clip=0.2, kl=0.01, tokens=7)
-    assert loss.item() == pytest.approx(expected / 7, rel=1e-12)
+    assert loss_of("corrected", values, torch.ones(1, 40), kl=0.01).item() == pytest.approx(expected / 40, rel=1e-12)
 
 
-def test_dapo_is_our_normalisation() -> None:
-    """Answers of unequal length: TRL's `dapo` (its default) divides by all tokens of the step, as we do."""
-    values = tokens(1, 4, 9)
-    mask = (torch.arange(9) < torch.tensor([9, 3, 6, 1])[:, None]).double()
-    assert ours(*values, mask).item() == pytest.approx(trl_loss("dapo", *values, mask, longest=9).item(), rel=1e-12)
-
-
-@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "dapo"])
-def test_all_trl_normalisations_agree_on_grids(kind: str) -> None:
-    """The answers of one grid all have the same length, so the three differ by nothing."""
-    values = tokens(2, 4, 9)
-    mask = torch.ones(4, 9, dtype=torch.float64)
-    loss, theirs = ours(*values, mask), trl_loss(kind, *values, mask, longest=9)
-    assert loss.item() == pytest.approx(theirs.item(), rel=1e-12)
-    gradient, their_gradient = (torch.autograd.grad(x, values[0], retain_graph=True)[0] for x in (loss, theirs))
-    torch.testing.assert_close(gradient, their_gradient, rtol=1e-12, atol=0)
-
-
-def test_first_update_is_the_policy_gradient() -> None:
-    """With old = new the ratio is 1 and the gradient is -A * grad log p; a detached ratio, or a clip that is active
-    at 1, would break this silently."""
-    logprobs, _, _, advantages = tokens(3, 30)
-    loss = grpo_loss(logprobs, logprobs.detach(), None, advantages, clip=0.2, kl=0.0, tokens=30)
-    (gradient,) = torch.autograd.grad(loss, logprobs)
-    torch.testing.assert_close(gradient, -advantages / 30, rtol=1e-12, atol=0)
-    assert loss.item() == pytest.approx(-advantages.mean().item())
-
-
-def test_paper_loss_written_out() -> None:
-    logprobs, _, reference, advantages = tokens(4, 40)
+def test_paper_written_out() -> None:
+    """No ratio and no clip, and the mean over the rank's own tokens."""
+    values = grids(4, 1, 40)
+    rows = (values[name][0].tolist() for name in ("logprobs", "reference", "advantages"))
     expected = sum(
         -new * advantage + 0.01 * (math.exp(frozen - new) - 1 - (frozen - new))
-        for new, frozen, advantage in zip(logprobs.tolist(), reference.tolist(), advantages.tolist(), strict=True)
+        for new, frozen, advantage in zip(*rows, strict=True)
     )
-    loss = paper_loss(logprobs, reference, advantages, kl=0.01, tokens=40)
-    assert loss.item() == pytest.approx(expected / 40, rel=1e-12)
-    assert paper_loss(logprobs, None, advantages, kl=0.01, tokens=1).item() == pytest.approx(
-        -(logprobs * advantages).sum().item()
-    )
+    assert loss_of("paper", values, torch.ones(1, 40), kl=0.01).item() == pytest.approx(expected / 40, rel=1e-12)
 
 
-def test_both_objectives_have_one_gradient_on_policy() -> None:
-    """What differs between the presets at the first update is what is scored and the denominator, not the loss."""
-    logprobs, _, reference, advantages = tokens(5, 40)
-    losses = (
-        grpo_loss(logprobs, logprobs.detach(), reference, advantages, clip=0.2, kl=0.1, tokens=40),
-        paper_loss(logprobs, reference, advantages, kl=0.1, tokens=40),
-    )
-    first, second = (torch.autograd.grad(loss, logprobs)[0] for loss in losses)
-    torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-15)
+@pytest.mark.parametrize("preset", OBJECTIVES)
+def test_a_split_into_micro_batches_changes_nothing(preset: str) -> None:
+    """Totals are of the step: a mean per micro-batch would weigh the tokens of short answers more."""
+    values, mask = grids(2, 4, 9), ragged()
+    whole = loss_of(preset, values, mask, kl=0.01)
+    config = ObjectiveConfig(preset=preset, kl=0.01)  # type: ignore[arg-type]
+    totals = Totals(tokens=mask.sum().item(), answers=4, longest=9, rank_tokens=mask.sum().item())
+    parts = []
+    for row, length in enumerate(LENGTHS.tolist()):
+        part = {name: value[row, :length] for name, value in values.items()}
+        fields = {f"{name}_N": value for name, value in part.items()}
+        tokens = Tokens(**fields, length_N=torch.full((length,), length))
+        parts.append(OBJECTIVES[preset](tokens, totals, config))
+    assert torch.stack(parts).sum().item() == pytest.approx(whole.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("preset", OBJECTIVES)
+def test_first_update_is_the_policy_gradient(preset: str) -> None:
+    """With old = new the ratio is 1 and the gradient is -A * grad log p; a detached ratio, or a clip that is active
+    at 1, would break this silently. On answers of one length all objectives agree."""
+    values = grids(3, 5, 6)
+    values["old"] = values["logprobs"].detach()
+    loss = loss_of(preset, values, torch.ones(5, 6), kl=0.0)
+    (gradient,) = torch.autograd.grad(loss, values["logprobs"])
+    torch.testing.assert_close(gradient, -values["advantages"] / 30, rtol=1e-12, atol=0)
+
+
+def test_importance_weights_are_truncated_and_constant() -> None:
+    """A sampler that found a token rarer than the trainer does gives a weight above 1, cut at the cap; none of it
+    has a gradient, and the KL term, which is no sampled quantity of the update, is not weighed."""
+    values = grids(6, 1, 30)
+    values["old"] = values["logprobs"].detach()
+    (plain,) = torch.autograd.grad(loss_of("corrected", values, torch.ones(1, 30), kl=0.0), values["logprobs"])
+    loss = loss_of("corrected", values, torch.ones(1, 30), kl=0.0, importance_cap=1.5)
+    (weighed,) = torch.autograd.grad(loss, values["logprobs"])
+    weights = (values["old"] - values["sampled"]).exp().clamp(max=1.5)
+    assert (weights == 1.5).any() and (weights < 1).any()
+    torch.testing.assert_close(weighed, plain * weights, rtol=1e-12, atol=0)
 
 
 def test_k3_is_an_unbiased_estimate_of_the_kl() -> None:
@@ -118,3 +177,13 @@ def test_k3_is_an_unbiased_estimate_of_the_kl() -> None:
     reference = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     estimate = (policy * k3(policy.log(), reference.log())).sum()
     assert estimate.item() == pytest.approx((policy * (policy / reference).log()).sum().item())
+
+
+def test_a_rank_without_a_reference_has_no_kl_term() -> None:
+    values = grids(5, 1, 4)
+    one = torch.ones(4)
+    tokens = Tokens(values["logprobs"][0], values["old"][0], values["sampled"][0], None, one, one * 4)
+    totals = Totals(tokens=4, answers=1, longest=4, rank_tokens=4)
+    for objective in (paper, corrected):
+        with_kl = objective(tokens, totals, ObjectiveConfig(kl=5.0))
+        assert with_kl.item() == objective(tokens, totals, ObjectiveConfig(kl=0.0)).item()

@@ -41,7 +41,7 @@ def assert_same_curves(one: list[dict[str, Any]], other: list[dict[str, Any]], t
             assert first[key] == pytest.approx(second[key], rel=tolerance, abs=tolerance / 100), (first["step"], key)
 
 
-@pytest.mark.parametrize("preset", ["grpo", "paper"])
+@pytest.mark.parametrize("preset", ["corrected", "paper"])
 def test_golden_trajectory(make_config: Any, run: Any, preset: str) -> None:
     """Guards every number of the step at once: a change that should not move training must not move this.
 
@@ -135,6 +135,29 @@ def test_step_without_preferences_changes_nothing(
     assert line["constant_share"] == 1.0 and line["grad_norm"] is None and line["reward"] == 5.0
     before, after = weights(world / "model"), weights(tmp_path / "run" / "final")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("preset", ["grpo", "dr_grpo", "dapo"])
+def test_other_objectives_train(make_config: Any, run: Any, preset: str) -> None:
+    """Each goes through the step, and differs from the default in what it divides by or where it clips."""
+    objective = {"preset": preset, "kl": 0.1, "updates": 2, "importance_cap": 2.0}
+    (line,) = run(make_config(run_name=preset, steps=1, objective=objective, optimizer={"lr": 1e-2}))
+    assert line["grad_norm"] > 0 and line["mismatch_kl"] < 1e-6 and 0 <= line["clip_share"] <= 1
+
+
+def test_further_rounds_replace_groups_that_prefer_nothing(make_config: Any, run: Any, stub_scorer: Any) -> None:
+    """The first round's groups are all without scores, hence constant: as many prompts are taken again, and only these
+    are trained on; the prompts of the next step are new ones."""
+    config = make_config(steps=2, rollout={"rounds": 3}, judge={"max_failed_share": 1.0})
+    first, second = run(config, stub_scorer({call: Unavailable("late") for call in range(12)}))
+    assert (first["prompts"], first["rollouts"], first["failed"]) == (6, 24, 12)
+    assert first["grad_norm"] is not None and first["constant_share"] == 0.5
+    assert (second["prompts"], second["rollouts"]) == (3, 12)
+
+
+def test_rounds_come_to_an_end(make_config: Any, run: Any, stub_scorer: Any) -> None:
+    (line,) = run(make_config(steps=1, rollout={"rounds": 3}), stub_scorer(constant=5.0))
+    assert (line["prompts"], line["constant_share"], line["grad_norm"]) == (9, 1.0, None)
 
 
 def test_thinking_and_several_updates_run(make_config: Any, run: Any) -> None:
