@@ -3,14 +3,14 @@
 Each group shares its prompt, so the prompt goes through the model once: a first pass over the distinct prefixes
 fills a key-value cache, the cache is laid out per rollout, and a second pass runs the rollouts' own tokens on top.
 Gradients flow back through the cache. The head is multiplied only where a token is scored, and only with the rows
-of the ids that are legal there. All scored tokens of a batch form one flat vector, visual codes first.
+of the ids that are legal there (`rl.head`). All scored tokens of a batch form one flat vector, visual codes first.
 
 Two schemes say what is scored. `grammar`: the tokens that were chosen, each under the distribution it was drawn
 from: codes among codes, thinking tokens among text ids and `boi`; tokens that the grammar forces have probability 1
 and are left out. `split` is what EARL's published code does (`separate_language_and_vision_vocabs`): codes among
 codes, everything else, forced or not, among all ids below the codes.
 
-Left out: gradient checkpointing and chunks of the head, which the sizes of this stage do not need.
+Left out: gradient checkpointing of the layers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, Emu3ForCausalLM
 
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
+from rl.head import chosen_logprobs
 from rl.rollout.protocol import Prompt, Rollout
 
 Scheme = Literal["grammar", "split"]
@@ -122,19 +122,16 @@ def token_logprobs(model: Emu3ForCausalLM, batch: Batch, temperature: float) -> 
     float32 whatever the precision of the model, float64 from a float64 model.
     """
     layout = batch.layout
-    hidden_B_T_D = _branch_states(model, batch)
-    hidden_N_D = hidden_B_T_D[batch.row_N, batch.position_N]
+    hidden_N_D = _branch_states(model, batch)[batch.row_N, batch.position_N]
     head_V_D = model.lm_head.weight
-    code_logits = F.linear(hidden_N_D[: batch.codes], head_V_D[layout.first_code : layout.vocab_size])
-    scored = [_score(code_logits, batch.target_N[: batch.codes], temperature)]
+    codes_D = head_V_D[layout.first_code : layout.vocab_size]
+    scored = [chosen_logprobs(hidden_N_D[: batch.codes], codes_D, batch.target_N[: batch.codes], temperature)]
     if batch.codes < len(batch.target_N):
-        hidden_X_D = hidden_N_D[batch.codes :]
         if batch.scheme == "grammar":
-            boi_D = head_V_D[layout.boi : layout.boi + 1]
-            text_logits = torch.cat([F.linear(hidden_X_D, head_V_D[: layout.pad]), F.linear(hidden_X_D, boi_D)], dim=-1)
+            text_D = torch.cat([head_V_D[: layout.pad], head_V_D[layout.boi : layout.boi + 1]])
         else:
-            text_logits = F.linear(hidden_X_D, head_V_D[: layout.first_code])
-        scored.append(_score(text_logits, batch.target_N[batch.codes :], temperature))
+            text_D = head_V_D[: layout.first_code]
+        scored.append(chosen_logprobs(hidden_N_D[batch.codes :], text_D, batch.target_N[batch.codes :], temperature))
     logprobs, entropies = zip(*scored, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
 
@@ -157,14 +154,6 @@ def _branch_states(model: Emu3ForCausalLM, batch: Batch) -> Tensor:
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-
-
-def _score(logits_N_V: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits_N_V = logits_N_V.to(torch.promote_types(logits_N_V.dtype, torch.float32)) / temperature
-    logprobs_N_V = logits_N_V.log_softmax(-1)
-    with torch.no_grad():
-        entropy_N = -(logprobs_N_V.exp() * logprobs_N_V).sum(-1)
-    return logprobs_N_V.gather(-1, target_N.unsqueeze(1)).squeeze(1), entropy_N
 
 
 def _text_index(ids: np.ndarray, layout: TokenLayout, scheme: Scheme) -> np.ndarray:
