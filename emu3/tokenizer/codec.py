@@ -43,13 +43,16 @@ class ImageCodec:
         return self.vq.config.factor
 
     def encode(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
-        """RGB pictures with sides that are multiples of `factor` (`fit_image`) -> uint16 grids (h, w), in order.
+        """RGB pictures of any sizes from one cell on (`scale_image`) -> uint16 grids (h, w), in order.
 
-        Raises ValueError for other sizes, and for a network in bf16.
+        h and w are the sides in whole cells; rows and columns beyond them are seen but get no code (`StillVQ.latents`),
+        as far as the network takes them: one with `patch_size` above 1 sees whole patches only.
+        Raises ValueError for smaller pictures, and for a network in bf16.
         """
         codebook = self.vq.quantizer.codebook
         if codebook.dtype == torch.bfloat16:
             raise ValueError("a tokenizer in bf16 gives other codes; load it in float32 to encode")
+        images = [_whole_patches(image, self.vq.config.patch_size) for image in images]
         grids: dict[int, np.ndarray] = {}
         for batch in self._batches([(image.height, image.width) for image in images], pixels_per_item=1):
             tensor = to_tensor([images[index] for index in batch]).to(self.device, codebook.dtype)
@@ -84,3 +87,8 @@ class ImageCodec:
             size = max(1, self.batch_pixels // (height * width * pixels_per_item))
             for start in range(0, len(indices), size):
                 yield indices[start : start + size]
+
+
+def _whole_patches(image: Image.Image, side: int) -> Image.Image:
+    beyond = (image.width % side, image.height % side)
+    return image.crop((0, 0, image.width - beyond[0], image.height - beyond[1])) if any(beyond) else image

@@ -13,10 +13,14 @@ The defaults are the published Emu3 vision tokenizer (270.7 million parameters, 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 NORM_GROUPS = 32
 MAX_CODES = 2**16
+POSITIVE = ("base_channels", "embed_dim", "codebook_size", "temporal_downsample_factor", "patch_size", "kernel_size")
+
+Parts = Literal["both", "encoder", "decoder"]
+"""What of a tokenizer is wanted: whoever only encodes or only decodes needs half of the weights."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class StillVQConfig:
         # JSON has lists only.
         object.__setattr__(self, "channel_multiplier", tuple(self.channel_multiplier))
         object.__setattr__(self, "attn_resolutions", tuple(self.attn_resolutions))
+        for name in POSITIVE:
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} is {size!r}, not a whole number from 1 on")
         if self.norm not in ("group", "position"):
             raise ValueError(f"norm is 'group' or 'position', not {self.norm!r}")
         if self.norm == "group" and self.base_channels % NORM_GROUPS:
@@ -62,7 +70,7 @@ class StillVQConfig:
         if self.codebook_size > MAX_CODES:
             raise ValueError(f"codebook_size {self.codebook_size} is above {MAX_CODES}: codes are stored in 16 bits")
         frames = self.temporal_downsample_factor
-        if frames < 1 or frames & (frames - 1):
+        if frames & (frames - 1):
             raise ValueError(f"temporal_downsample_factor {frames} is not a power of two")
 
     @property

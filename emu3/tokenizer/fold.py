@@ -9,80 +9,68 @@ convolutions see single frames, and batch norm is affine, so only the causal tem
 A batch norm that follows a convolution is folded into it, and the affine of a spatial norm into its two 1x1
 convolutions. All of it is exact; it is computed in fp64 and rounded once.
 
-Names are those of `transformers.Emu3VQVAE`. Another layout of the same network needs only its names mapped before.
+Names are those of `transformers.Emu3VQVAE`; `published` says how other checkpoints spell them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
 from emu3.errors import UserError
-from emu3.tokenizer.config import StillVQConfig
-from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.config import Parts, StillVQConfig
 from emu3.tokenizer.still_frames import still_stages
 
 BATCH_NORM_EPSILON = 1e-5
+CODEBOOK = "quantize.embedding.weight"
+HALVES = {"encoder": ("encoder.", "quant_conv."), "decoder": ("decoder.", "post_quant_conv.")}
+"""What the names of a half's tensors begin with; the codebook belongs to both."""
 
 
-def fold(state: Mapping[str, Tensor], config: StillVQConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """State dict of `StillVQ(config)`, in `dtype`, from that of the `transformers.Emu3VQVAE` it folds.
+def fold(
+    state: Mapping[str, Tensor],
+    config: StillVQConfig,
+    dtype: torch.dtype = torch.float32,
+    parts: Parts = "both",
+    spelling: Callable[[str], str] = str,
+) -> dict[str, Tensor]:
+    """State dict of `StillVQ(config, parts)`, in `dtype`, from that of the temporal network it folds.
 
-    Raises UserError if a tensor is missing or left over.
+    `state` is asked once for each tensor of `parts` and for no other. spelling: from a name of
+    `transformers.Emu3VQVAE` to the one it has in `state`. Raises UserError if a tensor is missing or left over.
     """
-    folding = _Folding(state, dtype)
-    _fold_encoder(folding, config)
-    _fold_decoder(folding, config)
-    folding.put("quantizer.codebook", folding.take("quantize.embedding.weight"))
+    absent = tuple(start for half, starts in HALVES.items() if parts not in ("both", half) for start in starts)
+    folding = _Folding(state, dtype, absent, spelling)
+    if parts != "decoder":
+        _fold_encoder(folding, config)
+    if parts != "encoder":
+        _fold_decoder(folding, config)
+    folding.put("quantizer.codebook", folding.take(CODEBOOK))
     return folding.result()
-
-
-def still_from_transformers(vqvae: Emu3VQVAE) -> StillVQ:
-    """The `StillVQ` with the codes and pixels of `vqvae` for stills, in its dtype. Raises UserError as `fold`."""
-    config = still_config(vqvae.config)
-    return StillVQ.from_state(config, fold(vqvae.state_dict(), config, vqvae.dtype))
-
-
-def still_config(config: Emu3VQVAEConfig) -> StillVQConfig:
-    """The still shape of a temporal one. Raises UserError for what stills do not have."""
-    width = config.base_channels * config.channel_multiplier[-1]
-    wanted = {
-        "double_latent": False,
-        "in_channels": 3,
-        "out_channels": 3,
-        "num_attention_heads": 1,
-        "hidden_size": width,
-        "latent_channels": config.embed_dim,
-    }
-    for name, value in wanted.items():
-        if getattr(config, name) != value:
-            raise UserError(f"vision tokenizer with {name} {getattr(config, name)}: only {value} can be folded")
-    return StillVQConfig(
-        base_channels=config.base_channels,
-        channel_multiplier=tuple(config.channel_multiplier),
-        num_res_blocks=config.num_res_blocks,
-        attn_resolutions=tuple(config.attn_resolutions),
-        embed_dim=config.embed_dim,
-        codebook_size=config.codebook_size,
-        temporal_downsample_factor=config.temporal_downsample_factor,
-    )
 
 
 class _Folding:
     """Takes tensors from the source in fp64 and puts folded ones in `dtype`; each kind of layer is a method."""
 
-    def __init__(self, source: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self._left = {name: tensor for name, tensor in source.items() if not name.endswith(".num_batches_tracked")}
+    def __init__(
+        self, source: Mapping[str, Tensor], dtype: torch.dtype, absent: tuple[str, ...], spelling: Callable[[str], str]
+    ) -> None:
+        self._source = source
+        self._spelling = spelling
+        self._left = {
+            name for name in source if not name.startswith(absent) and not name.endswith(".num_batches_tracked")
+        }
         self._dtype = dtype
         self._out: dict[str, Tensor] = {}
 
     def take(self, name: str) -> Tensor:
-        if name not in self._left:
-            raise UserError(f"the vision tokenizer's weights lack {name!r}")
-        return self._left.pop(name).detach().double()
+        spelled = self._spelling(name)
+        if spelled not in self._left:
+            raise UserError(f"the vision tokenizer's weights lack {spelled!r}")
+        self._left.remove(spelled)
+        return self._source[spelled].detach().double()
 
     def put(self, name: str, tensor: Tensor) -> None:
         self._out[name] = tensor.to(self._dtype)
@@ -117,9 +105,11 @@ class _Folding:
 
     def attention(self, old: str, old_norm: str, new: str, spatial: bool) -> None:
         self.norm(old_norm, f"{new}.norm", spatial)
-        for part in ("weight", "bias"):
-            self.put(f"{new}.qkv.{part}", torch.cat([self.take(f"{old}.{name}_proj.{part}") for name in "qkv"]))
-        self.copy(f"{old}.out_proj", f"{new}.out")
+        # Matrices in transformers' layout, 1x1 convolutions in the other.
+        self.put(f"{new}.qkv.weight", torch.cat([self.take(f"{old}.{name}_proj.weight").flatten(1) for name in "qkv"]))
+        self.put(f"{new}.qkv.bias", torch.cat([self.take(f"{old}.{name}_proj.bias") for name in "qkv"]))
+        self.put(f"{new}.out.weight", self.take(f"{old}.out_proj.weight").flatten(1))
+        self.put(f"{new}.out.bias", self.take(f"{old}.out_proj.bias"))
 
     def middle(self, old: str, new: str, spatial: bool) -> None:
         self.res_block(f"{old}.block_1", f"{new}.block1", spatial, widened=False)

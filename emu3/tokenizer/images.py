@@ -1,8 +1,9 @@
 """Pictures from files, and the one size rule for every stage. No framework is imported here.
 
-A picture is scaled to an area with its aspect kept, then cropped to whole cells. The published pipeline leaves the
-crop to the tokenizer, which silently drops up to factor - 1 rows and columns at the bottom and the right; the same
-ones go here, but before anything else sees the picture, so that sources, targets and outputs have one size.
+As published, a picture is scaled to an area with its aspect kept, to whole pixels (`scale_image`), and goes into the
+tokenizer at that size: its image processor is called with do_resize=False, so it neither rounds nor crops. Up to
+factor - 1 rows at the bottom and columns at the right then get no code, but take part in the codes of the others.
+`fit_image` crops those: the picture of which source, target and output have the same size, for whoever compares them.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ def read_image(file: Path | IO[bytes], name: str) -> Image.Image:
         raise UserError(f"{name} cannot be read as an image ({why})") from error
 
 
-def fit_image(image: Image.Image, area: int, factor: int) -> Image.Image:
-    """RGB picture of about `area` pixels, both sides multiples of `factor`.
+def scale_image(image: Image.Image, area: int, factor: int) -> Image.Image:
+    """RGB picture of about `area` pixels, as it goes into the tokenizer: a grid of height // factor by width // factor.
 
-    Scaled (bicubic) to round(side * sqrt(area / pixels)), then cropped at the bottom and the right. Raises UserError
-    where a side would be shorter than one cell.
+    Scaled (bicubic) to round(side * sqrt(area / pixels)); not cropped and not rounded to multiples of `factor`. Raises
+    UserError where a side would be shorter than one cell.
     """
     scale = sqrt(area / (image.width * image.height))
     width, height = round(image.width * scale), round(image.height * scale)
@@ -46,6 +47,14 @@ def fit_image(image: Image.Image, area: int, factor: int) -> Image.Image:
             f"less than one cell of {factor}x{factor}"
         )
     scaled = image.convert("RGB")
-    if scaled.size != (width, height):
-        scaled = scaled.resize((width, height), Image.Resampling.BICUBIC)
-    return scaled.crop((0, 0, width - width % factor, height - height % factor))
+    return scaled if scaled.size == (width, height) else scaled.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def fit_image(image: Image.Image, area: int, factor: int) -> Image.Image:
+    """What of `scale_image` has a code: cropped at the bottom and the right to multiples of `factor`.
+
+    That is the size of the picture after encoding and decoding. Encoding the crop itself gives other codes than
+    encoding the whole, unless nothing had to be cropped. Raises UserError as `scale_image`.
+    """
+    scaled = scale_image(image, area, factor)
+    return scaled.crop((0, 0, scaled.width - scaled.width % factor, scaled.height - scaled.height % factor))

@@ -3,7 +3,7 @@
 Distances are |x|^2 + |c|^2 - 2 x.c as in the published code, in its order, so that ties fall the same way. They are
 taken in fp32 whatever surrounds the call (autocast, TF32): under bf16 the published formula returns other codes almost
 everywhere, without an error. Rows go through in chunks, because the (N, K) matrix of one batch would take gigabytes; a
-chunk changes no code.
+chunk changes no code, and one that fits a processor's cache is also the fastest.
 """
 
 from __future__ import annotations
@@ -14,25 +14,27 @@ from torch import Tensor, nn
 
 from emu3.tokenizer.precision import plain_float32
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 8 * 2**20
 
 
 def nearest_codes(latents: Tensor, codebook: Tensor, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
     """Index of the nearest row of `codebook` (K, D) for each row of `latents` (N, D): int64 (N,).
 
-    Computed in fp32, or in fp64 if both are. `chunk_bytes` bounds one (rows, K) matrix of distances.
+    Computed in fp32, or in fp64 if both are. `chunk_bytes` bounds one (rows, K) matrix of distances; there are two at a
+    time, and nothing else grows with N but the result.
     """
     double = latents.dtype == codebook.dtype == torch.float64
     dtype = torch.float64 if double else torch.float32
+    nearest = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
     with torch.autocast(latents.device.type, enabled=False), plain_float32():
         codebook = codebook.detach().to(dtype)
         code_norms = (codebook**2).sum(dim=1)
         rows = max(1, chunk_bytes // (codebook.shape[0] * dtype.itemsize))
-        nearest = []
-        for chunk in latents.detach().to(dtype).split(rows):
-            products = 2 * (chunk @ codebook.T)
-            nearest.append(((chunk**2).sum(dim=1, keepdim=True) + code_norms - products).argmin(dim=1))
-        return torch.cat(nearest)
+        for part, found in zip(latents.detach().split(rows), nearest.split(rows), strict=True):
+            chunk = part.to(dtype)
+            distances = (chunk**2).sum(dim=1, keepdim=True) + code_norms
+            found.copy_(distances.sub_(chunk @ codebook.T, alpha=2).argmin(dim=1))
+    return nearest
 
 
 class Quantizer(nn.Module):

@@ -1,41 +1,21 @@
-"""A small `transformers.Emu3VQVAE` in fp64 whose every weight matters: the plain path that folding is held against."""
+"""A small `transformers.Emu3VQVAE` in fp64: the plain path that folding is held against."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import Emu3VQVAE, Emu3VQVAEConfig
+from torch import Tensor
+from transformers import Emu3VQVAE
+
+from emu3.tokenizer.random_vision import random_vqvae
+
+SMALL = {"base_channels": 32, "codebook_size": 512, "hidden_size": 128}
 
 
 def random_temporal_vq(seed: int = 0, **sizes: Any) -> Emu3VQVAE:
-    """Random convolutions, affines, biases and running statistics; codes drawn around the latents of random images."""
-    config = Emu3VQVAEConfig(**{"base_channels": 32, "codebook_size": 512, "hidden_size": 128, **sizes})
-    vqvae = Emu3VQVAE(config).double()
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(tensor: Tensor, mean: float, deviation: float) -> None:
-        tensor.copy_(mean + deviation * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
-
-    with torch.no_grad():
-        for module in vqvae.modules():
-            if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.Linear)):
-                normal(module.weight, 0.0, module.weight[0].numel() ** -0.5)
-                normal(module.bias, 0.0, 0.3)
-            elif isinstance(module, (nn.GroupNorm, nn.BatchNorm3d)):
-                normal(module.weight, 1.0, 0.3)
-                normal(module.bias, 0.0, 0.3)
-            if isinstance(module, nn.BatchNorm3d):
-                normal(module.running_mean, 0.0, 0.5)
-                normal(module.running_var, 1.0, 0.2)
-                module.running_var.abs_()
-        images = random_images(2, 40, 40, seed)
-        latents = temporal_latents(vqvae, images).transpose(0, 1).flatten(1)
-        normal(vqvae.quantize.embedding.weight, 0.0, 1.0)
-        codes = vqvae.quantize.embedding.weight
-        codes.mul_(latents.std(dim=1)).add_(latents.mean(dim=1))
-    return vqvae
+    """The published topology at an eighth of its width, whose every weight matters."""
+    return random_vqvae(seed, torch.float64, **{**SMALL, **sizes})
 
 
 def random_images(batch: int, height: int, width: int, seed: int) -> Tensor:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+import weakref
+from typing import Any
 
-from emu3.tokenizer.quantizer import Quantizer, nearest_codes
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from emu3.tokenizer.quantizer import CHUNK_BYTES, Quantizer, nearest_codes
 
 
 def latents_and_codebook(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,6 +31,44 @@ def test_chunks_change_no_code() -> None:
     whole = nearest_codes(latents, codebook)
     for rows in (1, 7, 100):
         assert torch.equal(nearest_codes(latents, codebook, chunk_bytes=rows * 300 * 4), whole)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that exist at once among those made inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {tensor.untyped_storage()._cdata for tensor in args if isinstance(tensor, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.known | given:
+                self.known.add(storage._cdata)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        return result
+
+    def _freed(self, storage: int, size: int) -> None:
+        self.known.discard(storage)
+        self.live -= size
+
+
+@pytest.mark.parametrize(("codes", "rows"), [(32768, 128), (32768, 1024), (64, 2**20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_does_not_grow_with_the_batch(dtype: torch.dtype, codes: int, rows: int) -> None:
+    """The published formula takes 24 GB for 64 pictures. Temporaries count, and those of a conversion too; only the
+    result, 8 bytes a row, may grow. 32,768 codes are the published ones."""
+    generator = torch.Generator().manual_seed(0)
+    codebook = torch.randn(codes, 4, generator=generator).to(dtype)
+    latents = torch.randn(rows, 4, generator=generator).to(dtype)
+    with LiveBytes() as memory:
+        nearest_codes(latents, codebook)
+    assert CHUNK_BYTES <= memory.peak - 8 * rows < 24 * 2**20
 
 
 def test_bf16_surroundings_change_no_code() -> None:
