@@ -1,12 +1,14 @@
 """Pictures and instructions in, edited pictures out.
 
-source -> fitted to the area -> codes -> prompt -> sampled codes -> picture. The edited picture has the size of the
-fitted source. All requests are checked before the first is sampled, so that a bad picture costs no computing time.
+source -> scaled to the area -> codes -> prompt -> sampled codes -> picture. The edited picture has the scaled source's
+size in whole cells (`fit_image`). All requests are checked before the first is sampled, so that a bad picture costs
+no computing time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -16,16 +18,23 @@ from PIL import Image
 from transformers import Emu3ForCausalLM
 
 from emu3.errors import UserError
+from emu3.hub import SMALL_FILES, local_folder
+from emu3.mllm.checkpoint_layouts import CONVERTED, read_config
 from emu3.mllm.generate import THINK_TOKENS, Request, check_fits, generate
 from emu3.mllm.language_model import load_language_model
+from emu3.mllm.progress import token_bar
 from emu3.mllm.sequence import THINK_END, THINK_PREFILL, edit_prompt, grid_grammar
-from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.mllm.text_tokenizer import RANK_FILE, TOKENIZER_FILE, TextTokenizer
 from emu3.tokenizer.codec import ImageCodec
-from emu3.tokenizer.images import fit_image
+from emu3.tokenizer.images import scale_image
 from emu3.tokenizer.model import StillVQ
 
 # Bounds the key-value cache: at most about 13 GB for the 8B model at 32x32 codes.
 SAMPLES_AT_ONCE = 64
+
+# Where the published checkpoints that lack a part have it from.
+TOKENIZER = "BAAI/Emu3-Gen"
+IMAGE_TOKENIZER = "BAAI/Emu3-VisionTokenizer"
 
 
 @dataclass(frozen=True)
@@ -57,19 +66,35 @@ class Editor:
 
     @classmethod
     def from_pretrained(
-        cls, model_folder: Path | str, vision_folder: Path | str, device: torch.device | str | None = None
+        cls,
+        model: Path | str,
+        vision: Path | str | None = None,
+        tokenizer: Path | str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Self:
-        """Load a checkpoint with its tokenizer files, and an image tokenizer.
+        """Load a language model, an image tokenizer and a text tokenizer, each from a folder or by its Hub id.
 
-        device: the first GPU if there is one, else the CPU. The language model is in bfloat16 on a GPU and in float32
-        on a CPU, the image tokenizer always in float32. Raises UserError if a folder is not what it should be.
+        vision: None takes the one inside `model`, which a converted `Emu3ForConditionalGeneration` has.
+        tokenizer: None takes the files beside the weights of `model`, which fine-tuned checkpoints often lack.
+        device: the first GPU if there is one, else the CPU. dtype: of the language model, bfloat16 on a GPU and float32
+        elsewhere if None; the image tokenizer is in float32 always. Raises UserError if a part is missing or not what
+        it should be, or the device cannot be used.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        tokenizer = TextTokenizer.from_pretrained(model_folder)
-        vision = StillVQ.from_pretrained(vision_folder, dtype=torch.float32)
-        model = load_language_model(model_folder, torch.bfloat16 if device.type == "cuda" else torch.float32)
-        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
-        return cls(model, tokenizer, ImageCodec(vision, device))
+        device = _usable_device(device)
+        # Whatever may be wrong is found before the weights of the language model are fetched and read.
+        folder = local_folder(model, SMALL_FILES)
+        model_type = read_config(folder / "config.json").model_type
+        if tokenizer is None and not any((folder / name).is_file() for name in (RANK_FILE, TOKENIZER_FILE)):
+            raise UserError(f"{model} holds no text tokenizer: name one as `tokenizer`, such as {TOKENIZER}")
+        if vision is None and model_type != CONVERTED:
+            raise UserError(f"{model} holds no image tokenizer: name one as `vision`, such as {IMAGE_TOKENIZER}")
+        text_tokenizer = TextTokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
+        vq = StillVQ.from_pretrained(model if vision is None else vision, dtype=torch.float32)
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        language_model = load_language_model(model, dtype)
+        language_model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
+        return cls(language_model, text_tokenizer, ImageCodec(vq, device))
 
     def edit(
         self,
@@ -81,12 +106,15 @@ class Editor:
         seed: int = 0,
         think: bool = False,
         image_area: int = 65536,
+        progress: bool = False,
+        ready: Callable[[int, list[Edit]], None] | None = None,
     ) -> list[list[Edit]]:
         """`n` edits of each picture by the instruction of the same index.
 
         temperature: 0 is greedy. top_k: None draws among all codes. think: write a chain of thought first.
-        image_area: pixels of the fitted source. Sample s of picture i depends on (seed, i, s), the picture, the
-        instruction and the settings, not on the other pictures.
+        image_area: pixels of the scaled source. progress: show a bar on a terminal. ready: called with the index and
+        the edits of each picture in order, as soon as they are there. Sample s of picture i depends on (seed, i, s),
+        the picture, the instruction and the settings, not on the other pictures.
 
         Raises ValueError if there are not as many instructions as pictures, and UserError, naming the picture's index,
         for an unreadable or too thin picture, an empty instruction, or a prompt that does not fit the model.
@@ -98,17 +126,21 @@ class Editor:
         requests = self._requests(images, instructions, n, seed, think, image_area)
         edits: list[list[Edit]] = []
         at_once = max(1, SAMPLES_AT_ONCE // n)
-        for start in range(0, len(requests), at_once):
-            groups = generate(
-                self.model,
-                self.tokenizer.layout,
-                requests[start : start + at_once],
-                temperature=temperature,
-                top_k=top_k,
-                think_tokens=THINK_TOKENS,
-            )
-            pictures = iter(self.codec.decode([sample.codes for group in groups for sample in group]))
-            edits += [[Edit(next(pictures), self._text(sample.reasoning)) for sample in group] for group in groups]
+        with token_bar(self.model, requests) if progress else nullcontext():
+            for start in range(0, len(requests), at_once):
+                groups = generate(
+                    self.model,
+                    self.tokenizer.layout,
+                    requests[start : start + at_once],
+                    temperature=temperature,
+                    top_k=top_k,
+                    think_tokens=THINK_TOKENS,
+                )
+                pictures = iter(self.codec.decode([sample.codes for group in groups for sample in group]))
+                for group in groups:
+                    edits.append([Edit(next(pictures), self._text(sample.reasoning)) for sample in group])
+                    if ready is not None:
+                        ready(len(edits) - 1, edits[-1])
         return edits
 
     def _requests(
@@ -117,25 +149,34 @@ class Editor:
         for index, instruction in enumerate(instructions):
             if not instruction.strip():
                 raise UserError(f"image {index}: the instruction is empty")
-        fitted = [self._fit(image, area, f"image {index}") for index, image in enumerate(images)]
+        scaled = [self._scale(image, area, f"image {index}") for index, image in enumerate(images)]
         prefill = self.tokenizer.encode(THINK_PREFILL) if think else []
         requests = []
-        for index, (codes, instruction) in enumerate(zip(self.codec.encode(fitted), instructions, strict=True)):
+        for index, (codes, instruction) in enumerate(zip(self.codec.encode(scaled), instructions, strict=True)):
             prompt = (*edit_prompt(self.tokenizer, codes, instruction), *prefill)
             seeds = tuple((seed, index, sample) for sample in range(n))
             requests.append(Request(prompt, grid_grammar(self.tokenizer, *codes.shape), seeds, think))
             check_fits(self.model, requests[-1], THINK_TOKENS, f"image {index}")
         return requests
 
-    def _fit(self, image: Image.Image, area: int, name: str) -> Image.Image:
+    def _scale(self, image: Image.Image, area: int, name: str) -> Image.Image:
         try:
             image.load()
         except Exception as error:  # a file opened before is read only now, and decoders raise nearly anything
             raise UserError(f"{name} cannot be read: {error}") from error
         try:
-            return fit_image(image, area, self.codec.factor)
+            return scale_image(image, area, self.codec.factor)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
 
     def _text(self, reasoning: list[int] | None) -> str | None:
         return None if reasoning is None else self.tokenizer.decode(reasoning).removesuffix(THINK_END).strip()
+
+
+def _usable_device(device: torch.device | str | None) -> torch.device:
+    try:
+        usable = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=usable)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise UserError(f"device {device!s} cannot be used: {str(error).splitlines()[0]}") from error
+    return usable

@@ -81,9 +81,18 @@ class GridGrammar:
         """The grid of codes in the tokens that follow `boi`. Raises ValueError if they break the grammar."""
         if len(answer) != self.length:
             raise ValueError(f"a {self.height}x{self.width} grid wants {self.length} tokens, got {len(answer)}")
+        first = self.layout.first_code
+        starts = range(self.header_length, self.length - 3, self.width + 1)
+        grid = [[token - first for token in answer[start : start + self.width]] for start in starts]
+        in_codebook = all(min(row) >= 0 and max(row) < self.layout.codebook_size for row in grid)
+        if not in_codebook or self.answer(grid) != list(answer):
+            raise ValueError(self._fault(answer))
+        return grid
+
+    def _fault(self, answer: Sequence[int]) -> str:
+        """The first token that breaks the grammar."""
         for offset, token in enumerate(answer):
             low, high = self.legal(offset)
             if not low <= token < high:
-                raise ValueError(f"token {token} at offset {offset} is outside the legal range [{low}, {high})")
-        flat = [answer[offset] - self.layout.first_code for offset in self.free_offsets()]
-        return [flat[row * self.width : (row + 1) * self.width] for row in range(self.height)]
+                return f"token {token} at offset {offset} is outside the legal range [{low}, {high})"
+        raise AssertionError("the answer keeps the grammar")

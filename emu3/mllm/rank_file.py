@@ -55,11 +55,16 @@ def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        known = [(ranks[pair], i) for i in range(len(parts) - 1) if (pair := parts[i] + parts[i + 1]) in ranks]
-        if not known:
+    never = len(ranks)
+    # Part i is token[cuts[i] : cuts[i + 1]]; scores[i] is the rank of parts i and i + 1 together.
+    cuts = list(range(len(token) + 1))
+    scores = [ranks.get(token[i : i + 2], never) for i in range(len(token) - 1)]
+    while len(scores) > 1:
+        lowest = min(scores)
+        if lowest == never:
             return None
-        _, i = min(known)  # the lowest rank, the leftmost of equals
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts[0], parts[1]
+        i = scores.index(lowest)  # the leftmost of equals
+        del cuts[i + 1], scores[i]
+        for left in range(max(i - 1, 0), min(i + 1, len(scores))):
+            scores[left] = ranks.get(token[cuts[left] : cuts[left + 2]], never)
+    return token[: cuts[1]], token[cuts[1] :]

@@ -1,12 +1,12 @@
 """Instructions and reasoning to token ids and back; visual codes never pass through here.
 
 Emu3 writes text in Qwen's byte-level BPE, published as a tiktoken rank file (`emu3.mllm.rank_file`). The same ids
-come from a `tokenizers` BPE, which any `AutoTokenizer` loads without the checkpoint's remote code.
+come from a `tokenizers` BPE, which any `AutoTokenizer` loads without the checkpoint's remote code. A release that
+transformers has converted holds that BPE already (`emu3.mllm.tokenizer_json`).
 
 Two pipelines share that BPE. One knows no special token, so `<|image start|>` typed by a person stays text. The
 other has the special tokens added; it is the one that is saved, and it serves `encode_with_specials`. The visual
-codes are in neither: their ids are arithmetic (`emu3.mllm.layout`), and `emu3_vision_tokens.txt` only tells how
-many there are.
+codes are in neither: their ids are arithmetic (`emu3.mllm.layout`), and files only tell how many there are.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from emu3.errors import UserError
 from emu3.files import whole_file
+from emu3.hub import SMALL_FILES, local_folder
+from emu3.mllm.code_names import read_vision_file, write_vision_file
 from emu3.mllm.layout import TokenLayout
 from emu3.mllm.rank_file import merges_of, read_ranks, write_ranks
+from emu3.mllm.tokenizer_json import read_tokenizer_json
 
 RANK_FILE = "emu3.tiktoken"
 VISION_FILE = "emu3_vision_tokens.txt"
@@ -65,34 +68,32 @@ class TextTokenizer:
         return cls(models.BPE(vocabulary, merges, ignore_merges=True), codebook_size)
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str) -> TextTokenizer:
-        """Load from a folder with `emu3_vision_tokens.txt` and `tokenizer.json` or else, slower, `emu3.tiktoken`.
+    def from_pretrained(cls, name: Path | str) -> TextTokenizer:
+        """Load from a folder or Hub id (`emu3.hub`) with `tokenizer.json` or else, slower, `emu3.tiktoken`.
 
-        Raises UserError if a file is missing or malformed, or gives special tokens other ids than the layout does.
+        `emu3_vision_tokens.txt` is wanted too, unless `tokenizer.json` names the visual codes itself.
+        Raises UserError if a file is missing or malformed, two files name different numbers of codes, or special
+        tokens have other ids than the layout gives them.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise UserError(f"tokenizer folder {folder} does not exist")
-        codebook_size = _read_codebook_size(folder / VISION_FILE)
+        folder = local_folder(name, SMALL_FILES)
         if (folder / TOKENIZER_FILE).is_file():
-            return cls._from_tokenizer_json(folder / TOKENIZER_FILE, codebook_size)
+            return cls._from_tokenizer_json(folder)
+        codebook_size = read_vision_file(folder / VISION_FILE)
         if (folder / RANK_FILE).is_file():
             return cls.from_rank_file(folder / RANK_FILE, codebook_size)
         raise UserError(f"{folder} has neither {TOKENIZER_FILE} nor {RANK_FILE}: it holds no text tokenizer")
 
     @classmethod
-    def _from_tokenizer_json(cls, path: Path, codebook_size: int) -> TextTokenizer:
-        try:
-            saved = Tokenizer.from_file(str(path))
-        except Exception as error:  # the bindings raise no narrower class
-            raise UserError(f"{path} is not a tokenizer: {error}") from None
-        if not isinstance(saved.model, models.BPE):
-            raise UserError(f"{path} is not an Emu3 tokenizer: its model is {type(saved.model).__name__}, not BPE")
-        tokenizer = cls(saved.model, codebook_size)
-        for token, form in enumerate(tokenizer.layout.special_forms(), start=tokenizer.layout.pad):
-            if saved.token_to_id(form) != token:
-                raise UserError(f"{path} gives {form} the id {saved.token_to_id(form)}, the Emu3 layout wants {token}")
-        return tokenizer
+    def _from_tokenizer_json(cls, folder: Path) -> TextTokenizer:
+        saved = read_tokenizer_json(folder / TOKENIZER_FILE)
+        if saved.codebook_size and not (folder / VISION_FILE).is_file():
+            return cls(saved.bpe, saved.codebook_size)
+        listed = read_vision_file(folder / VISION_FILE)
+        if saved.codebook_size not in (0, listed):
+            raise UserError(
+                f"{folder}: {TOKENIZER_FILE} names {saved.codebook_size} visual codes, {VISION_FILE} names {listed}"
+            )
+        return cls(saved.bpe, listed)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the tokenizer's files into `folder`, each whole or not at all; other files there are kept.
@@ -110,7 +111,7 @@ class TextTokenizer:
             written = Path(temporary)
             fast.save_pretrained(written)
             write_ranks(written / RANK_FILE, _tokens(self._text))
-            (written / VISION_FILE).write_text("\n".join(_vision_forms(self.layout)) + "\n", encoding="utf-8")
+            write_vision_file(written / VISION_FILE, self.layout)
             for file in written.iterdir():
                 with whole_file(Path(folder) / file.name) as place:
                     place.write_bytes(file.read_bytes())
@@ -177,26 +178,3 @@ def _tokens(tokenizer: Tokenizer) -> list[bytes]:
     """The tokens' bytes in the order of their ids."""
     ids = tokenizer.get_vocab()
     return [bytes(_BYTES[character] for character in name) for name in sorted(ids, key=ids.__getitem__)]
-
-
-def _vision_forms(layout: TokenLayout) -> list[str]:
-    """Lines of `emu3_vision_tokens.txt`: the three image marks, then a name for each visual code."""
-    return [*layout.special_forms()[-3:], *(f"<|visual token {code:06d}|>" for code in range(layout.codebook_size))]
-
-
-def _read_codebook_size(path: Path) -> int:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: the folder holds no Emu3 tokenizer") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from None
-    lines = [line.rstrip("\r") for line in lines if line.strip()]
-    codebook_size = len(lines) - 3
-    expected = _vision_forms(TokenLayout(codebook_size=codebook_size))
-    for number, (line, form) in enumerate(zip(lines, expected, strict=False), start=1):
-        if line != form:
-            raise UserError(f"{path}, line {number}: expected {form}, found {line[:40]!r}")
-    if codebook_size < 1:
-        raise UserError(f"{path} names no visual code")
-    return codebook_size

@@ -17,7 +17,7 @@ from emu3.mllm.generate import Request, generate
 from emu3.mllm.sequence import THINK_PREFILL, edit_prompt
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.config import StillVQConfig
-from emu3.tokenizer.images import fit_image
+from emu3.tokenizer.images import fit_image, scale_image
 from emu3.tokenizer.model import StillVQ
 
 AREA = 24 * 24
@@ -44,15 +44,15 @@ def test_equals_the_steps_by_hand(editor: Editor) -> None:
     images, instructions = [picture(0), picture(1, 48, 16)], ["make the sky purple", "remove it"]
     edits = editor.edit(images, instructions, n=2, temperature=0.9, top_k=9, seed=4, image_area=AREA)
     for index, (image, instruction) in enumerate(zip(images, instructions, strict=True)):
-        fitted = fit_image(image, AREA, 8)
-        [codes] = editor.codec.encode([fitted])
+        [codes] = editor.codec.encode([scale_image(image, AREA, 8)])
         grammar = editor_module.grid_grammar(editor.tokenizer, *codes.shape)
         prompt = tuple(edit_prompt(editor.tokenizer, codes, instruction))
         wanted = Request(prompt, grammar, ((4, index, 0), (4, index, 1)))
         [samples] = generate(editor.model, editor.tokenizer.layout, [wanted], temperature=0.9, top_k=9)
         by_hand = editor.codec.decode([sample.codes for sample in samples])
         assert [edit.image.tobytes() for edit in edits[index]] == [image.tobytes() for image in by_hand]
-        assert all(edit.image.size == fitted.size and edit.reasoning is None for edit in edits[index])
+        size = fit_image(image, AREA, 8).size
+        assert all(edit.image.size == size and edit.reasoning is None for edit in edits[index])
 
 
 def test_the_seed_decides(editor: Editor) -> None:
@@ -77,6 +77,26 @@ def test_many_pictures_go_in_portions(editor: Editor, monkeypatch: pytest.Monkey
     monkeypatch.setattr(editor_module, "SAMPLES_AT_ONCE", 4)
     assert pixels(editor.edit(images, instructions, n=2, image_area=AREA)) == pixels(at_once)
     assert sizes == [2, 2, 1]
+
+
+def test_pictures_are_handed_over_as_they_come(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards an hour of edits from the error, or the person, that ends it."""
+    happened: list[Any] = []
+
+    def noted(model: Any, layout: Any, requests: list[Request], **settings: Any) -> Any:
+        happened.append(f"sampled {len(requests)}")
+        return generate(model, layout, requests, **settings)
+
+    monkeypatch.setattr(editor_module, "generate", noted)
+    monkeypatch.setattr(editor_module, "SAMPLES_AT_ONCE", 4)
+    edits = editor.edit(
+        [picture(seed) for seed in range(3)],
+        list("abc"),
+        n=2,
+        image_area=AREA,
+        ready=lambda index, group: happened.append((index, group)),
+    )
+    assert happened == ["sampled 2", (0, edits[0]), (1, edits[1]), "sampled 1", (2, edits[2])]
 
 
 def test_thinking_gives_the_chain_of_thought(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:

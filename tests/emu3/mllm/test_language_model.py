@@ -124,6 +124,17 @@ def test_shards_load(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     assert equal(load_language_model(tmp_path), model)
 
 
+def test_large_checkpoints_are_saved_in_shards(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    """Both loaders take the index; what is one file by default stays one."""
+    model = tiny(tokenizer.layout)
+    save_checkpoint(model, tokenizer, tmp_path / "saved", max_shard_size="20KB")
+    assert len(list((tmp_path / "saved").glob("model-*.safetensors"))) > 1
+    assert equal(load_language_model(tmp_path / "saved"), model)
+    assert equal(Emu3ForCausalLM.from_pretrained(tmp_path / "saved"), model)
+    save_checkpoint(model, tokenizer, tmp_path / "saved")
+    assert [path.name for path in (tmp_path / "saved").glob("*.safetensors*")] == ["model.safetensors"]
+
+
 def test_attention_dropout_of_a_checkpoint_is_ignored(checkpoint: Path) -> None:
     """Published configs say 0.1, which would make a policy differ from itself in training mode."""
     edit_config(checkpoint, attention_dropout=0.1)

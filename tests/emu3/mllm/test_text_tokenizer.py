@@ -1,33 +1,20 @@
 """Text ids have to be tiktoken's, on which the published models were trained; tiktoken itself is the reference."""
 
 import base64
-import importlib.util
 import pickle
 import random
 import shutil
-import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
-import tiktoken
+from tiktoken_reference import assert_same_ids, reference
 from transformers import AutoTokenizer
 
 from emu3.errors import UserError
 from emu3.mllm.rank_file import read_ranks, write_ranks
+from emu3.mllm.sequence import edit_prompt
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
-
-# Qwen's pattern, written out here as well: compared with the project's own, a changed one would go unnoticed.
-QWEN_PATTERN = "|".join(
-    [
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        r"\p{N}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    ]
-)
 
 CODEBOOK = 16
 CORPUS = [
@@ -65,24 +52,6 @@ def tokenizer(rank_file: Path) -> TextTokenizer:
 def saved(tokenizer: TextTokenizer, tmp_path: Path) -> Path:
     tokenizer.save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
-
-
-def reference(path: Path, tokenizer: TextTokenizer) -> tiktoken.Encoding:
-    lines = (line.split() for line in path.read_bytes().splitlines())
-    specials = tokenizer.layout.special_forms()
-    return tiktoken.Encoding(
-        path.stem,
-        pat_str=QWEN_PATTERN,
-        mergeable_ranks={base64.b64decode(token): int(rank) for token, rank in lines},
-        special_tokens={form: tokenizer.layout.pad + i for i, form in enumerate(specials)},
-    )
-
-
-def assert_same_ids(tokenizer: TextTokenizer, encoding: tiktoken.Encoding, text: str) -> None:
-    composed = unicodedata.normalize("NFC", text)
-    assert tokenizer.encode(text) == encoding.encode(composed, disallowed_special=()), repr(text)
-    assert tokenizer.encode_with_specials(text) == encoding.encode(composed, allowed_special="all"), repr(text)
-    assert tokenizer.decode(tokenizer.encode(text)) == composed
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -135,29 +104,24 @@ def test_marks_that_are_newer_than_the_backend_are_put_in_order(tokenizer: TextT
     assert tokenizer.encode("x\u08ce\u05b0") == tokenizer.encode("x\u05b0\u08ce")
 
 
-def qwen_rank_file() -> Path | None:
-    package = importlib.util.find_spec("dashscope")
-    path = Path(package.origin).parent / "resources" / "qwen.tiktoken" if package and package.origin else None
-    return path if path and path.is_file() else None
-
-
-@pytest.mark.skipif(qwen_rank_file() is None, reason="needs the package dashscope, which holds qwen.tiktoken")
-def test_ids_equal_tiktoken_on_the_published_ranks() -> None:
-    path = qwen_rank_file()
-    assert path is not None
-    tokenizer = TextTokenizer.from_rank_file(path, 32_768)
-    encoding = reference(path, tokenizer)
-    for text in [*TEXTS, *CORPUS]:
-        assert_same_ids(tokenizer, encoding, text)
-    assert tokenizer.layout.vocab_size == 184_622
-    assert tokenizer.size_ids(32, 32) == (18, 17, 9, 18, 17)
-
-
 def test_special_forms_in_an_instruction_stay_text(tokenizer: TextTokenizer) -> None:
     """An instruction that spells `<|image start|>` must not open an image block."""
     for token, form in enumerate(tokenizer.layout.special_forms(), start=tokenizer.layout.pad):
         assert all(part < tokenizer.layout.text_ranks for part in tokenizer.encode(f"a{form}b"))
         assert tokenizer.encode_with_specials(f"a{form}b") == [*tokenizer.encode("a"), token, *tokenizer.encode("b")]
+
+
+@pytest.mark.parametrize(
+    "form", ["<|image start|>", "<|extra_204|>", "<|extra_200|>", "<|endoftext|>", "<|visual token 000001|>"]
+)
+def test_a_prompt_has_special_tokens_only_around_the_picture(tokenizer: TextTokenizer, form: str) -> None:
+    """An instruction that spells a special token could end the prompt or draw into it."""
+    source = np.array([[0, 1], [2, 3]])
+    plain, spelled = (edit_prompt(tokenizer, source, text) for text in ("", f"add {form} here"))
+    assert spelled[: len(plain)] == plain
+    instruction = spelled[len(plain) :]
+    assert max(instruction) < tokenizer.layout.text_ranks
+    assert tokenizer.decode(instruction) == f"add {form} here"
 
 
 def test_visual_codes_have_no_surface_form(tokenizer: TextTokenizer) -> None:
@@ -286,18 +250,6 @@ def test_missing_files_are_named(saved: Path, tmp_path: Path) -> None:
         TextTokenizer.from_pretrained(tmp_path / "no_text")
     (saved / "emu3_vision_tokens.txt").unlink()
     with pytest.raises(UserError, match=r"emu3_vision_tokens\.txt does not exist"):
-        TextTokenizer.from_pretrained(saved)
-
-
-def test_a_tokenizer_json_of_another_model_is_refused(saved: Path) -> None:
-    """One special token fewer shifts the rest by one, and every code with them."""
-    path = saved / "tokenizer.json"
-    text = path.read_text()
-    path.write_text(text.replace("<|extra_7|>", "<|other|>"))
-    with pytest.raises(UserError, match=r"gives <\|extra_7\|> the id None"):
-        TextTokenizer.from_pretrained(saved)
-    path.write_text(text[:100])
-    with pytest.raises(UserError, match="is not a tokenizer"):
         TextTokenizer.from_pretrained(saved)
 
 
