@@ -1,0 +1,97 @@
+"""Archives from strangers, unpacked so that nothing lands outside of one new folder.
+
+An archive names its own files, so `../../.ssh/authorized_keys` is a name too, and a link in it can lead anywhere.
+Only plain files and folders with relative names are taken; a link, a device or a name that leads out refuses the
+whole archive. The folder appears when everything is in it, or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import lzma
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from emu3.errors import UserError
+from emu3.files import whole_folder
+
+# What a damaged archive makes its readers raise, which take sizes and places in it as they are; RuntimeError is also
+# zipfile's word for an encrypted member.
+DAMAGE = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    EOFError, ValueError, LookupError, OverflowError, RuntimeError,
+)  # fmt: skip
+# Names that a disk cannot hold, or one name for a file and a folder. Without a number it is a decompressor's error.
+BAD_NAMES = (None, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar (plain, gz, bz2, xz) or a zip file as the whole of `folder`, which must not be there yet.
+
+    Raises UserError, with nothing written, if `folder` exists, the archive is missing, damaged, or neither kind, holds
+    anything but plain files and folders below itself, or unpacks to more than the disk has room for.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} is there already: name a folder that is not, to unpack {archive} into")
+    if not archive.is_file():
+        raise UserError(f"archive {archive} does not exist")
+    try:
+        with whole_folder(folder) as temporary:
+            if zipfile.is_zipfile(archive):
+                _unpack_zip(archive, temporary)
+            elif tarfile.is_tarfile(archive):
+                _unpack_tar(archive, temporary)
+            else:
+                raise UserError(f"{archive} is damaged, or neither a tar (plain, gz, bz2, xz) nor a zip file")
+    except DAMAGE as error:
+        raise UserError(f"{archive} cannot be unpacked: {_one_line(error)}") from None
+    except OSError as error:
+        if error.errno not in BAD_NAMES:
+            raise
+        raise UserError(f"{archive} cannot be unpacked: {_one_line(error)}") from None
+
+
+def _unpack_tar(archive: Path, folder: Path) -> None:
+    room = shutil.disk_usage(folder).free
+    # One pass: a compressed archive cannot be read twice in less than twice the time.
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            plain = member.isreg() or member.isdir()
+            room = _checked(archive, member.name, plain, member.size, room)
+            tar.extract(member, folder, set_attrs=False, filter="data")
+        # The check sum of a compressed archive stands behind the last member, where tarfile has no more to read.
+        while tar.fileobj is not None and tar.fileobj.read(2**20):
+            pass
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    room = shutil.disk_usage(folder).free
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            mode = stat.S_IFMT(member.external_attr >> 16)
+            plain = mode in (0, stat.S_IFREG, stat.S_IFDIR)
+            room = _checked(archive, member.filename, plain, member.file_size, room)
+            file.extract(member, folder)
+
+
+def _checked(archive: Path, name: str, plain: bool, size: int, room: int) -> int:
+    """The room that is left after a member. Raises UserError if it may not be unpacked."""
+    shown = ascii(name)[:200]
+    if not name.isprintable():
+        raise UserError(f"{archive} is refused: its member {shown} has a name that cannot be printed")
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+        raise UserError(f"{archive} is refused: its member {shown} leads out of the folder")
+    if not plain:
+        raise UserError(f"{archive} is refused: its member {shown} is a link or a device")
+    if size > room:
+        raise UserError(f"{archive} is refused: at {shown} it needs more room than the disk has")
+    return room - size
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{error or 'it ends too early'}".split())[:300]
