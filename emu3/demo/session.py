@@ -1,0 +1,119 @@
+"""What happens between the button and the page: checks, the edit with its progress, and the pictures to show.
+
+Nothing of the page's framework is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers import Emu3ForCausalLM
+
+from emu3.demo.boxes import draw_boxes, find_boxes, marked_text
+from emu3.errors import UserError
+from emu3.mllm.editor import Edit, Editor
+from emu3.mllm.generate import THINK_TOKENS
+from emu3.tokenizer.images import fit_image, read_image
+
+MAX_SAMPLES = 8
+VIEW_SIDE = 512
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be set on the page; the meanings are `Editor.edit`'s."""
+
+    n: int
+    temperature: float
+    seed: int | None
+    think: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """The fitted source picture and its edits, all of one size."""
+
+    source: Image.Image
+    edits: list[Edit]
+
+    @property
+    def scale(self) -> int:
+        """How many times as large the pictures are shown: small ones fill about `VIEW_SIDE` pixels."""
+        return max(1, VIEW_SIDE // max(self.source.size))
+
+    def view(self, picture: Image.Image) -> Image.Image:
+        """`picture` with each of its pixels as scale x scale: nothing is lost and nothing blurred."""
+        return picture.resize((picture.width * self.scale, picture.height * self.scale), Image.Resampling.NEAREST)
+
+    def before_after(self, index: int) -> tuple[Image.Image, Image.Image]:
+        return self.view(self.source), self.view(self.edits[index].image)
+
+    def thought(self, index: int) -> tuple[Image.Image, list[tuple[str, str | None]]] | None:
+        """An edit's chain of thought: the source with its boxes, and its text in coloured pieces; None without one."""
+        text = self.edits[index].reasoning
+        if text is None:
+            return None
+        boxes = find_boxes(text, *self.source.size)
+        return draw_boxes(self.view(self.source), boxes, self.scale), marked_text(text, boxes)
+
+
+def edit_picture(
+    editor: Editor,
+    area: int,
+    picture: str | None,
+    instruction: str,
+    settings: Settings,
+    progress: Callable[[int, int], None],
+) -> Result:
+    """Edit the picture in a file; a sample is the one that `emu3.edit` gives for the same seed.
+
+    area: pixels of the fitted picture. progress: called with the tokens written per sample so far and the most there
+    can be. Raises UserError for what the person at the page can mend.
+    """
+    if picture is None:
+        raise UserError("There is no picture yet: upload one")
+    if not instruction.strip():
+        raise UserError("The instruction is empty: say what to change")
+    if settings.seed is None:
+        raise UserError("The seed is empty: give a whole number")
+    upload = read_image(Path(picture), "The picture")
+    try:
+        source = fit_image(upload, area, editor.codec.factor)
+        cells = source.width * source.height // editor.codec.factor**2
+        most = cells + (THINK_TOKENS if settings.think else 0)
+        with passes_counted(editor.model, lambda passes: progress(passes, most)):
+            [edits] = editor.edit(
+                [upload],
+                [instruction],
+                n=settings.n,
+                temperature=settings.temperature,
+                seed=settings.seed,
+                think=settings.think,
+                image_area=area,
+            )
+    except UserError as error:
+        message = str(error).removeprefix("image 0: ")
+        raise UserError(message[:1].upper() + message[1:]) from error
+    return Result(source, edits)
+
+
+@contextmanager
+def passes_counted(model: Emu3ForCausalLM, report: Callable[[int], None]) -> Iterator[None]:
+    """Call `report` with the number of the model's forward passes after each; the editor samples a token per pass."""
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+        report(passes)
+
+    hook = model.model.register_forward_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()

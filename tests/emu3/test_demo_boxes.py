@@ -1,0 +1,79 @@
+"""Boxes in chains of thought."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emu3.demo.boxes import COLOURS, colours_of, draw_boxes, find_boxes, marked_text
+
+WIDTH, HEIGHT = 48, 32
+
+
+def corners(text: str) -> list[tuple[float, float, float, float]]:
+    return [box.corners for box in find_boxes(text, WIDTH, HEIGHT)]
+
+
+def test_boxes_are_found_in_running_text() -> None:
+    text = "2. Edit the circle. 3. At [0, 16, 16, 32], [16,0,32.5,16] and [ 1, 2, 3, 4 ]. 4. Done"
+    assert corners(text) == [(0, 16, 16, 32), (16, 0, 32.5, 16), (1, 2, 3, 4)]
+    assert [text[box.start : box.end] for box in find_boxes(text, WIDTH, HEIGHT)][1] == "[16,0,32.5,16]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[16, 0, 0, 16]",  # reversed
+        "[4, 4, 4, 9]",  # empty
+        "[48, 0, 60, 9]",  # right of the picture
+        "[-9, -9, -1, -1]",
+        "[1, 2, 3]",
+        "[1, 2, 3, 4, 5]",
+        "[a, b, c, d]",
+        "[1, 2, 3, 4",
+        "",
+    ],
+)
+def test_what_is_no_box_of_the_picture_is_passed_over(text: str) -> None:
+    """Guards against a page that fails, or a frame in a wrong place, because a model wrote nonsense."""
+    assert corners(text) == []
+
+
+def test_boxes_are_cut_to_the_picture() -> None:
+    """Guards against frames outside the picture, and numbers too long for a float."""
+    assert corners(f"[-5, 10, 1{'0' * 400}, 99]") == [(0, 10, WIDTH, HEIGHT)]
+
+
+def test_shares_of_the_sides_count_from_the_size() -> None:
+    assert corners("[0, 0.5, 0.25, 1]") == [(0, 16, 12, 32)]
+
+
+def test_a_place_has_one_colour() -> None:
+    """Guards against a text whose second mention of a box has another colour than its frame."""
+    boxes = find_boxes("[0, 0, 9, 9] [9, 0, 18, 9] [0,0,9,9]", WIDTH, HEIGHT)
+    assert colours_of(boxes) == [COLOURS[0], COLOURS[1], COLOURS[0]]
+    many = find_boxes(" ".join(f"[0, 0, 9, {n}]" for n in range(1, 20)), WIDTH, HEIGHT)
+    assert colours_of(many)[len(COLOURS)] == COLOURS[0]
+
+
+@pytest.mark.parametrize("text", ["", "no box", "[0, 0, 9, 9]", "a [0, 0, 9, 9][9, 9, 0, 0] [9, 0, 18, 9] z\nnew line"])
+def test_the_pieces_are_the_text(text: str) -> None:
+    boxes = find_boxes(text, WIDTH, HEIGHT)
+    pieces = marked_text(text, boxes)
+    assert "".join(piece for piece, _ in pieces) == text
+    assert [colour for _, colour in pieces if colour] == colours_of(boxes)
+
+
+@pytest.mark.parametrize(("left", "top"), [(32, 16), (16, 0), (3, 5)])
+def test_frames_lie_inside_their_boxes(left: int, top: int) -> None:
+    """Guards against an unscaled frame, one that covers its object or its neighbour, and one cut off at the edge."""
+    scale = 10
+    picture = Image.new("RGB", (WIDTH * scale, HEIGHT * scale))
+    drawn = draw_boxes(picture, find_boxes(f"[{left}, {top}, {left + 16}, {top + 16}]", WIDTH, HEIGHT), scale)
+    frame = np.asarray(drawn).max(axis=-1) > 0
+    rows, columns = np.nonzero(frame)
+    assert (columns.min(), columns.max()) == (left * scale, left * scale + 159)
+    assert (rows.min(), rows.max()) == (top * scale, top * scale + 159)
+    assert not frame[top * scale + 5 : top * scale + 155, left * scale + 5 : left * scale + 155].any()
+    assert not np.asarray(picture).any()

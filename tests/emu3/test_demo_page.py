@@ -1,0 +1,146 @@
+"""The page in a headless browser, and the command that serves it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from emu3.errors import run_main
+
+pytest.importorskip("gradio")
+pytest.importorskip("playwright")
+
+from emu3.demo import screenshot
+from emu3.demo.__main__ import main
+
+LIFE_S = "600"
+
+needs_browser = pytest.mark.skipif(screenshot.find_browser() is None, reason="no Chromium is installed")
+
+
+@pytest.fixture(scope="module")
+def url(tiny_model_folder: Path, tiny_vision_folder: Path) -> Iterator[str]:
+    """The page of the tiny model, served by a process that ends after `LIFE_S` seconds whatever happens."""
+    folders = ["--model", str(tiny_model_folder), "--vision", str(tiny_vision_folder)]
+    command = ["timeout", LIFE_S, sys.executable, "-m", "emu3.demo", *folders, "--image-area", "576", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            line = server.stdout.readline()
+            assert line.startswith("open http://127.0.0.1:"), line
+            yield line.split()[1]
+        finally:
+            server.terminate()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> tuple[Path, Path]:
+    """A wide picture, which is fitted to 24x16 pixels, and a tall one, fitted to 16x24."""
+    wide, tall = tmp_path / "wide.png", tmp_path / "tall.png"
+    Image.new("RGB", (60, 40), "red").save(wide)
+    Image.new("RGB", (40, 60), "blue").save(tall)
+    return wide, tall
+
+
+def sizes(page: screenshot.Page, selector: str) -> list[list[int]]:
+    return page.eval_on_selector_all(selector, "all => all.map(image => [image.naturalWidth, image.naturalHeight])")
+
+
+def message(page: screenshot.Page) -> str:
+    toast = page.locator(".toast-body")
+    toast.first.wait_for()
+    text = toast.first.inner_text()
+    toast.first.get_by_role("button").last.click()
+    toast.first.wait_for(state="detached")
+    return text
+
+
+@needs_browser
+def test_a_person_edits_a_picture(url: str, photos: tuple[Path, Path], tmp_path: Path) -> None:
+    """The whole way: errors first, then edits, another choice, a chain of thought. Nothing is asked of other hosts."""
+    wide, _ = photos
+    with screenshot.opened(url) as (page, elsewhere):
+        screenshot.ask(page, "make it purple")
+        assert "There is no picture yet" in message(page)
+        screenshot.ask(page, "  ", wide)
+        assert "The instruction is empty" in message(page)
+
+        screenshot.ask(page, "make it purple", samples=3)
+        screenshot.wait_for_edits(page, 3)
+        assert sizes(page, "#edits button img") == [[504, 336]] * 3  # 24x16, 21 times as large
+        assert sizes(page, "#compare img") == [[504, 336]] * 2
+        assert not page.locator("#chain").is_visible()
+
+        first = page.locator("#compare img").last.get_attribute("src")
+        page.locator("#edits button").nth(1).click()
+        page.get_by_text("Before and after: edit 2").wait_for()
+        assert page.locator("#compare img").last.get_attribute("src") != first
+
+        screenshot.ask(page, "make it purple", samples=2, think=True)
+        screenshot.wait_for_edits(page, 2)
+        page.locator("#chain").wait_for()
+        assert sizes(page, "#boxes img") == [[504, 336]]
+
+        page.screenshot(path=tmp_path / "page.png")
+        screen = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+        assert screen[0] <= screenshot.VIEWPORT_WIDTH and screen[1] <= screenshot.VIEWPORT_HEIGHT
+    assert elsewhere == []
+
+
+@needs_browser
+def test_two_visitors_get_their_own_edits(url: str, photos: tuple[Path, Path]) -> None:
+    """Guards against edits that run into each other, and against one visitor's pictures on the other's page."""
+    wide, tall = photos
+    with screenshot.opened(url) as (first, _):
+        second = first.context.new_page()
+        second.goto(url)
+        screenshot.ask(first, "make it purple", wide, samples=2, think=True)
+        screenshot.ask(second, "make it purple", tall, samples=3)
+        screenshot.wait_for_edits(second, 3)
+        screenshot.wait_for_edits(first, 2)
+        assert sizes(first, "#edits button img") == [[504, 336]] * 2
+        assert sizes(second, "#edits button img") == [[336, 504]] * 3
+
+
+@needs_browser
+def test_the_screenshot_command(
+    monkeypatch: pytest.MonkeyPatch, url: str, photos: tuple[Path, Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "page.png"
+    command = [url, str(photos[0]), "make it purple", "-o", str(output), "--samples", "1"]
+    monkeypatch.setattr(sys, "argv", ["screenshot", *command])
+    run_main(screenshot.main)
+    with Image.open(output) as image:
+        assert image.width == screenshot.VIEWPORT_WIDTH
+        assert screenshot.VIEWPORT_HEIGHT / 2 < image.height <= screenshot.VIEWPORT_HEIGHT
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "cannot listen at 127.0.0.1:{port} (Address already in use); choose another --port"),
+        (["--port", "99999"], "cannot listen at 127.0.0.1:99999"),
+        (["--host", "192.0.2.1"], "cannot listen at 192.0.2.1"),
+        (["--port", "0"], "/nowhere"),
+        (["--port", "0", "--image-area", "0"], "--image-area is 0"),
+    ],
+)
+def test_a_page_that_cannot_be_served_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    """Guards against a traceback, and against a port that is found in use after minutes of loading."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = ["--model", "/nowhere", "--vision", "/nowhere", "--port", str(port), *options]
+        monkeypatch.setattr(sys, "argv", ["demo", *arguments])
+        with pytest.raises(SystemExit) as end:
+            run_main(main)
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.startswith("error: ") and words.format(port=port) in error and error.count("\n") == 1

@@ -1,0 +1,108 @@
+"""What the page's button does, without a page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emu3.demo.session import Result, Settings, edit_picture
+from emu3.errors import UserError
+from emu3.mllm.editor import Edit, Editor
+
+AREA = 576
+SETTINGS = Settings(n=2, temperature=1.0, seed=3, think=False)
+
+
+@pytest.fixture(scope="module")
+def editor(tiny_model_folder: Path, tiny_vision_folder: Path) -> Editor:
+    return Editor.from_pretrained(tiny_model_folder, tiny_vision_folder)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    return str(path)
+
+
+def ignore(done: int, most: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_the_page_gives_the_editors_own_samples(editor: Editor, photo: str, think: bool) -> None:
+    """Guards against a setting that is not passed on, and a picture that is resized twice."""
+    settings = replace(SETTINGS, think=think, temperature=0.7)
+    result = edit_picture(editor, AREA, photo, "a", settings, ignore)
+    with Image.open(photo) as picture:
+        [edits] = editor.edit([picture], ["a"], n=2, temperature=0.7, seed=3, think=think, image_area=AREA)
+    assert result.source.size == (24, 16)
+    assert [edit.image.tobytes() for edit in result.edits] == [edit.image.tobytes() for edit in edits]
+    assert [edit.reasoning for edit in result.edits] == [edit.reasoning for edit in edits]
+    assert (result.thought(0) is not None) == think
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_progress_counts_tokens(editor: Editor, photo: str, think: bool) -> None:
+    """Guards against a bar that stands still, runs past its end, or never reaches it."""
+    seen: list[tuple[int, int]] = []
+    edit_picture(editor, AREA, photo, "a", replace(SETTINGS, think=think), lambda done, most: seen.append((done, most)))
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    assert {most for _, most in seen} == {6 + 512 * think}
+    assert len(seen) == 6 if not think else 6 < len(seen) <= 518
+
+
+@pytest.mark.parametrize(
+    ("picture", "instruction", "changes", "message"),
+    [
+        (None, "a", {}, "There is no picture yet"),
+        ("photo.png", " \n", {}, "The instruction is empty"),
+        ("photo.png", "a", {"seed": None}, "The seed is empty"),
+        ("text.png", "a", {}, "The picture cannot be read as an image"),
+        ("cut.png", "a", {}, "The picture cannot be read as an image"),
+        ("thin.png", "a", {}, "A 900x1 picture becomes"),
+        ("photo.png", "b" * 2000, {}, "A prompt of 2"),
+        ("photo.png", "a", {"temperature": -1.0}, "Temperature must be 0 or more"),
+    ],
+)
+def test_bad_input_is_told(
+    editor: Editor, photo: str, picture: str | None, instruction: str, changes: dict[str, float | None], message: str
+) -> None:
+    """Guards against a bare "Error" on the page, and against listening to the model for ever after."""
+    folder = Path(photo).parent
+    (folder / "text.png").write_text("no picture")
+    (folder / "cut.png").write_bytes(Path(photo).read_bytes()[:700])
+    Image.new("RGB", (900, 1)).save(folder / "thin.png")
+    path = None if picture is None else str(folder / picture)
+    settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
+    with pytest.raises(UserError) as error:
+        edit_picture(editor, AREA, path, instruction, settings, ignore)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    assert not editor.model.model._forward_hooks
+
+
+@pytest.mark.parametrize(("size", "scale"), [((48, 32), 10), ((24, 512), 1), ((256, 256), 2), ((700, 500), 1)])
+def test_small_pictures_are_enlarged_without_blur(size: tuple[int, int], scale: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    result = Result(Image.fromarray(pixels), [])
+    view = np.asarray(result.view(result.source))
+    assert result.scale == scale
+    assert np.array_equal(view, pixels.repeat(scale, axis=0).repeat(scale, axis=1))
+
+
+def test_a_chain_of_thought_comes_with_its_boxes() -> None:
+    """Guards against the boxes of another edit, and against frames of the unscaled picture."""
+    source = Image.new("RGB", (48, 32))
+    result = Result(source, [Edit(source, None), Edit(source, "At [32, 16, 48, 32]."), Edit(source, "Nowhere.")])
+    thought = result.thought(1)
+    assert thought is not None
+    picture, pieces = thought
+    assert picture.size == (480, 320) and np.asarray(picture)[160, 320:480].any(axis=-1).all()
+    assert [piece for piece, colour in pieces if colour] == ["[32, 16, 48, 32]"]
+    assert result.thought(0) is None
+    nowhere = result.thought(2)
+    assert nowhere is not None and not np.asarray(nowhere[0]).any()
