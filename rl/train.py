@@ -29,8 +29,9 @@ from emu3.errors import UserError, run_main
 from emu3.mllm.language_model import load_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.optimizer_state import load_optimizer
+from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.codec import ImageCodec
-from emu3.tokenizer.model import StillVQ, weights_digest
+from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing.shards import check_alike
 from rl import checkpoint
 from rl.advantages import constant_groups, group_advantages

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 from typing import Any
 
 LOWEST, HIGHEST = 0.0, 10.0
@@ -26,7 +27,7 @@ def parse_scores(answer: str, count: int = 2) -> tuple[float, ...] | None:
     if re.search(r"[{}\[\]]", answer[:start] + answer[end:]):
         return None
     try:
-        value = json.loads(strict, strict=False, object_pairs_hook=_unique_keys)
+        value = json.loads(strict, strict=False, object_pairs_hook=_unique_keys, parse_float=_exact)
     except (ValueError, RecursionError):
         return None
     scores = value.get("score")
@@ -58,6 +59,14 @@ def _as_strict_json(answer: str, start: int) -> tuple[str, int]:
 def _double_quoted(token: str) -> str:
     body = re.sub(r"\\.|\"", lambda m: {"\\'": "'", '"': '\\"'}.get(m.group(), m.group()), token[1:-1], flags=re.DOTALL)
     return f'"{body}"'
+
+
+def _exact(text: str) -> float:
+    """The number as it is written. Raises `ValueError` where the float is another: 1e-400, 10.00000000000000000001."""
+    number = float(text)
+    if Decimal(repr(number)) != Decimal(text):
+        raise ValueError(f"{text} is no float")
+    return number
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from PIL import Image
 
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
+from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.config import StillVQConfig
-from emu3.tokenizer.model import StillVQ, weights_digest
+from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing.shards import EditRow, ShardWriter
 from rl.config import Config, build_config
 from rl.reward.outcome import Outcome, Score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,25 @@ def test_count_is_what_was_asked_for() -> None:
     """Guards: a question with one score that is read as if it had two."""
     assert parse_scores('{"score": [7]}', count=1) == (7.0,)
     assert parse_scores('{"score": [7, 8]}', count=1) is None
+
+
+def test_the_corpus_is_one() -> None:
+    """Guards against answers that stand in it twice, or on one side only."""
+    answers = [answer for answer, _ in CORPUS]
+    assert len(set(answers)) == len(answers) >= 60
+    assert min(sum(scores is None for _, scores in CORPUS), sum(scores is not None for _, scores in CORPUS)) >= 30
+
+
+@pytest.mark.parametrize(("answer", "scores"), [(answer, scores) for answer, scores in CORPUS if scores is not None])
+def test_a_cut_answer_never_gives_other_scores(answer: str, scores: list[float]) -> None:
+    """Guards an answer that met its token limit, wherever that was: it gives what the whole gives, or nothing."""
+    found = {parse_scores(answer[:end]) for end in range(len(answer))}
+    assert found <= {None, tuple(scores)}
+
+
+@pytest.mark.parametrize(("answer", "scores"), [(answer, scores) for answer, scores in CORPUS if scores is not None])
+def test_scores_are_numbers_of_the_answer(answer: str, scores: list[float]) -> None:
+    """Guards the promise that nothing is clipped, filled in or rounded: each score is written in the answer."""
+    written = {float(number) for number in re.findall(r"-?[0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?", answer)}
+    read = parse_scores(answer)
+    assert read is not None and set(read) <= written
