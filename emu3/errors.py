@@ -21,7 +21,7 @@ class UserError(Exception):
     """Bad input. The message is one line: what is wrong, in which file or option, and what to do."""
 
 
-_OTHER_RANKS_WAIT = 2.0  # seconds; the launcher ends them sooner when rank 0 has failed as well
+_OTHER_RANKS_WAIT = 5.0  # seconds; the launcher ends them sooner when rank 0 has failed as well
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -1,64 +1,98 @@
-"""A data set of edits from the Hub or from Parquet files, opened by `datasets` and checked before anything is done.
+"""A data set of edits by its name: Parquet files from the Hub or the disk, or an image folder with a JSONL file.
 
-Apart from `image_rows`, so that who has rows already need not wait for the library.
+Whatever it is, its rows are read a few at a time, in ascending order, and it tells a digest of its contents, so that
+a run that goes on with changed data is noticed.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
-
-import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, Literal, Protocol
 
 from emu3.errors import UserError
-from emu3.train_image_editing.image_rows import Columns
+from emu3.train_image_editing.hub_data import HubData
+from emu3.train_image_editing.image_folder import ImageFolder
+from emu3.train_image_editing.image_rows import BadRow, Columns
+from emu3.train_image_editing.parquet_rows import ParquetRows
+
+_SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 
 
-def open_rows(name: str, source: Literal["HF", "local"], split: str | None, columns: Columns) -> datasets.Dataset:
-    """Open a data set with its images undecoded.
+class RowSource(Protocol):
+    """Rows with undecoded pictures. contents: a digest that changes when the data does."""
 
-    name: a Hub id (HF), or a Parquet file or a folder of them (local). split: of the Hub data set, default "train";
-    for a folder, default all of its Parquet files.
+    contents: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Iterable[int]) -> Iterator[Mapping[str, Any] | BadRow]:
+        """Cells by column for each of the ascending row numbers; a row that cannot be read comes as a BadRow."""
+        ...
+
+
+def open_rows(name: str, source: Literal["HF", "local"], split: str | None, columns: Columns) -> RowSource:
+    """Open a data set.
+
+    name: a Hub id with Parquet files, with a revision behind an @ if wanted (HF); or a Parquet file, a folder of
+    them, a JSONL file, or a folder with one (local). split: default "train" on the Hub, all files of a folder.
     Raises UserError if there is no such data set, it is empty, or a column is missing.
     """
-    # What goes wrong is said once, by the error below.
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        rows = _load(name, source, split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()
-        raise UserError(f"data set {name} cannot be opened: {reason[0] if reason else error!r}") from error
-    missing = [column for column in columns.names() if column not in rows.column_names]
-    if missing:
-        raise UserError(f"data set {name} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}")
+    rows = _hub_rows(name, split or "train", columns) if source == "HF" else _local_rows(Path(name), split, columns)
     if not len(rows):
         raise UserError(f"data set {name} is empty")
-    rows = rows.select_columns(list(dict.fromkeys(columns.names())))
-    for column, feature in rows.features.items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
     return rows
 
 
-def _load(name: str, source: Literal["HF", "local"], split: str | None) -> datasets.Dataset:
-    if source == "HF":
-        return datasets.load_dataset(name, split=split or "train")
-    path = Path(name)
-    if split is not None and path.is_dir():
-        return datasets.load_dataset(str(path), split=split)
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    if not files:
-        raise UserError(f"{path} is no Parquet file and no folder with some")
-    filled = [str(file) for file in files if _row_count(file)]
-    if not filled:  # `datasets` fails on a file without rows, and does not say why
-        raise UserError(f"data set {name} is empty")
-    return datasets.load_dataset("parquet", data_files=filled, split="train")
+def of_split(names: Sequence[str], split: str) -> list[str]:
+    """Those of the files `names` whose path holds the split's name as a word, as in data/train-00000-of-00002.parquet.
+
+    Where no file names any split, all are "train".
+    """
+    if split == "train" and not any(_mentions(name, word) for name in names for word in _SPLITS):
+        return list(names)
+    return [name for name in names if _mentions(name, split)]
 
 
-def _row_count(file: Path) -> int:
-    try:
-        return int(pq.read_metadata(file).num_rows)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{file} is not a Parquet file: {error}") from None
+def _mentions(name: str, word: str) -> bool:
+    return re.search(rf"(?<![a-z]){re.escape(word.lower())}(?![a-z])", name.lower()) is not None
+
+
+def _hub_rows(name: str, split: str, columns: Columns) -> RowSource:
+    data = HubData(name)
+    names = [file for file in data.names if file.endswith(".parquet")]
+    if not names:
+        raise UserError(
+            f"{name} has no Parquet files: try its automatic conversion, "
+            f"{name.partition('@')[0]}@refs/convert/parquet, or download it and use --source local"
+        )
+    chosen = _require_split(name, names, split)
+    root = data.fetch(chosen)
+    return ParquetRows([root / file for file in chosen], root, columns)
+
+
+def _local_rows(path: Path, split: str | None, columns: Columns) -> RowSource:
+    if path.is_file():
+        return ImageFolder(path, columns) if path.suffix == ".jsonl" else ParquetRows([path], path.parent, columns)
+    if not path.is_dir():
+        raise UserError(f"data set {path} does not exist; one from the Hub needs --source HF")
+    if names := sorted(file.relative_to(path).as_posix() for file in path.rglob("*.parquet")):
+        chosen = names if split is None else _require_split(str(path), names, split)
+        return ParquetRows([path / name for name in chosen], path, columns)
+    tables = sorted(file.name for file in path.glob("*.jsonl"))
+    if split is not None and tables:
+        tables = _require_split(str(path), tables, split)
+    if "metadata.jsonl" in tables:
+        tables = ["metadata.jsonl"]
+    if len(tables) != 1:
+        found = f"has {', '.join(tables)}: name one of them" if tables else "has no Parquet and no JSONL file"
+        raise UserError(f"data set {path} {found}")
+    return ImageFolder(path / tables[0], columns)
+
+
+def _require_split(name: str, files: Sequence[str], split: str) -> list[str]:
+    if chosen := of_split(files, split):
+        return chosen
+    more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+    raise UserError(f"{name} has no files of split {split!r}; it has {', '.join(files[:5])}{more}")

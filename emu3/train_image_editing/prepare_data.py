@@ -3,43 +3,39 @@
     python -m emu3.train_image_editing.prepare_data --dataset-name pairs.parquet --source local --output-path out \\
         --model-path VISION --original-image-key input --edited-image-key output --edit-instruction-key instruction
 
-The rows are cut into shards of `--shard-rows`; shard k belongs to worker k modulo the number of workers (`torchrun`
-sets RANK and WORLD_SIZE). A shard depends on its rows alone, so a restarted run skips what is there, with any
-number of workers, and ends with the same bytes. Images are decoded on threads while others are encoded, always in
-float32 (half precision changes codes), and a picture that several rows of a batch share is encoded once. A row that
-cannot be used is recorded with its reason; the worker that finds every shard there writes the manifest.
-
-Left out: rescaling of pixel coordinates inside reasoning texts.
+The rows are cut into shards of `--shard-rows`; shard k belongs to worker k modulo the number of workers, which are
+plain processes that know nothing of each other (torchrun and `emu3.launch` set RANK and WORLD_SIZE). A shard depends
+on its rows alone, so a restarted run skips what is there, with any number of workers, and ends with the same bytes;
+a folder that was begun with other settings or other data is refused. Pictures are encoded in float32, since half
+precision changes codes. A row that cannot be used is recorded with its reason; the worker that finds every shard
+there writes the manifest.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+import sys
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from emu3.errors import UserError, run_main
+from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.codec import ImageCodec
-from emu3.tokenizer.images import fit_image
-from emu3.tokenizer.model import StillVQ, weights_digest
+from emu3.tokenizer.model import StillVQ
+from emu3.train_image_editing.encode_rows import RowEncoder
 from emu3.train_image_editing.flags import parse_flags
-from emu3.train_image_editing.image_rows import BadRow, Columns, ImageRow, read_row, row_id
-from emu3.train_image_editing.open_rows import open_rows
-from emu3.train_image_editing.shards import EditRow, FailedRow, ShardWriter
+from emu3.train_image_editing.image_rows import Columns
+from emu3.train_image_editing.open_rows import RowSource, open_rows
+from emu3.train_image_editing.shards import ShardWriter
 
-BATCH_ROWS = 32
-DECODE_THREADS = min(8, os.cpu_count() or 1)
-RESIZE_RULE = "aspect kept, area in pixels, sides cropped to multiples of the factor (emu3.tokenizer.images)"
+RESIZE_RULE = "aspect kept, area in whole pixels, not cropped; codes of whole cells (emu3.tokenizer.images)"
+BOX_RULE = "[x1, y1, x2, y2] in pixels of the resized source (emu3.train_image_editing.boxes)"
 
 
 def _option(default: Any, text: str, *aliases: str) -> Any:
@@ -50,23 +46,28 @@ def _option(default: Any, text: str, *aliases: str) -> Any:
 class PrepareArguments:
     """What the command takes; the flags are these names with dashes."""
 
-    dataset_name: str = field(metadata={"help": "Hub id, or a local Parquet file or folder"})
+    dataset_name: str = field(
+        metadata={
+            "help": "Hub id or id@revision; or a Parquet file, a folder of them, an image folder with a JSONL file"
+        }
+    )
     output_path: str = field(metadata={"help": "folder for shards and manifest"})
-    model_path: str = field(metadata={"help": "vision tokenizer folder"})
+    model_path: str = _option("BAAI/Emu3-VisionTokenizer", "vision tokenizer: a folder, Hub id or id@revision")
     original_image_key: str = _option("source_image", "column of the source image")
     edit_instruction_key: str = _option("instruction", "column of the instruction", "--edit-instruction")
     edited_image_key: str | None = _option(None, "column of the target image, if there is one", "--edited-image")
     cot_keys: list[str] = field(
-        default_factory=list, metadata={"help": "columns of reasoning text", "aliases": ["--CoT-keys"]}
+        default_factory=list,
+        metadata={"help": "columns of reasoning text; boxes in it are rescaled", "aliases": ["--CoT-keys"]},
     )
     id_key: str | None = _option(None, "column of the row's id; default: its number")
     task_key: str | None = _option(None, "column of the kind of edit")
     source: Literal["HF", "local"] = _option("HF", "where the data set is")
-    split: str | None = _option(None, "split; default: train on the Hub, all files of a folder")
+    split: str | None = _option(None, "files whose path names it; default: train on the Hub, all of a folder")
     image_area: int = _option(65536, "pixels of a resized image")
-    random_seed: int | None = _option(None, "shuffle the rows by this seed before --limit; default: keep their order")
+    random_seed: int | None = _option(None, "--limit takes rows at random by this seed; default: the first")
     limit: int | None = _option(None, "use this many rows at most")
-    shard_rows: int = _option(4096, "input rows of one shard")
+    shard_rows: int = _option(4096, "input rows of one shard, the most that a worker that is killed loses")
     rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0")), metadata={"help": "this worker"})
     world_size: int = field(
         default_factory=lambda: int(os.environ.get("WORLD_SIZE", "1")), metadata={"help": "number of workers"}
@@ -89,95 +90,42 @@ def prepare(arguments: PrepareArguments) -> dict[str, Any] | None:
         task=arguments.task_key,
     )
     rows = open_rows(arguments.dataset_name, arguments.source, arguments.split, columns)
-    order = row_order(len(rows), arguments.random_seed, arguments.limit)
-    codec = _codec(arguments.model_path)
+    chosen = chosen_rows(len(rows), arguments.random_seed, arguments.limit)
+    codec = _codec(arguments)
     if arguments.image_area < codec.factor**2:
         raise UserError(f"--image-area {arguments.image_area} is less than one code of {codec.factor}x{codec.factor}")
-    shards = -(-len(order) // arguments.shard_rows)
-    writer = ShardWriter(Path(arguments.output_path), _settings(arguments, len(rows), codec.factor), shards)
+    shards = -(-len(chosen) // arguments.shard_rows)
+    writer = ShardWriter(Path(arguments.output_path), _settings(arguments, rows, codec.factor), shards)
     mine = range(arguments.rank, shards, arguments.world_size)
     missing = [index for index in mine if not writer.finished(index)]
-    parts = {index: order[index * arguments.shard_rows : (index + 1) * arguments.shard_rows] for index in missing}
+    parts = {index: chosen[index * arguments.shard_rows : (index + 1) * arguments.shard_rows] for index in missing}
 
-    reader = _Reader(rows, columns, arguments.image_area, codec.factor)
-    images_per_row = 1 if columns.edited is None else 2
-    total = images_per_row * sum(len(part) for part in parts.values())
-    with tqdm(total=total, unit="image", desc=f"worker {arguments.rank}", position=arguments.rank) as bar:
-        for index, part in parts.items():
-            edits: list[EditRow] = []
-            failed: list[FailedRow] = []
-            for batch in reader.batches(part):
-                failed += [row for row in batch if isinstance(row, FailedRow)]
-                edits += encode([row for row in batch if isinstance(row, ImageRow)], codec)
-                bar.update(images_per_row * len(batch))
+    encoder = RowEncoder(rows, columns, codec, arguments.image_area)
+    images = encoder.images_per_row * sum(map(len, parts.values()))
+    start = time.perf_counter()
+    with tqdm(
+        total=images,
+        unit="image",
+        desc=f"worker {arguments.rank}",
+        position=int(os.environ.get("LOCAL_RANK", "0")),
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        disable=not missing,
+    ) as bar:
+        for index, edits, failed in encoder.shards(parts, bar.update):
             writer.write(index, edits, failed)
+    seconds = time.perf_counter() - start
 
     manifest = writer.finish()
-    print(_summary(arguments, len(mine), len(missing), manifest), flush=True)
+    worked = f"{images} images in {seconds:.0f} s, {images / seconds:.1f} images/s" if missing else "nothing to do"
+    print(_summary(arguments, len(mine), len(missing), worked, manifest), flush=True)
     return manifest
 
 
-def row_order(rows: int, seed: int | None, limit: int | None) -> np.ndarray:
-    """Numbers of the rows to tokenise, int64. With a seed the permutation is that of `datasets.Dataset.shuffle`."""
-    order = np.arange(rows) if seed is None else np.random.default_rng(seed).permutation(rows)
-    return order[:limit]
-
-
-def encode(rows: Sequence[ImageRow], codec: ImageCodec) -> list[EditRow]:
-    """Turn the pictures of `rows` into codes, each different picture once."""
-    pictures: dict[str, Image.Image] = {}
-    for row in rows:
-        pictures[row.source_digest] = row.source
-        if row.edited is not None and row.edited_digest is not None:
-            pictures[row.edited_digest] = row.edited
-    codes = dict(zip(pictures, codec.encode(list(pictures.values())), strict=True))
-    return [
-        EditRow(
-            id=row.id,
-            source=codes[row.source_digest],
-            edited=None if row.edited_digest is None else codes[row.edited_digest],
-            instruction=row.instruction,
-            cot=row.cot,
-            task=row.task,
-        )
-        for row in rows
-    ]
-
-
-class _Reader:
-    """Decodes and resizes rows on threads, ahead of the encoder."""
-
-    def __init__(self, rows: datasets.Dataset, columns: Columns, area: int, factor: int) -> None:
-        self.rows = rows
-        self.columns = columns
-        self.area = area
-        self.factor = factor
-
-    def batches(self, indices: np.ndarray) -> Iterator[list[ImageRow | FailedRow]]:
-        """Batches in the order of `indices`; a row that cannot be used comes as a FailedRow."""
-        waiting: deque[Future[ImageRow | FailedRow]] = deque()
-        with ThreadPoolExecutor(DECODE_THREADS) as pool:
-            for index in indices:
-                values = self.rows[int(index)]
-                waiting.append(pool.submit(self._read, values, int(index)))
-                if len(waiting) == 2 * BATCH_ROWS:
-                    yield [waiting.popleft().result() for _ in range(BATCH_ROWS)]
-            while waiting:
-                yield [waiting.popleft().result() for _ in range(min(BATCH_ROWS, len(waiting)))]
-
-    def _read(self, values: dict[str, Any], index: int) -> ImageRow | FailedRow:
-        try:
-            row = read_row(values, self.columns, index)
-            edited = None if row.edited is None else self._fit(row.edited)
-            return replace(row, source=self._fit(row.source), edited=edited)
-        except BadRow as reason:
-            return FailedRow(row_id(values, self.columns, index), str(reason))
-
-    def _fit(self, image: Image.Image) -> Image.Image:
-        try:
-            return fit_image(image, self.area, self.factor)
-        except UserError as error:
-            raise BadRow(str(error)) from error
+def chosen_rows(rows: int, seed: int | None, limit: int | None) -> np.ndarray:
+    """Numbers of the rows to tokenise, ascending, int64: the first, or those that `datasets`' shuffle puts first."""
+    if seed is None:
+        return np.arange(rows)[:limit]
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
 
 
 def _check(arguments: PrepareArguments) -> None:
@@ -187,12 +135,14 @@ def _check(arguments: PrepareArguments) -> None:
         raise UserError(f"--rank {arguments.rank} is not below --world-size {arguments.world_size}")
 
 
-def _codec(folder: str) -> ImageCodec:
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    return ImageCodec(StillVQ.from_pretrained(folder, dtype=torch.float32), device)
+def _codec(arguments: PrepareArguments) -> ImageCodec:
+    local_rank = int(os.environ.get("LOCAL_RANK", arguments.rank))
+    gpus = torch.cuda.device_count()
+    device = f"cuda:{local_rank % gpus}" if gpus else "cpu"
+    return ImageCodec(StillVQ.from_pretrained(arguments.model_path, torch.float32, parts="encoder"), device)
 
 
-def _settings(arguments: PrepareArguments, rows: int, factor: int) -> dict[str, Any]:
+def _settings(arguments: PrepareArguments, rows: RowSource, factor: int) -> dict[str, Any]:
     """What decides the content of the shards, for the manifest and for refusing to mix two runs in one folder."""
     return {
         "image_area": arguments.image_area,
@@ -200,10 +150,12 @@ def _settings(arguments: PrepareArguments, rows: int, factor: int) -> dict[str, 
         "vision_sha256": weights_digest(arguments.model_path),
         "dtype": "float32",
         "resize": RESIZE_RULE,
+        "boxes": BOX_RULE,
         "data": {
             "name": arguments.dataset_name,
             "split": arguments.split,
-            "rows": rows,
+            "rows": len(rows),
+            "contents": rows.contents,
             "random_seed": arguments.random_seed,
             "limit": arguments.limit,
             "original_image_key": arguments.original_image_key,
@@ -217,8 +169,8 @@ def _settings(arguments: PrepareArguments, rows: int, factor: int) -> dict[str, 
     }
 
 
-def _summary(arguments: PrepareArguments, mine: int, written: int, manifest: dict[str, Any] | None) -> str:
-    done = f"worker {arguments.rank}: {written} shards written, {mine - written} were there"
+def _summary(arguments: PrepareArguments, mine: int, written: int, worked: str, manifest: dict[str, Any] | None) -> str:
+    done = f"worker {arguments.rank}: {worked}; {written} shards written, {mine - written} were there"
     if manifest is None:
         return f"{done}; other workers are not finished, no manifest yet"
     return (

@@ -12,6 +12,7 @@ The reader holds a data set in memory (about 4 GB per million such pairs).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,10 +89,12 @@ class ShardWriter:
         return True
 
     def write(self, index: int, rows: Sequence[EditRow], failed: Sequence[FailedRow]) -> None:
-        """Write one shard, whole or not at all; `rows` may be empty."""
+        """Write one shard, whole or not at all; `rows` may be empty. What a killed run left of it is removed."""
         metadata = {"settings": self.settings, "failed": [vars(row) for row in failed]}
         schema = SCHEMA.with_metadata({key: json.dumps(value) for key, value in metadata.items()})
         table = pa.Table.from_pylist([_record(row) for row in rows], schema=schema)
+        # Before and not after: once the shard is there, nobody comes back to it.
+        _remove_leftovers(self.path(index))
         with whole_file(self.path(index)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
@@ -130,15 +133,16 @@ class ShardWriter:
             "failed": failed,
             "shards": shards,
         }
+        _remove_leftovers(self.folder / MANIFEST)
         write_json(self.folder / MANIFEST, manifest)
         return manifest
 
     def _check_settings(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        found = metadata["settings"]
-        for key in sorted({*self.settings, *found}):
-            if found.get(key) != self.settings.get(key):
+        found, now = _flat(metadata["settings"]), _flat(self.settings)
+        for key in sorted({*now, *found}):
+            if found.get(key) != now.get(key):
                 raise UserError(
-                    f"{path} was written with {key} {found.get(key)!r}, now it is {self.settings.get(key)!r}: "
+                    f"{path} was written with {key} {found.get(key)!r}, now it is {now.get(key)!r}: "
                     "tokenise into another folder"
                 )
 
@@ -259,6 +263,36 @@ class _Grids:
             return None
         codes: np.ndarray = self._codes[self._offsets[index] : self._offsets[index + 1]]
         return codes.reshape(height, width)
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": leaf for inner, leaf in _flat(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what `whole_file` left beside `path` in processes that were killed."""
+    for file in path.parent.glob(f".{path.name}.*.tmp"):
+        pid = file.name.split(".")[-2]
+        # A second run of the same command may be writing the same file.
+        if not (pid.isdigit() and _is_running(int(pid))):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

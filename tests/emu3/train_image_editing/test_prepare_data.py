@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,20 +18,18 @@ from PIL import Image
 from sft_world import picture, save_vision
 
 from emu3.errors import UserError
+from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import fit_image
 from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.random_vision import random_vqvae, save_baai
 from emu3.train_image_editing import prepare_data
-from emu3.train_image_editing.prepare_data import PrepareArguments, prepare, row_order
-from emu3.train_image_editing.shards import read_rows
+from emu3.train_image_editing.prepare_data import PrepareArguments, chosen_rows, prepare
+from emu3.train_image_editing.shards import ShardWriter, read_rows
+from emu3.train_image_editing.verify import verify
 
 AREA = 32 * 32
 REAL = Path(__file__).parents[3] / "../shared/data/aurora-bench-dev.parquet"
-
-
-@pytest.fixture(autouse=True)
-def no_cache_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +83,13 @@ def arguments(tmp_path: Path, vision: Path, pairs: Path) -> PrepareArguments:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def real(arguments: PrepareArguments) -> PrepareArguments:
+    return replace(
+        arguments, dataset_name=str(REAL), original_image_key="input", edited_image_key="output", cot_keys=[],
+        id_key=None, task_key="source",
+    )  # fmt: skip
 
 
 def test_rows_hold_the_codes_of_their_own_pictures(arguments: PrepareArguments, pairs: Path, vision: Path) -> None:
@@ -148,44 +154,65 @@ def test_a_restarted_run_skips_finished_shards_and_ends_with_the_same_bytes(
 ) -> None:
     prepare(arguments)
     again = replace(arguments, output_path=str(tmp_path / "again"))
-    encoded: list[int] = []
-    plain_encode = prepare_data.encode
+    written: list[int] = []
+    plain_write = ShardWriter.write
 
-    def encode(rows: Any, codec: Any) -> Any:
-        encoded.append(len(rows))
-        if len(encoded) == 3:
+    def write(self: ShardWriter, index: int, *rows: Any) -> None:
+        if len(written) == 2:
+            written.append(-1)
             raise KeyboardInterrupt
-        return plain_encode(rows, codec)
+        written.append(index)
+        plain_write(self, index, *rows)
 
-    monkeypatch.setattr(prepare_data, "encode", encode)
+    monkeypatch.setattr(ShardWriter, "write", write)
     with pytest.raises(KeyboardInterrupt):
         prepare(again)
     assert list(files(tmp_path / "again")) == [f"shard-{index:05d}-of-00004.parquet" for index in (0, 1)]
     prepare(again)
-    assert len(encoded) == 3 + 2
+    assert written == [0, 1, -1, 2, 3]
     assert files(tmp_path / "again") == files(tmp_path / "out")
 
 
-def test_equal_pictures_of_a_batch_are_encoded_once(
-    arguments: PrepareArguments, monkeypatch: pytest.MonkeyPatch
+def test_changed_data_under_the_same_path_is_refused(arguments: PrepareArguments, pairs: Path) -> None:
+    """A restarted run would put shards of the old and of the new data into one folder."""
+    prepare(arguments)
+    table = pq.read_table(pairs)
+    Path(arguments.output_path, "shard-00003-of-00004.parquet").unlink()
+    pairs.touch()
+    assert prepare(arguments) is not None
+    pq.write_table(table.set_column(3, "instruction", pa.array([f"make it not {i}" for i in range(10)])), pairs)
+    with pytest.raises(UserError, match=r"was written with data.contents '[0-9a-f]{64}', now it is .*: tokenise into"):
+        prepare(arguments)
+
+
+def test_an_image_folder_gives_the_codes_of_the_same_pictures_in_parquet(
+    arguments: PrepareArguments, pairs: Path, tmp_path: Path
 ) -> None:
-    encoded: list[int] = []
-    plain_encode = ImageCodec.encode
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    lines = []
+    for row in pq.read_table(pairs).to_pylist():
+        for side in ("before", "after"):
+            if row[side] is not None:
+                (folder / f"{row['key']}-{side}.png").write_bytes(row[side]["bytes"])
+                row[side] = f"{row['key']}-{side}.png"
+        lines.append(json.dumps(row))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    of_folder = prepare(replace(arguments, dataset_name=str(folder), output_path=str(tmp_path / "of_folder")))
+    of_parquet = prepare(arguments)
+    assert of_folder is not None and of_parquet is not None
+    assert of_folder["failed"] == of_parquet["failed"]
+    for one, other in zip(read_rows(tmp_path / "of_folder"), read_rows(arguments.output_path), strict=True):
+        assert (one.id, one.instruction, one.cot, one.task) == (other.id, other.instruction, other.cot, other.task)
+        np.testing.assert_array_equal(one.source, other.source)
+        np.testing.assert_array_equal(one.edited, other.edited)  # type: ignore[arg-type]  # None equals None
 
-    def encode(self: ImageCodec, images: Any) -> Any:
-        encoded.append(len(images))
-        return plain_encode(self, images)
 
-    monkeypatch.setattr(ImageCodec, "encode", encode)
-    prepare(replace(arguments, shard_rows=10))
-    assert encoded == [4 + 5]  # rows 0, 1, 3, 6, 7, 8, 9 have sources 0, 0, 1, 2, 2, 2, 3 and five targets
-
-
-def test_the_seed_shuffles_as_datasets_does() -> None:
-    """Benchmarks are published as shuffle(seed=42) and the first 1,000."""
+def test_the_seed_chooses_as_datasets_does() -> None:
+    """Benchmarks are published as shuffle(seed=42) and the first 1,000; files are read from front to back."""
     shuffled = datasets.Dataset.from_dict({"row": list(range(50))}).shuffle(seed=42)["row"][:20]
-    assert row_order(50, 42, 20).tolist() == list(shuffled)
-    assert row_order(50, None, 3).tolist() == [0, 1, 2]
+    assert chosen_rows(50, 42, 20).tolist() == sorted(shuffled)
+    assert chosen_rows(50, None, 3).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -255,23 +282,69 @@ def test_wrong_flags_are_one_clear_line(monkeypatch: pytest.MonkeyPatch, flags: 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("local_rank", "rank", "device"), [(None, 0, "cuda:0"), (None, 3, "cuda:1"), ("1", 4, "cuda:1"), ("2", 2, "cuda:0")]
+)
+def test_workers_spread_over_the_gpus(
+    arguments: PrepareArguments, monkeypatch: pytest.MonkeyPatch, local_rank: str | None, rank: int, device: str
+) -> None:
+    """Plain processes have no LOCAL_RANK, and would all take the first."""
+    if local_rank is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    devices: list[str] = []
+
+    def codec(vq: StillVQ, device: str) -> ImageCodec:
+        devices.append(device)
+        return ImageCodec(vq)
+
+    monkeypatch.setattr(prepare_data, "ImageCodec", codec)
+    monkeypatch.setattr(prepare_data.torch.cuda, "device_count", lambda: 2)
+    prepare(replace(arguments, rank=rank, world_size=8))
+    assert devices == [device]
+
+
 @pytest.mark.skipif(not REAL.exists(), reason="the real sample is not here")
-def test_real_rows_without_a_target_are_kept(arguments: PrepareArguments) -> None:
-    """RL and evaluation need only source and instruction."""
-    manifest = prepare(
-        replace(
-            arguments,
-            dataset_name=str(REAL),
-            original_image_key="input",
-            edited_image_key="output",
-            cot_keys=[],
-            id_key=None,
-            task_key="source",
-            limit=40,
-            random_seed=0,
-        )
-    )
+def test_real_rows_with_a_restart_in_the_middle(arguments: PrepareArguments, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photographs of many sizes and rows without a target, which RL and evaluation do not need."""
+    arguments = replace(real(arguments), shard_rows=30)
+    plain_write = ShardWriter.write
+
+    def write(self: ShardWriter, index: int, *rows: Any) -> None:
+        if index == 4:
+            raise KeyboardInterrupt
+        plain_write(self, index, *rows)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ShardWriter, "write", write)
+        prepare(arguments)
+    finished = files(Path(arguments.output_path))
+    assert len(finished) == 4
+    manifest = prepare(arguments)
     assert manifest is not None
-    targets = pq.read_table(REAL, columns=["output"]).column(0).take(row_order(200, 0, 40))
-    assert 0 < targets.null_count < 40
-    assert (manifest["rows"], manifest["rows_with_target"]) == (40, 40 - targets.null_count)
+    assert finished.items() <= files(Path(arguments.output_path)).items()
+    table = pq.read_table(REAL, columns=["output", "instruction", "source"])
+    targets = 200 - table["output"].null_count
+    assert 0 < targets < 200
+    assert (manifest["rows"], manifest["rows_with_target"], manifest["failed"]) == (200, targets, [])
+    assert verify(Path(arguments.output_path)).startswith(f"{arguments.output_path}: 200 rows, {targets} with a target")
+    assert [row.instruction for row in read_rows(arguments.output_path)] == table["instruction"].to_pylist()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.exists(), reason="the real sample is not here")
+def test_real_rows_with_a_tokenizer_of_the_published_size_and_layout(
+    arguments: PrepareArguments, tmp_path: Path
+) -> None:
+    """The 270 million weights, names and shapes of BAAI/Emu3-VisionTokenizer, in pictures small enough for a CPU."""
+    save_baai(random_vqvae(), tmp_path / "published")
+    arguments = replace(
+        real(arguments), model_path=str(tmp_path / "published"), image_area=64 * 64, limit=8, shard_rows=4
+    )
+    assert prepare(replace(arguments, rank=1, world_size=2)) is None
+    manifest = prepare(arguments)
+    assert manifest is not None
+    assert (manifest["rows"], manifest["vision_sha256"]) == (8, weights_digest(arguments.model_path))
+    assert verify(Path(arguments.output_path)).startswith(f"{arguments.output_path}: 8 rows")
+    assert len(np.unique([code for row in read_rows(arguments.output_path) for code in row.source.ravel()])) > 100

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from emu3.errors import UserError
+from emu3.train_image_editing import shards
 from emu3.train_image_editing.shards import EditRow, FailedRow, ShardWriter, check_alike, read_rows
 
 ROWS = [
@@ -67,6 +72,41 @@ def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:
         other.finished(0)
     with pytest.raises(UserError, match="image_area"):
         other.finish()
+
+
+def test_nested_settings_are_named_by_the_one_that_differs(tmp_path: Path) -> None:
+    """Two dicts of twelve keys behind each other tell nobody which one it was."""
+    ShardWriter(tmp_path, {"data": {"name": "a", "limit": 3}}, shards=1).write(0, ROWS, [])
+    with pytest.raises(UserError, match=r"written with data\.limit 3, now it is None: "):
+        ShardWriter(tmp_path, {"data": {"name": "a"}}, shards=1).finished(0)
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+    """And what a run beside this one is writing is not."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = [".shard-00000-of-00002.parquet.{}.tmp", ".shard-00001-of-00002.parquet.{}.tmp", ".manifest.json.{}.tmp"]
+    for name in names:
+        for pid in (gone.pid, os.getppid()):
+            (tmp_path / name.format(pid)).write_bytes(b"half")
+    write(tmp_path).finish()
+    left = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("."))
+    assert left == sorted(name.format(os.getppid()) for name in names)
+
+
+def test_it_is_removed_before_the_shard_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed behind the last step would leave it: no later run writes a shard that is there."""
+    (tmp_path / ".shard-00000-of-00002.parquet.tmp.tmp").write_bytes(b"half")
+    seen: list[list[str]] = []
+    plain_write = shards.pq.write_table
+
+    def write_table(*arguments: Any, **options: Any) -> None:
+        plain_write(*arguments, **options)
+        seen.append(sorted(path.name for path in tmp_path.iterdir()))
+
+    monkeypatch.setattr(shards.pq, "write_table", write_table)
+    write(tmp_path)
+    assert seen[0] == [f".shard-00000-of-00002.parquet.{os.getpid()}.tmp"]
 
 
 def test_shards_of_another_cut_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""Write a checkpoint as a folder that can be pushed to the Hub.
+
+    python -m emu3.export --model runs/quickstart/sft_s__rl_sc/final --name org/earl-shapes \\
+        --vision runs/quickstart/vision --scores runs/quickstart/table.md --output export/earl-shapes
+    hf upload org/earl-shapes export/earl-shapes
+
+The folder gets the weights as safetensors (with an index if there are several files), the config, the tokenizer's
+files and a model card. A local image tokenizer is written beside it, as OUTPUT-vision, for a repository of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+
+from emu3.errors import UserError, run_main
+from emu3.files import read_json, whole_file
+from emu3.hub import HUB_ID
+from emu3.mllm.language_model import load_language_model, save_checkpoint
+from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.model_card import model_card, training_of
+from emu3.tokenizer.model import StillVQ
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def export(
+    model: str,
+    output: Path,
+    *,
+    name: str,
+    vision: str,
+    tokenizer: str | None = None,
+    scores: Path | None = None,
+    run: Path | None = None,
+    dtype: str = "bfloat16",
+    image_area: int = 65536,
+    license_name: str = "mit",
+    max_shard_size: str = "5GB",
+) -> list[Path]:
+    """Export `model`, a folder or Hub id, and the image tokenizer `vision` if it is a folder; returns the folders.
+
+    name: repository that the card is written for. tokenizer: where the text tokenizer is, if not beside the weights.
+    scores: Markdown file whose text goes into the card. run: folder of the training run, by default the parent of
+    `model`. dtype: of the exported weights. Raises UserError if something is missing or an output exists.
+    """
+    if HUB_ID.fullmatch(name) is None or "@" in name:
+        raise UserError(f"--name {name} is no repository id: want org/name")
+    if not re.fullmatch(r"\d+(\.\d+)?[KMG]B", max_shard_size):
+        raise UserError(f"--max-shard-size {max_shard_size}: want a number with KB, MB or GB, such as 5GB")
+    if scores is not None and not scores.is_file():
+        raise UserError(f"--scores {scores} does not exist")
+    vision_output = output.with_name(f"{output.name}-vision")
+    folders = [output, vision_output] if Path(vision).is_dir() else [output]
+    if there := [folder for folder in folders if folder.exists()]:
+        raise UserError(f"{there[0]} exists: choose another --output or remove it")
+
+    text_tokenizer = TextTokenizer.from_pretrained(tokenizer or model)
+    codec = StillVQ.from_pretrained(vision) if len(folders) == 2 else None
+    if codec is not None and codec.config.codebook_size != text_tokenizer.layout.codebook_size:
+        codes = codec.config.codebook_size, text_tokenizer.layout.codebook_size
+        raise UserError(f"{vision} has {codes[0]} codes, the text tokenizer {codes[1]}: they do not belong together")
+    save_checkpoint(load_language_model(model, DTYPES[dtype]), text_tokenizer, output, max_shard_size)
+    if codec is not None:
+        codec.save_pretrained(vision_output)
+    card = model_card(
+        name,
+        training_of(run or Path(model).parent),
+        read_json(output / "config.json"),
+        vision=f"{name}-vision" if codec is not None else vision,
+        image_area=image_area,
+        license_name=license_name,
+        scores=scores.read_text(encoding="utf-8") if scores is not None else None,
+    )
+    with whole_file(output / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    return folders
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a checkpoint as a folder for the Hub.", allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
+    parser.add_argument("--name", required=True, help="repository it is for, org/name")
+    parser.add_argument(
+        "--vision", required=True, help="image tokenizer it belongs to: a folder, exported too, or an id"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument("--tokenizer", help="folder or Hub id of the text tokenizer (default: beside the weights)")
+    parser.add_argument("--scores", type=Path, help="Markdown tables for the card, such as a run's table.md")
+    parser.add_argument("--run", type=Path, help="folder of the training run (default: the parent of --model)")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the weights (default: %(default)s)")
+    parser.add_argument("--image-area", type=int, default=65536, help="pixels of a picture (default: %(default)s)")
+    parser.add_argument("--license", dest="license_name", default="mit", help="(default: %(default)s)")
+    parser.add_argument("--max-shard-size", default="5GB", help="largest weights file (default: %(default)s)")
+    options = vars(parser.parse_args())
+    folders = export(options.pop("model"), options.pop("output"), **options)
+    name = options["name"]
+    for folder, repository in zip(folders, (name, f"{name}-vision"), strict=False):
+        print(f"hf upload {repository} {folder}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,117 @@
+"""Folders for the Hub: complete, loadable, and with nothing in the card that strangers should not read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import Emu3ForCausalLM
+
+from emu3.errors import UserError
+from emu3.export import export
+from emu3.mllm.language_model import new_language_model, save_checkpoint
+from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
+from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.model import StillVQ
+
+CODES = 16
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an RL run `rl/final`, and the image tokenizers `vision` and `other`."""
+    folder = tmp_path_factory.mktemp("run")
+    train_ranks(["make it red"] * 3, 270, folder / "ranks")
+    tokenizer = TextTokenizer.from_rank_file(folder / "ranks", CODES)
+    model = new_language_model(
+        tokenizer.layout, hidden_size=32, layers=2, heads=2, kv_heads=1, ffn_size=64, max_positions=96, seed=0
+    )
+    save_checkpoint(model, tokenizer, folder / "rl/final")
+    for name, codes in (("vision", CODES), ("other", 2 * CODES)):
+        StillVQ(StillVQConfig(base_channels=32, codebook_size=codes)).save_pretrained(folder / name)
+    config = {
+        "output_dir": str(folder),
+        "model": str(folder / "sft_s/final"),
+        "data": {"sets": [str(folder / "tokens/simple"), "mair-lab/earl-datasets"]},
+        "judge": {"base_url": "http://user:secret@10.1.2.3/v1", "model": "qwen"},
+        "objective": {"preset": "corrected"},
+        "steps": 7,
+    }
+    (folder / "rl/config.json").write_text(json.dumps(config))
+    (folder / "table.md").write_text("| model | score |\n|---|---|\n| rl | 4.5 |\n")
+    return folder
+
+
+def test_an_exported_model_is_the_model(run: Path, tmp_path: Path) -> None:
+    """In several files with an index, in the asked dtype, with tokenizer and image tokenizer."""
+    folders = export(
+        str(run / "rl/final"),
+        tmp_path / "earl",
+        name="org/earl",
+        vision=str(run / "vision"),
+        dtype="float32",
+        max_shard_size="50KB",
+    )
+    assert folders == [tmp_path / "earl", tmp_path / "earl-vision"]
+    index = json.loads((folders[0] / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    model = Emu3ForCausalLM.from_pretrained(folders[0], local_files_only=True)
+    for name, tensor in load_file(run / "rl/final/model.safetensors").items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    assert TextTokenizer.from_pretrained(folders[0]).encode("make it") == TextTokenizer.from_pretrained(
+        run / "rl/final"
+    ).encode("make it")
+    assert StillVQ.from_pretrained(folders[1]).config == StillVQ.from_pretrained(run / "vision").config
+
+
+def test_the_card_tells_what_the_run_recorded(run: Path, tmp_path: Path) -> None:
+    """Data, objective, start and scores; no path of the machine and no address of the judge."""
+    folder, _ = export(
+        str(run / "rl/final"), tmp_path / "earl", name="org/earl", vision=str(run / "vision"), scores=run / "table.md"
+    )
+    card = (folder / "README.md").read_text()
+    _, head, body = card.split("---\n", 2)
+    assert yaml.safe_load(head)["pipeline_tag"] == "image-to-image"
+    assert "GRPO with a judge's score, objective `corrected`, 7 steps" in body
+    assert "started from: sft_s" in body and "data: simple, mair-lab/earl-datasets" in body
+    assert "| rl | 4.5 |" in body and "--vision org/earl-vision" in body
+    assert str(run) not in card and "10.1.2.3" not in card and "secret" not in card
+
+
+def test_without_a_run_folder_the_card_says_so(run: Path, tmp_path: Path) -> None:
+    """Nothing is made up for a checkpoint that came alone, and a Hub image tokenizer is only named."""
+    [folder] = export(
+        str(run / "rl/final"), tmp_path / "earl", name="org/earl", vision="BAAI/Emu3-VisionTokenizer", run=tmp_path
+    )
+    card = (folder / "README.md").read_text()
+    assert "objective: not recorded" in card and "None were recorded" in card
+    assert "--vision BAAI/Emu3-VisionTokenizer" in card
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": "earl"}, "--name earl is no repository id"),
+        ({"max_shard_size": "5"}, "--max-shard-size 5: want a number"),
+        ({"scores": Path("none.md")}, "--scores none.md does not exist"),
+        ({"vision": "other"}, "has 32 codes, the text tokenizer 16"),
+    ],
+)
+def test_bad_input_writes_nothing(run: Path, tmp_path: Path, change: dict[str, object], told: str) -> None:
+    """A folder that is half exported would be pushed one day."""
+    options: dict[str, object] = {"name": "org/earl", "vision": "vision", **change}
+    options["vision"] = str(run / str(options["vision"]))
+    with pytest.raises(UserError, match=told):
+        export(str(run / "rl/final"), tmp_path / "earl", **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_left_alone(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "earl-vision").mkdir()
+    with pytest.raises(UserError, match="earl-vision exists"):
+        export(str(run / "rl/final"), tmp_path / "earl", name="org/earl", vision=str(run / "vision"))
+    assert not (tmp_path / "earl").exists()

@@ -1,0 +1,96 @@
+"""Data sets by id and revision, from a Hub on the loopback and from the cache alone."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fake_hub import FakeHub
+from huggingface_hub import constants
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+from emu3.errors import UserError
+from emu3.train_image_editing.image_rows import Columns
+from emu3.train_image_editing.open_rows import open_rows
+
+COLUMNS = Columns(source="image", instruction="text")
+
+
+def parquet(*texts: str) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": [b""] * len(texts), "text": list(texts)}), buffer)
+    return buffer.getvalue()
+
+
+MAIN = {
+    "README.md": b"# pairs",
+    "data/train-00000-of-00002.parquet": parquet("a", "b"),
+    "data/train-00001-of-00002.parquet": parquet("c"),
+    "data/test-00000-of-00001.parquet": parquet("d"),
+}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with FakeHub({"main": MAIN, "v1": {"all.parquet": parquet("old")}, "raw": {"images.zip": b""}}) as hub:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        disable_progress_bars()
+        yield hub
+        enable_progress_bars()
+
+
+def texts(name: str, split: str | None = None) -> list[str]:
+    rows = open_rows(name, "HF", split, COLUMNS)
+    return [row["text"] for row in rows.read(range(len(rows))) if isinstance(row, dict)]
+
+
+def test_a_split_at_a_revision(hub: FakeHub) -> None:
+    """And no more of the data set than that is fetched."""
+    assert texts("org/pairs") == ["a", "b", "c"]
+    assert not [path for path in hub.asked if "test-0" in path]
+    assert texts("org/pairs", "test") == ["d"]
+    assert texts("org/pairs@v1") == ["old"]
+    assert texts(f"org/pairs@{hub.commits['v1'][0]}") == ["old"]
+
+
+def test_offline_the_cache_answers(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the revision that was asked for, not the last one that was used; and never with half of the files."""
+    texts("org/pairs"), texts("org/pairs@v1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.asked.clear()
+    assert texts("org/pairs") == ["a", "b", "c"]
+    assert texts("org/pairs@v1") == ["old"]
+    assert not hub.asked
+    with pytest.raises(UserError, match="org/pairs can neither be fetched nor is it whole in the cache"):
+        texts("org/pairs", "test")
+    with pytest.raises(UserError, match="neither be fetched"):
+        texts("org/pairs@v2")
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(UserError, match="neither be fetched"):
+        texts("org/pairs")
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("org/none", None, "org/none is not on the Hub, or private"),
+        ("org/pairs@v2", None, "org/pairs@v2 has no such branch, tag or commit"),
+        ("org/pairs", "dev", "has no files of split 'dev'; it has data/test-00000"),
+        ("org/pairs@raw", None, "try its automatic conversion, org/pairs@refs/convert/parquet"),
+        ("data/pairs.parquet/", None, "is no Hub id.*--source local"),
+    ],
+)
+def test_what_is_not_there_is_named(hub: FakeHub, name: str, split: str | None, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        texts(name, split)
+    assert "\n" not in str(error.value)
