@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 
 @dataclass
 class JudgeCounters:
-    """What happened so far. Every ask is one of: cache hit, shared, answered, unparsable, unavailable."""
+    """What happened so far. Every ask is one of: cache hit, shared, answered, unparsable, unavailable. Tokens are
+    those that the server reports, 0 from one that reports none."""
 
     asks: int = 0
     cache_hits: int = 0
@@ -17,6 +18,8 @@ class JudgeCounters:
     unavailable: int = 0
     retries: int = 0
     reasks: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     busy_seconds: float = 0.0
 
     def as_dict(self) -> dict[str, float]:

@@ -190,9 +190,15 @@ class Judge:
 
     async def _complete(self, body: dict[str, Any]) -> str:
         try:
-            return _content(await self._client.post("/chat/completions", cast_to=object, body=body))
+            reply: Any = await self._client.post("/chat/completions", cast_to=object, body=body)
         except ValueError as error:
             raise BrokenReply(f"the reply is not JSON: {error}") from None
+        content = _content(reply)
+        usage = reply.get("usage")
+        if isinstance(usage, dict):
+            self.counters.prompt_tokens += _count(usage.get("prompt_tokens"))
+            self.counters.completion_tokens += _count(usage.get("completion_tokens"))
+        return content
 
     async def _served_models(self) -> list[str]:
         try:
@@ -251,3 +257,7 @@ def _content(reply: Any) -> str:
     if content is not None and not isinstance(content, str):
         raise BrokenReply("the reply's content is not text")
     return content or ""
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0

@@ -64,7 +64,8 @@ def test_hub_ids(
         asked.append((name, allow))
         return local_folder(name, allow)
 
-    monkeypatch.setattr("emu3.mllm.editor.local_folder", noted)
+    for module in ("editor", "text_tokenizer"):
+        monkeypatch.setattr(f"emu3.mllm.{module}.local_folder", noted)
     (tmp_path / "ranks").mkdir()
     for name in TOKENIZER_PARTS:
         shutil.copyfile(tiny_model_folder / name, tmp_path / "ranks" / name)

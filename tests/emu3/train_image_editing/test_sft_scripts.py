@@ -38,7 +38,6 @@ def test_tokenize_then_fine_tune(model: Path, tmp_path: Path) -> None:
     save_vision(tmp_path / "vision", codebook_size=16)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
         "CUDA_VISIBLE_DEVICES": "",
         "WORKERS": "1",
         "GPUS": "0",

@@ -125,6 +125,22 @@ def test_failure_that_may_pass_is_retried_so_often(stub, code):
     assert (judge.counters.retries, judge.counters.unavailable, judge.counters.answered) == (2, 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [({"prompt_tokens": 700, "completion_tokens": 20}, (700, 20)), (None, (0, 0)), ({"prompt_tokens": "many"}, (0, 0))],
+)
+def test_tokens_are_counted_where_they_are_reported(stub, usage, counted):
+    """What an evaluation cost; a server that tells nothing, or nonsense, must not break the asking."""
+
+    async def reply(_):
+        return web.json_response({"choices": [{"message": {"content": "7"}}], "usage": usage})
+
+    stub.reply = reply
+    judge = Judge(stub.url)
+    assert with_judge(judge, lambda j: j.ask("q", [])) == "7"
+    assert (judge.counters.prompt_tokens, judge.counters.completion_tokens) == counted
+
+
 @pytest.mark.parametrize("code", [400, 401, 404, 413, 422])
 def test_mistake_of_ours_is_not_retried(stub, code):
     """Guards: minutes of back-off on a wrong key or a picture that is too large."""
