@@ -8,6 +8,8 @@ in one benchmark make the true interval a little wider than the one computed her
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 RESAMPLES = 10_000
@@ -32,19 +34,51 @@ def mean_interval(
     Raises:
         ValueError: a value is not finite. A failed sample has no value and must not come here.
     """
+    values = _checked(values)
+    if len(values) < 2:
+        return None
+    return percentiles(_resampled_means(values, resamples, np.random.default_rng(seed)), level)
+
+
+def average_interval(
+    groups: Sequence[np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+) -> tuple[float, float] | None:
+    """Percentile interval of the plain mean of several groups' means, the AVG column of a table.
+
+    Each group is resampled by itself and in its own stream, since the benchmarks are fixed and their samples are not:
+    the number of a benchmark's samples does not weigh. Arguments and errors as for `mean_interval`; None if a group
+    has fewer than two values.
+    """
+    checked = [_checked(values) for values in groups]
+    if not checked or any(len(values) < 2 for values in checked):
+        return None
+    means = [
+        _resampled_means(values, resamples, np.random.default_rng((seed, place)))
+        for place, values in enumerate(checked)
+    ]
+    return percentiles(np.mean(means, axis=0), level)
+
+
+def percentiles(statistics: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """The bounds between which the middle `level` of some resampled statistics lies."""
+    low, high = np.quantile(statistics, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _checked(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ValueError("the bootstrap takes a flat array of finite numbers")
+    return values
+
+
+def _resampled_means(values: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
+    """float (resamples,); drawn in portions, so that the memory does not grow with the number of values."""
     n = len(values)
-    if n < 2:
-        return None
-    random = np.random.default_rng(seed)
     rows = max(1, _INDICES_AT_ONCE // n)
-    means = np.concatenate(
+    return np.concatenate(
         [
             values[random.integers(0, n, size=(min(rows, resamples - start), n))].mean(axis=1)
             for start in range(0, resamples, rows)
         ]
     )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -12,20 +12,21 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
-from baselines.summary import Interval
+from baselines.cells import Interval
 
-SCALE_END = 10.0
 BAR_WIDTH, BAR_HEIGHT = 180, 16
 CHART_WIDTH, CHART_HEIGHT = 440, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 28
 
 
-def interval_bar(mean: float | None, interval: Interval | None) -> Markup:
-    """A bar from 0 to `mean` on the scale 0 to 10 with its interval as a whisker. The text beside it says the same."""
-    middle, unit = BAR_HEIGHT / 2, BAR_WIDTH / SCALE_END
+def interval_bar(mean: float | None, interval: Interval | None, end: float) -> Markup:
+    """A bar from 0 to `mean` on the scale 0 to `end`, its interval as a whisker. The text beside it says the same."""
+    middle, unit = BAR_HEIGHT / 2, BAR_WIDTH / end
     parts = [f'<rect class="track" x="0" y="{middle - 4}" width="{BAR_WIDTH}" height="8" rx="2"/>']
     if mean is not None:
-        parts.append(f'<rect class="bar" x="0" y="{middle - 4}" width="{mean * unit:.1f}" height="8" rx="2"/>')
+        parts.append(
+            f'<rect class="bar" x="0" y="{middle - 4}" width="{max(0.0, mean) * unit:.1f}" height="8" rx="2"/>'
+        )
         parts.append(f'<circle class="mean" cx="{mean * unit:.1f}" cy="{middle}" r="3.2"/>')
     if interval is not None:
         low, high = (f"{bound * unit:.1f}" for bound in interval)

@@ -1,142 +1,149 @@
 """Step 1 of 4: an editor's pictures for a benchmark.
 
-    python -m baselines.evaluate --editor emu3 --model runs/x/sft --vision runs/x/vision --name sft_s \
-        --data data/held-out --original-image-key input --edit-instruction instruction --edited-image output \
-        --output-dir runs/x/eval/sft_s
+    python -m baselines.evaluate --editor emu3 --model mair-lab/sft-simple --vision BAAI/Emu3-VisionTokenizer \
+        --tokenizer BAAI/Emu3-Gen --benchmark omniedit --save-dir runs/eval
+    python -m baselines.evaluate --editor no-edit --data data/held-out --original-image-key input \
+        --edit-instruction instruction --edited-image output --output-dir runs/x/eval/no-edit
 
 The source is brought to `--image-area` pixels and saved as the judge will see it; an editor gets the picture that the
 data set has. Writes PNG files and predictions.parquet (`baselines.predictions`); a second call goes on where the
-first one stopped. One editor per call, `no-edit` and `ground-truth` included: they are rows of the table, too.
+first one stopped. Several GPUs: `python -m emu3.launch --ranks 4 baselines.evaluate ...`, or one call with `--shard
+I/4` each. One editor per call, `no-edit` and `ground-truth` included: they are rows of the table, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
-from baselines.benchmarks.samples import Samples, parquet_files
-from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark
-from baselines.editors.fixed import NoEdit, ground_truth
-from baselines.editors.names import EDITORS, GROUND_TRUTH, NO_EDIT
-from baselines.editors.protocol import Predictor, seen_by
+from baselines.batches import share_of
+from baselines.benchmarks.files import find_files
+from baselines.benchmarks.known import BENCHMARKS
+from baselines.benchmarks.samples import Samples
+from baselines.benchmarks.spec import GENERIC, Benchmark
+from baselines.editors.choose import TIME_LIMIT, choose
+from baselines.editors.names import EDITORS, GROUND_TRUTH
+from baselines.editors.options import EditorOptions
 from baselines.predictions import Settings, write_predictions
+from baselines.provenance import fingerprint, versions
 from emu3.errors import UserError, run_main
-from emu3.files import sha256_of
+
+COLUMNS = ("source", "instruction", "target", "task", "id")
 
 
 def run(
     *,
     editor: str,
-    data: Path,
     output_dir: Path,
+    by_name: bool = False,
     name: str | None = None,
     benchmark: Benchmark = GENERIC,
-    model: Path | None = None,
-    vision: Path | None = None,
+    data: str | Path | None = None,
+    data_dir: Path | None = None,
     split: str | None = None,
+    options: EditorOptions = EditorOptions(),  # noqa: B008
     limit: int | None = None,
     seed: int = 0,
-    batch_size: int = 64,
-    temperature: float = 1.0,
-    top_k: int | None = 2048,
-    think: bool = False,
+    batch_size: int | None = None,
     image_area: int = 65536,
+    shard: str | None = None,
 ) -> Path:
     """Predict a benchmark; returns the path of predictions.parquet.
 
-    `editor` is one of `EDITORS`, `name` its row in the tables (the editor's name if not given), `split` takes the files
-    of a folder that are named for it, `limit` the first rows, `think` writes a chain of thought before each picture,
-    `image_area` is in pixels. The ground truth leaves out rows without a target. Pictures depend on `seed` and
-    `batch_size`. Raises `UserError` on bad input and on an output folder with another run.
+    `editor` is one of `EDITORS`, `name` its row in the tables (what it is called by itself if not given). The run goes
+    to `output_dir`, with `by_name` to a folder in it that is named by benchmark, name and seed. `data`, `data_dir` and
+    `split` as `find_files` takes them, `shard` as `share_of` does. `limit` takes the first rows, `image_area` is in
+    pixels. The ground truth leaves out rows without a target. Pictures depend on `seed` and `batch_size`. Raises
+    `UserError` on bad input and on an output folder with another run.
     """
-    if editor not in EDITORS:
-        raise UserError(f"no editor {editor!r}; there are {', '.join(EDITORS)}")
-    if batch_size < 1 or image_area < 1 or seed < 0:
+    if (batch_size is not None and batch_size < 1) or image_area < 1 or seed < 0:
         raise UserError(f"batch size and image area are at least 1, the seed 0: {batch_size}, {image_area}, {seed}")
     if limit is not None and limit < 1:
         raise UserError(f"the limit is at least 1: {limit}")
-    samples = Samples(benchmark, data, limit, split)
+    share = share_of(shard)
+    found = find_files(benchmark, data, data_dir, split)
+    samples = Samples(benchmark, found.files, limit)
+    if benchmark.rows is not None and samples.rows_in_files != benchmark.rows:
+        print(f"note: {benchmark.name} has {benchmark.rows} rows as published, these files {samples.rows_in_files}")
     rows = samples.rows_with_target() if editor == GROUND_TRUTH else list(range(len(samples)))
     if not rows:
-        raise UserError(f"no row of {data} has a target picture (column {benchmark.target!r})")
+        raise UserError(f"no row of {found.files[0]} has a target picture (column {benchmark.target!r})")
+    chosen = choose(editor, options, image_area)
     settings = Settings(
         editor=editor,
-        name=name or editor,
-        benchmark=benchmark,
-        data=fingerprint(parquet_files(data, split)),
-        model=fingerprint(_checkpoint_files(model)) if model else None,
-        vision=fingerprint(_checkpoint_files(vision)) if vision else None,
+        name=name or chosen.name,
+        benchmark=benchmark.rules(),
+        origin=found.origin,
+        data=fingerprint(found.files),
         limit=limit,
         seed=seed,
-        batch_size=batch_size,
-        temperature=temperature,
-        top_k=top_k,
-        think=think,
+        batch_size=batch_size or chosen.batch_size,
         image_area=image_area,
+        options=chosen.settings,
+        versions=versions(),
     )
-
-    def make_predictor() -> Predictor:
-        if editor == GROUND_TRUTH:
-            return ground_truth
-        if editor == NO_EDIT:
-            return seen_by(NoEdit())
-        if model is None or vision is None:
-            raise UserError(f"editor {editor} needs --model and --vision")
-        # Imported here: it brings transformers, which takes seconds that the other editors need not wait.
-        from baselines.editors.emu3 import Emu3Editor
-
-        return seen_by(
-            Emu3Editor(model, vision, temperature=temperature, top_k=top_k, think=think, image_area=image_area)
-        )
-
-    return write_predictions(samples, rows, make_predictor, output_dir, settings)
-
-
-def fingerprint(files: Sequence[Path]) -> str:
-    """SHA-256 over names and contents."""
-    return hashlib.sha256("".join(f"{file.name} {sha256_of(file)}\n" for file in files).encode()).hexdigest()
-
-
-def _checkpoint_files(folder: Path) -> list[Path]:
-    files = sorted(file for pattern in ("*.safetensors", "*.json") for file in folder.glob(pattern))
-    if not files:
-        raise UserError(f"{folder} is no checkpoint folder: it holds neither safetensors nor JSON files")
-    return files
+    if by_name:
+        output_dir = output_dir / benchmark.name / f"{settings.name.strip('/').replace('/', '--')}-seed{seed}"
+    return write_predictions(samples, rows, chosen, output_dir, settings, share)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write an editor's pictures for a benchmark.", allow_abbrev=False)
     parser.add_argument("--editor", required=True, choices=EDITORS)
-    parser.add_argument("--name", help="the model's row in the tables (default: the editor's name)")
-    parser.add_argument("--model", type=Path, help="checkpoint folder of the language model")
-    parser.add_argument("--vision", type=Path, help="checkpoint folder of the vision tokenizer")
-    parser.add_argument("--data", type=Path, required=True, help="a Parquet file or a folder of them")
-    parser.add_argument("--benchmark", default=GENERIC.name, choices=BENCHMARKS, help="column names to begin with")
-    parser.add_argument("--original-image-key", dest="source", help="column of the source picture")
-    parser.add_argument(
-        "--edit-instruction-key", "--edit-instruction", dest="instruction", help="column of the instruction"
-    )
-    parser.add_argument("--edited-image-key", "--edited-image", dest="target", help="column of the target picture")
-    parser.add_argument("--task-key", dest="task", help="column of the task")
-    parser.add_argument("--id-key", dest="id", help="column of the id (default: the row number)")
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--split", help="take the files of a folder that are named for it, such as test-00000.parquet")
+    parser.add_argument("--name", help="the model's row in the tables (default: what it is called)")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--output-dir", type=Path, help="folder of this run")
+    where.add_argument("--save-dir", type=Path, help="folder of runs; this one is named by benchmark, name and seed")
+    _add_data(parser)
+    _add_editor(parser)
     parser.add_argument("--limit", type=int, help="take the first rows only")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
-    parser.add_argument("--top-k", type=int, default=2048, help="0 is all")
-    parser.add_argument("--think", action="store_true", help="write a chain of thought before each picture")
+    parser.add_argument("--batch-size", type=int, help="default: what suits the editor")
     parser.add_argument("--image-area", type=int, default=65536, help="pixels of the pictures that the judge sees")
-    options = vars(parser.parse_args())
-    columns = {key: options.pop(key) for key in ("source", "instruction", "target", "task", "id")}
+    parser.add_argument("--shard", help="I/N: do part I of N, from 0 (default: as torchrun says)")
+    arguments = vars(parser.parse_args())
+    save_dir = arguments.pop("save_dir")
+    arguments |= {"output_dir": save_dir or arguments["output_dir"], "by_name": save_dir is not None}
+    columns = {key: arguments.pop(key) for key in COLUMNS}
     given = {key: column for key, column in columns.items() if column is not None}
-    options["benchmark"] = dataclasses.replace(BENCHMARKS[options["benchmark"]], **given)
-    options["top_k"] = options["top_k"] or None
-    print(run(**options))
+    arguments["benchmark"] = dataclasses.replace(BENCHMARKS[arguments["benchmark"]], **given)
+    names = [field.name for field in dataclasses.fields(EditorOptions)]
+    arguments["options"] = EditorOptions(**{key: arguments.pop(key) for key in names})
+    print(run(**arguments))
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--benchmark", default=GENERIC.name, choices=BENCHMARKS, help="rules and columns to begin with")
+    group.add_argument("--data", help="a Parquet file, a folder of them, or a Hub id (default: the benchmark's own)")
+    group.add_argument("--data-dir", type=Path, help="a folder with a subfolder or files named as the benchmark")
+    group.add_argument("--split", help="of --data, take the files that are named for it, such as test-00000.parquet")
+    group.add_argument("--original-image-key", dest="source", help="column of the source picture")
+    group.add_argument("--edit-instruction-key", "--edit-instruction", dest="instruction", help="of the instruction")
+    group.add_argument("--edited-image-key", "--edited-image", dest="target", help="of the target picture")
+    group.add_argument("--task-key", "--edit-type-key", dest="task", help="of the task")
+    group.add_argument("--id-key", dest="id", help="of the id (default: the row number)")
+
+
+def _add_editor(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("editor", "an editor takes what it has a use for and refuses the rest")
+    group.add_argument("--model", help="folder or Hub id, ORG/NAME@REVISION (default: the published one, if any)")
+    group.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one inside the model)")
+    group.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
+    group.add_argument("--temperature", type=float, help="0 is greedy (default: 1)")
+    group.add_argument("--top-k", type=int, help="codes to draw among, 0 is all (default: 2048)")
+    group.add_argument("--think", action="store_true", help="write a chain of thought before each picture")
+    group.add_argument("--best-of", type=int, help="make so many edits and keep the one that a judge likes best")
+    group.add_argument("--judge-url", help="of that judge: OpenAI-compatible address, up to and with /v1")
+    group.add_argument("--judge-model", help="of that judge: its name")
+    group.add_argument("--prompts", type=Path, help="of that judge: checkout of VIEScore's published prompts")
+    group.add_argument("--steps", type=int, help="of a diffusion model (default: as published)")
+    group.add_argument(
+        "--command", help="a program with {input}, {output}, {instruction}: see baselines/editors/command.py"
+    )
+    group.add_argument("--time-limit", type=float, help=f"seconds for one picture of it (default: {TIME_LIMIT:g})")
+    group.add_argument("--pictures", type=Path, help="folder of finished pictures, ID.png")
 
 
 if __name__ == "__main__":

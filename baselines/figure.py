@@ -21,7 +21,7 @@ from PIL import Image
 from baselines.bootstrap import RESAMPLES
 from baselines.charts import running_mean
 from baselines.gallery import TINY
-from baselines.records import Prediction
+from baselines.records import VIESCORE, Prediction
 from baselines.run_folder import RunFolder, read_run_folder
 from baselines.summary import Row, by_split, groups_of, summarise
 from emu3.errors import UserError, run_main
@@ -63,6 +63,8 @@ def run(
     """
     found = read_run_folder(run_dir)
     found.check_model(candidate)
+    if found.metric != VIESCORE:
+        raise UserError(f"{run_dir} holds no VIEScore to draw")
     rows = summarise(found.scores, by_split, reference=reference, resamples=resamples, seed=seed)
     splits = groups_of(found.scores, by_split)
     colours = dict.fromkeys(found.models, OTHER) | dict.fromkeys(found.bounds, BOUND)

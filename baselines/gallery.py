@@ -1,73 +1,42 @@
-"""The pictures of a report: one card per sample, with every model's edit beside the source and the target.
+"""The pictures of a report: every sample with its source, its target and each model's edit, as data for the page.
 
-Equal pictures are stored once. If all of them together are small, they stand in the page itself; else they lie in a
-folder beside it and load when they come into view.
+Equal pictures are stored once. A few small ones stand in the page itself; more lie in a folder beside it, which costs
+no space where the file system can link, and load when they come into view.
 """
 
 from __future__ import annotations
 
 import base64
+import os
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from baselines.editors.names import GROUND_TRUTH, NO_EDIT
-from baselines.records import SCORED, Prediction, ScoredSample
+from baselines.cells import number
+from baselines.marks import marks_in
+from baselines.published import title_of
+from baselines.records import SCORED, VIESCORE, Prediction, ScoredSample
+from baselines.run_folder import RunFolder
 from emu3.errors import UserError
-from emu3.files import sha256_of, whole_folder
+from emu3.files import sha256_of
 
-EMBED_BYTES = 12_000_000
-"""Pictures up to this many bytes in all are embedded; base64 makes a third more of them."""
+EMBED_BYTES = 1_000_000
+"""Pictures up to this many bytes in all are embedded: base64 makes a third more of them, and none loads lazily."""
 
 TINY = 100
 """Pictures up to this many pixels along a side are enlarged by a whole factor, to about `TINY_SHOWN` CSS pixels."""
 TINY_SHOWN = 144
 LARGEST_SHOWN = 256
 
-
-@dataclass(frozen=True)
-class Picture:
-    """Where a picture is, the size to show it at in CSS pixels, and whether its pixels are to be seen as squares."""
-
-    url: str
-    width: int
-    height: int
-    tiny: bool
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a card says about one picture: a score of 0 to 10, or why there is none."""
-
-    value: float | None
-    label: str
-    explanation: str
-
-
-@dataclass
-class Card:
-    """One sample. `edits` and `verdicts` by model; no-edit and ground truth have verdicts, their pictures are known."""
-
-    id: str
-    split: str
-    task: str
-    instruction: str
-    source: Picture
-    target: Picture | None
-    edits: dict[str, Picture] = field(default_factory=dict)
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-
-    @property
-    def values(self) -> dict[str, float]:
-        """Scores by model, failures left out."""
-        return {model: round(verdict.value, 3) for model, verdict in self.verdicts.items() if verdict.value is not None}
+LONGEST_DETAIL = 300
 
 
 class Album:
-    """Stores pictures for a page at `page`; `album[path]` is the stored `Picture`."""
+    """Stores pictures for a page at `page`. `album.pictures` has an entry (address, width, height in CSS pixels, tiny:
+    whether its pixels are to be seen as squares) for each, `album[path]` is its place there."""
 
     def __init__(self, page: Path, paths: Iterable[Path], embed_bytes: int = EMBED_BYTES) -> None:
         digests = {path: _digest(path) for path in dict.fromkeys(paths)}
@@ -75,56 +44,80 @@ class Album:
         folder = page.with_name(f"{page.stem}-pictures")
         embedded = sum(path.stat().st_size for path in distinct.values()) <= embed_bytes
         if not embedded:
-            with whole_folder(folder) as temporary:
-                for digest, path in distinct.items():
-                    shutil.copyfile(path, temporary / f"{digest}.png")
-        stored = {
-            digest: _picture(path, _data_url(path) if embedded else f"{folder.name}/{digest}.png")
+            _fill(folder, {f"{digest}.png": path for digest, path in distinct.items()})
+        self.pictures = [
+            _picture(path, _data_url(path) if embedded else f"{folder.name}/{digest}.png")
             for digest, path in distinct.items()
-        }
-        self._pictures = {path: stored[digest] for path, digest in digests.items()}
+        ]
+        places = {digest: place for place, digest in enumerate(distinct)}
+        self._places = {path: places[digest] for path, digest in digests.items()}
 
-    def __getitem__(self, path: Path) -> Picture:
-        return self._pictures[path]
-
-
-def make_cards(
-    predictions: Sequence[tuple[Path, Prediction]], scores: Sequence[ScoredSample], page: Path
-) -> list[Card]:
-    """Cards in the order in which samples come up. `predictions` go with the folder that their paths start from."""
-    verdicts = {(score.benchmark, score.id, score.model): _verdict(score) for score in scores}
-    paths = [
-        folder / name
-        for folder, row in predictions
-        for name in (row.source, row.edited, row.target)
-        if name is not None
-    ]
-    album = Album(page, paths)
-    cards: dict[tuple[str, str], Card] = {}
-    for folder, row in predictions:
-        card = cards.setdefault(
-            (row.benchmark, row.id),
-            Card(
-                id=row.id,
-                split=row.split,
-                task=row.task,
-                instruction=row.instruction,
-                source=album[folder / row.source],
-                target=album[folder / row.target] if row.target is not None else None,
-            ),
-        )
-        if row.editor not in (NO_EDIT, GROUND_TRUTH):
-            card.edits[row.model] = album[folder / row.edited]
-        if (verdict := verdicts.get((row.benchmark, row.id, row.model))) is not None:
-            card.verdicts[row.model] = verdict
-    return list(cards.values())
+    def __getitem__(self, path: Path) -> int:
+        return self._places[path]
 
 
-def _verdict(score: ScoredSample) -> Verdict:
+def make_gallery(found: RunFolder, page: Path) -> dict[str, Any]:
+    """What the page's script draws the gallery from, as JSON values.
+
+    `models` are in the order of the tables; `edits` and `verdicts` of a sample have an entry for each: the place of the
+    edited picture, and [score, label, explanation]. Samples come in the order in which they are found.
+    """
+    album = Album(
+        page,
+        [
+            folder / name
+            for folder, row in found.predictions
+            for name in (row.source, row.edited, row.target)
+            if name is not None
+        ],
+    )
+    verdicts = {(score.benchmark, score.id, score.model): _verdict(score) for score in found.scores}
+    places = {model: place for place, model in enumerate(found.models)}
+    samples: dict[tuple[str, str], dict[str, Any]] = {}
+    for folder, row in found.predictions:
+        sample = samples.setdefault((row.benchmark, row.id), _sample(row, folder, album, len(places)))
+        place = places[row.model]
+        sample["edits"][place] = album[folder / row.edited]
+        sample["verdicts"][place] = verdicts.get((row.benchmark, row.id, row.model))
+        if row.reasoning:
+            marks = marks_in(row.reasoning, _size(folder / row.source))
+            sample["reasoning"].append(
+                {"model": place, "text": row.reasoning, "boxes": marks.boxes, "points": marks.points}
+            )
+    return {
+        "models": found.models,
+        "bounds": [places[model] for model in found.bounds],
+        "noEdit": places.get(found.model_of("no-edit") or ""),
+        "groundTruth": places.get(found.model_of("ground-truth") or ""),
+        "scale": found.scale,
+        "pictures": album.pictures,
+        "samples": list(samples.values()),
+    }
+
+
+def _sample(row: Prediction, folder: Path, album: Album, models: int) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "benchmark": title_of(row.benchmark),
+        "split": row.split,
+        "task": row.task,
+        "set": row.source_set,
+        "text": row.instruction,
+        "source": album[folder / row.source],
+        "target": album[folder / row.target] if row.target is not None else None,
+        "edits": [None] * models,
+        "verdicts": [None] * models,
+        "reasoning": [],
+    }
+
+
+def _verdict(score: ScoredSample) -> list[Any]:
+    """Score or null, what the page says in its place, and the figures or the reason behind it."""
     if score.status != SCORED or score.value is None:
-        return Verdict(None, score.status, f"no score: {score.status}. {(score.detail or '')[:300]}")
+        return [None, score.status, f"no score: {score.status}. {(score.detail or '')[:LONGEST_DETAIL]}"]
     parts = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in score.parts.items())
-    return Verdict(score.value, f"{score.value:.1f}", parts)
+    label = f"{score.value:.1f}" if score.metric == VIESCORE else number(score.value, score.metric)
+    return [round(score.value, 4), label, parts]
 
 
 def _digest(path: Path) -> str:
@@ -134,13 +127,32 @@ def _digest(path: Path) -> str:
         raise UserError(f"the picture {path} cannot be read: {error.strerror}") from None
 
 
+def _fill(folder: Path, pictures: dict[str, Path]) -> None:
+    """Make `folder` hold these pictures and no others. Names are digests: one that is there needs no second look, and
+    thousands of files need not be synced one by one, since the page that names them is written after them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    there = {path.name for path in folder.iterdir()}
+    for name in there - pictures.keys():
+        (folder / name).unlink()
+    for name, path in pictures.items():
+        if name not in there:
+            try:
+                os.link(path, folder / name)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(path, folder / name)
+
+
 def _data_url(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _picture(path: Path, url: str) -> Picture:
+def _size(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
-        width, height = image.size
+        return image.size
+
+
+def _picture(path: Path, url: str) -> tuple[str, int, int, bool]:
+    width, height = _size(path)
     tiny = max(width, height) <= TINY
     scale = round(TINY_SHOWN / width) if tiny else min(1.0, LARGEST_SHOWN / width)
-    return Picture(url, round(width * scale), round(height * scale), tiny)
+    return url, round(width * scale), round(height * scale), tiny

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from baselines.summary import Row
-from baselines.table import cell
+from baselines.averages import AVERAGE
+from baselines.cells import cell
+from baselines.summary import SPLIT_ORDER, Row
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def intervals_disjoint(one: Row, other: Row) -> bool:
 
 
 def _finding(candidate: Row, reference: Row, competitors: list[Row]) -> Finding:
-    where, pair = f"On {candidate.split} edits", candidate.difference
+    where, pair = _where(candidate.split), candidate.difference
     if candidate.mean is None or reference.mean is None or pair is None or pair.ci95 is None:
         return Finding(f"{where} too few samples were judged to compare {candidate.model} with {reference.model}.", "")
     low, high = pair.ci95
@@ -61,3 +62,9 @@ def _finding(candidate: Row, reference: Row, competitors: list[Row]) -> Finding:
     if best.model not in (candidate.model, reference.model):
         evidence += f" The highest mean is that of {best.model}: {cell(best.mean, best.ci95)}."
     return Finding(claim, evidence)
+
+
+def _where(split: str) -> str:
+    if split.startswith(AVERAGE):
+        return "On average"
+    return f"On {split} edits" if split in SPLIT_ORDER else f"On {split}"

@@ -21,7 +21,9 @@ from emu3.files import whole_file
 PREDICTIONS_FILE = "predictions.parquet"
 SCORES_FILE = "scores.parquet"
 
-SCORED, UNPARSABLE, UNAVAILABLE = "score", "unparsable", "unavailable"
+SCORED, UNPARSABLE, UNAVAILABLE, MISSING = "score", "unparsable", "unavailable", "missing"
+VIESCORE = "viescore"
+WHOLE_SET = "*"
 _SETTINGS = b"settings"
 
 
@@ -29,14 +31,16 @@ _SETTINGS = b"settings"
 class Prediction:
     """One edited picture. `source` is the picture as the judge sees it; `target` is None where the data has none.
 
-    `model` is the name of the row in the tables, `editor` the kind of editor, `seconds` the sample's share of the
-    time that its batch took.
+    `source_set` is the part of a benchmark that a row comes from, "" where there are no parts. `model` is the name of
+    the row in the tables, `editor` the kind of editor, `seconds` the sample's share of the time that its batch took.
+    `reasoning` is the chain of thought that the editor wrote before the picture, or None.
     """
 
     id: str
     benchmark: str
     split: str
     task: str
+    source_set: str
     instruction: str
     source: str
     edited: str
@@ -45,40 +49,80 @@ class Prediction:
     editor: str
     seed: int
     seconds: float
+    reasoning: str | None
 
 
 @dataclass(frozen=True)
 class ScoredSample:
-    """One judged prediction. `value` is null unless `status` is "score": a failure is never a number.
+    """One prediction under one metric. `value` is null unless `status` is "score": a failure is never a number.
 
-    `detail` is the judge's raw answer when it was unparsable, the reason when the judge was unavailable, else null.
+    `metric` is VIESCORE or the name of another metric, `parts` holds the figures behind the value. `answers` keeps
+    what the judge said, by question; it is empty for other metrics. `detail` says why there is no value, else null.
+    A figure of a whole benchmark, such as FID, is one row with the id WHOLE_SET, its sample count as `parts["n"]`.
     """
 
     id: str
     benchmark: str
     split: str
     task: str
+    source_set: str
     model: str
     editor: str
+    metric: str
     status: str
     value: float | None
     parts: dict[str, float]
+    answers: dict[str, str]
     detail: str | None
+
+
+def scored_row(
+    row: Prediction,
+    metric: str,
+    status: str,
+    value: float | None,
+    *,
+    parts: dict[str, float] | None = None,
+    answers: dict[str, str] | None = None,
+    detail: str | None = None,
+) -> ScoredSample:
+    """The row of a scores file about the prediction `row`."""
+    return ScoredSample(
+        id=row.id,
+        benchmark=row.benchmark,
+        split=row.split,
+        task=row.task,
+        source_set=row.source_set,
+        model=row.model,
+        editor=row.editor,
+        metric=metric,
+        status=status,
+        value=value,
+        parts=parts or {},
+        answers=answers or {},
+        detail=detail,
+    )
 
 
 _TEXT, _NUMBER = pa.string(), pa.float64()
 _SCHEMAS = {
     Prediction: pa.schema(
-        [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "instruction", "source", "edited", "target")]
-        + [("model", _TEXT), ("editor", _TEXT), ("seed", pa.int64()), ("seconds", _NUMBER)]
+        [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "source_set", "instruction")]
+        + [(name, _TEXT) for name in ("source", "edited", "target", "model", "editor")]
+        + [("seed", pa.int64()), ("seconds", _NUMBER), ("reasoning", _TEXT)]
     ),
     ScoredSample: pa.schema(
-        [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "model", "editor", "status")]
-        + [("value", _NUMBER), ("parts", pa.map_(_TEXT, _NUMBER)), ("detail", _TEXT)]
+        [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "source_set")]
+        + [(name, _TEXT) for name in ("model", "editor", "metric", "status")]
+        + [("value", _NUMBER), ("parts", pa.map_(_TEXT, _NUMBER)), ("answers", pa.map_(_TEXT, _TEXT))]
+        + [("detail", _TEXT)]
     ),
 }
 
 Record = TypeVar("Record", Prediction, ScoredSample)
+
+# Columns that came later, and what they are in a file that was written before.
+_LATER: dict[str, Any] = {"source_set": "", "reasoning": None, "metric": VIESCORE, "answers": {}}
 
 
 def write_records(path: Path, records: Sequence[Prediction] | Sequence[ScoredSample], settings: dict[str, Any]) -> None:
@@ -97,10 +141,11 @@ def read_records(path: Path, kind: type[Record]) -> list[Record]:
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} is not a Parquet file: {error}") from None
     names = [field.name for field in fields(kind)]
-    if missing := [name for name in names if name not in table.column_names]:
+    if missing := [name for name in names if name not in table.column_names and name not in _LATER]:
         raise UserError(f"{path} is no file of {kind.__name__} rows: it lacks {', '.join(missing)}")
-    rows = table.select(names).to_pylist(maps_as_pydicts="strict")
-    return [kind(**row) for row in rows]
+    later = {name: _LATER[name] for name in names if name not in table.column_names}
+    rows = table.select([name for name in names if name not in later]).to_pylist(maps_as_pydicts="strict")
+    return [kind(**row, **later) for row in rows]
 
 
 def read_settings(path: Path) -> dict[str, Any]:

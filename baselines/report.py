@@ -3,25 +3,31 @@
     python -m baselines.report --run-dir runs/x --candidate sft_s__rl_sc --reference sft_s
 
 Finds every scores.parquet under the run folder with the predictions beside it, and every metrics.jsonl, and writes
-report.html: a headline computed from the scores, the table, tasks, training curves, and a gallery to sort and filter.
-The page needs no server and no network; without JavaScript it is complete, only fixed in its order.
+report.html: a headline computed from the scores, the tables, tasks, training curves, and a gallery to filter, to sort
+and to lay any two models side by side. The page needs no server and no network. Tables and charts are in its HTML and
+need no JavaScript; the gallery is drawn by a script as it is scrolled, so that thousands of samples open at once. Many
+pictures lie in a folder beside the page, report-pictures, which goes with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import jinja2
 
+from baselines.averages import AVERAGE, main_rows, task_group
+from baselines.beside import comparison_of
 from baselines.bootstrap import RESAMPLES
+from baselines.cells import brackets, cell
 from baselines.charts import interval_bar, line_chart
-from baselines.gallery import make_cards
-from baselines.headline import findings
-from baselines.records import SCORED
-from baselines.run_folder import read_run_folder
-from baselines.summary import Row, by_split, by_task, groups_of, summarise
-from baselines.table import brackets, cell
+from baselines.gallery import make_gallery
+from baselines.headline import Finding, findings
+from baselines.published import published_judge
+from baselines.records import SCORED, VIESCORE
+from baselines.run_folder import RunFolder, read_run_folder
+from baselines.summary import Row, models_of, summarise
 from emu3.errors import run_main
 from emu3.files import whole_file
 
@@ -46,21 +52,35 @@ def run(
     """
     found = read_run_folder(run_dir)
     found.check_model(candidate)
+    found.check_model(reference)
     output = output or run_dir / "report.html"
-    rows = summarise(found.scores, by_split, reference=reference, resamples=resamples, seed=seed)
+    rows = main_rows(found.scores, reference=reference, resamples=resamples, seed=seed)
+    others = {
+        metric: main_rows(
+            scores, reference=reference if reference in models_of(scores) else None, resamples=resamples, seed=seed
+        )
+        for metric, scores in found.others.items()
+    }
+    gallery = make_gallery(found, output)
     page = (
         _environment()
         .get_template(TEMPLATE)
         .render(
             title=title or run_dir.resolve().name,
-            findings=findings(rows, candidate, reference, found.bounds) if candidate and reference else [],
+            findings=_findings(found, rows, candidate, reference),
             candidate=candidate,
             reference=reference,
             found=found,
-            splits=groups_of(found.scores, by_split),
-            rows={(row.model, row.split): row for row in rows},
-            tasks=_nested(summarise(found.scores, by_task, resamples=resamples, seed=seed)),
-            cards=make_cards(found.predictions, found.scores, output),
+            metric_name="VIEScore" if found.metric == VIESCORE else found.metric,
+            columns=list(dict.fromkeys(row.split for row in rows)),
+            rows=rows,
+            others=others,
+            beside=comparison_of(found.models, found.scores, resamples=resamples, seed=seed)
+            if found.metric == VIESCORE
+            else None,
+            published_judge=published_judge(),
+            tasks=_nested(summarise(found.scores, task_group(found.scores), resamples=resamples, seed=seed)),
+            gallery=gallery,
             failed=sum(score.status != SCORED for score in found.scores),
             resamples=resamples,
             seed=seed,
@@ -69,6 +89,14 @@ def run(
     with whole_file(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return output
+
+
+def _findings(found: RunFolder, rows: list[Row], candidate: str | None, reference: str | None) -> list[Finding]:
+    """What the page begins with: the average where there is one, else all groups."""
+    if candidate is None or reference is None or found.metric != VIESCORE:
+        return []
+    average = [row for row in rows if row.split.startswith(AVERAGE)]
+    return findings(average or rows, candidate, reference, found.bounds)
 
 
 def _nested(rows: list[Row]) -> dict[str, list[Row]]:
@@ -87,7 +115,10 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(interval_bar=interval_bar, line_chart=line_chart, cell=cell, brackets=brackets)
-    environment.filters["minus"] = lambda text: text.replace("-", "\N{MINUS SIGN}")
+    environment.filters["minus"] = lambda text: re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
+    environment.filters["plain"] = lambda text: text.replace("`", "")
+    # Compact, and in the order in which it was made.
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     return environment
 
 

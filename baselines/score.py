@@ -1,125 +1,124 @@
-"""Step 2 of 4: what a judge says about an editor's pictures.
+"""Step 2 of 4: what a judge and other metrics say about an editor's pictures.
 
     python -m baselines.score --predictions runs/x/eval/sft_s --judge-url http://127.0.0.1:4877/v1
+    python -m baselines.score --predictions runs/x/eval/sft_s --metrics l1 psnr ssim
+    python -m baselines.score --predictions runs/x/eval/sft_s --judge-url https://api.openai.com/v1 \
+        --judge-model gpt-4o-mini-2024-07-18 --requests-per-minute 400 --usd-per-million-tokens 0.15 0.60
 
-Writes scores.parquet beside the predictions: one row per sample with its VIEScore, or with the reason why there is
-none. Answers of the judge are kept in `--cache` as they arrive, so an interrupted run asks nothing twice, and running
-again asks only for what failed.
+The last is the judge of the published figures, by its dated snapshot; the key is read from OPENAI_API_KEY.
+
+Writes scores.parquet beside the predictions: a row per sample and metric with its value, or with the reason why there
+is none; what the judge said word for word; metrics that were there before stay. Answers of the judge are kept in
+`--cache` as they arrive, so an interrupted run asks nothing twice, and running again asks only for what failed. Beside
+it MODEL_viescore_stats.json (`baselines.stats`) and, in usage.jsonl, what each run sent and what that cost.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-from collections import deque
-from concurrent.futures import Future
+from collections.abc import Sequence
 from pathlib import Path
 
+from baselines.judging import HeardJudge, Pace, judge_rows
+from baselines.measuring import measure
 from baselines.records import (
     PREDICTIONS_FILE,
     SCORED,
     SCORES_FILE,
-    UNAVAILABLE,
-    UNPARSABLE,
+    VIESCORE,
     Prediction,
     ScoredSample,
     read_records,
-    read_settings,
-    refuse_other_settings,
-    write_records,
 )
-from emu3.errors import run_main
-from emu3.files import sha256_of
-from emu3.tokenizer.images import read_image
+from baselines.score_file import ScoreFile
+from baselines.stats import stats_name, viescore_stats
+from baselines.usage import note_usage, usage_of
+from emu3.errors import UserError, run_main
+from emu3.files import sha256_of, write_json
 from rl.reward.cache import AnswerCache
-from rl.reward.judge import Judge
-from rl.reward.outcome import Outcome, Score, Unavailable, Unparsable
 from rl.reward.prompts import EditPrompts, prompts_from
 from rl.reward.scorer import Scorer
 from rl.reward.viescore import VieScore
 
 ANSWERS_FILE = "answers.jsonl"
-# Pictures of this many samples are in memory at once: enough to keep every slot of the judge busy.
-WINDOW = 256
 
 
 def run(
     predictions: Path,
     *,
-    judge_url: str,
+    metrics: Sequence[str] = (VIESCORE,),
+    judge_url: str | None = None,
     judge_model: str | None = None,
+    judge_seed: int = 0,
+    judge_temperature: float = 0.0,
+    requests_per_minute: float | None = None,
+    usd_per_million_tokens: tuple[float, float] | None = None,
     prompts: Path | None = None,
+    weights: Path | None = None,
     cache: Path | None = None,
     output: Path | None = None,
 ) -> Path:
     """Score a predictions file (or its folder); returns the path of scores.parquet.
 
-    `judge_url` goes up to and with /v1, `judge_model` None takes the only one served, `prompts` is a checkout of
-    VIEScore's published texts (None: this project's), `cache` and `output` lie beside the predictions if not given.
-    Raises `UserError` for a judge that cannot be used, missing files, and an output made with other settings.
+    `judge_url` goes up to and with /v1, `judge_model` None takes the only one served; another `judge_seed` at a
+    temperature above 0 asks the same judge anew. `usd_per_million_tokens` are the prices of a question's and an
+    answer's tokens. `prompts` is a checkout of VIEScore's published texts (None: this project's), `weights` a folder
+    of the other metrics' weights, `cache` and `output` lie beside the predictions if not given. Raises `UserError` for
+    a judge or a metric that cannot be used, missing files, and scores that were made with other settings.
     """
     file = predictions / PREDICTIONS_FILE if predictions.is_dir() else predictions
     rows = read_records(file, Prediction)
     output = output or file.with_name(SCORES_FILE)
-    texts = prompts_from(prompts)
-    with AnswerCache(cache or file.with_name(ANSWERS_FILE)) as answers:
-        judge = Judge(judge_url, judge_model, cache=answers)
-        with Scorer(VieScore(judge, texts)) as scorer:
-            settings = {
-                "metric": "viescore",
-                "judge": scorer.judge_name,
-                "prompts": _digest(texts),
-                "predictions": sha256_of(file),
-            }
-            if output.exists():
-                refuse_other_settings(output, read_settings(output), settings)
-            scores = _score(rows, file.parent, scorer)
-            counters = scorer.counters()
-    write_records(output, scores, settings)
-    failed = [score for score in scores if score.status != SCORED]
-    print(
-        f"{rows[0].model}: {len(scores) - len(failed)} scored, {len(failed)} failed; "
-        f"{counters['asks']:.0f} questions, {counters['cache_hits']:.0f} answered before"
-    )
-    if failed:
-        print(f"first failure: sample {failed[0].id}, {failed[0].status}: {(failed[0].detail or '')[:200]}")
+    scores = ScoreFile(output, {"predictions": sha256_of(file)})
+    for name in metrics:
+        if name == VIESCORE:
+            if judge_url is None:
+                raise UserError("viescore needs a judge: --judge-url http://HOST:PORT/v1")
+            texts = prompts_from(prompts)
+            with AnswerCache(cache or file.with_name(ANSWERS_FILE)) as answers:
+                judge = HeardJudge(
+                    judge_url, judge_model, temperature=judge_temperature, seed=judge_seed, cache=answers
+                )
+                with Scorer(VieScore(judge, texts)) as scorer:
+                    made = {
+                        "judge": scorer.judge_name,
+                        "judge_seed": judge_seed,
+                        "judge_temperature": judge_temperature,
+                        "prompts": _digest(texts),
+                    }
+                    scores.check(made)
+                    pace = Pace(requests_per_minute, scorer.counters) if requests_per_minute else None
+                    scores.put(name, list(judge_rows(rows, file.parent, scorer, pace)), made)
+                    usage = usage_of(scorer.judge_name, scorer.counters(), usd_per_million_tokens)
+            note_usage(output.parent, usage)
+            about = {"model": rows[0].model, "benchmark": rows[0].benchmark, "judge": usage.judge}
+            write_json(output.with_name(stats_name(rows[0].model)), about | viescore_stats(scores.by_metric[name]))
+        else:
+            _measure(name, rows, file.parent, weights, scores)
+        _tell(scores.by_metric[name])
     return output
 
 
-def _score(rows: list[Prediction], folder: Path, scorer: Scorer) -> list[ScoredSample]:
-    """The rows' outcomes in their order, `WINDOW` of them under way."""
-    pending: deque[tuple[Prediction, Future[Outcome]]] = deque()
-    scores = []
-    for row in rows:
-        if len(pending) == WINDOW:
-            first, future = pending.popleft()
-            scores.append(_scored(first, future.result()))
-        source, edited = (read_image(folder / name, str(folder / name)) for name in (row.source, row.edited))
-        pending.append((row, scorer.submit(row.instruction, source, edited)))
-    return scores + [_scored(row, future.result()) for row, future in pending]
+def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile) -> None:
+    """Another metric than VIEScore. Rows that are there stand if they are whole and were made alike."""
+    # Imported here: the metrics bring torch and models, which the judge needs nothing of.
+    from baselines.metrics.choose import metric_named
+
+    metric = metric_named(name, weights)
+    made = {f"metric {name}": {"version": metric.version, "higher_is_better": metric.higher_is_better}}
+    before = scores.by_metric.get(name)
+    if before is not None and all(score.status == SCORED for score in before):
+        scores.check(made)
+    else:
+        scores.put(name, measure(metric, rows, folder), made)
 
 
-def _scored(row: Prediction, outcome: Outcome) -> ScoredSample:
-    status, value, parts, detail = SCORED, None, {}, None
-    match outcome:
-        case Score():
-            value, parts = outcome.value, outcome.parts
-        case Unparsable():
-            status, detail = UNPARSABLE, outcome.answer
-        case Unavailable():
-            status, detail = UNAVAILABLE, outcome.reason
-    return ScoredSample(
-        id=row.id,
-        benchmark=row.benchmark,
-        split=row.split,
-        task=row.task,
-        model=row.model,
-        editor=row.editor,
-        status=status,
-        value=value,
-        parts=parts,
-        detail=detail,
-    )
+def _tell(scores: list[ScoredSample]) -> None:
+    failed = [score for score in scores if score.status != SCORED]
+    print(f"{scores[0].model}, {scores[0].metric}: {len(scores) - len(failed)} scored, {len(failed)} failed")
+    if failed:
+        print(f"first failure: sample {failed[0].id}, {failed[0].status}: {(failed[0].detail or '')[:200]}")
 
 
 def _digest(prompts: EditPrompts) -> str:
@@ -127,11 +126,23 @@ def _digest(prompts: EditPrompts) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Score an editor's pictures with a judge.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Score an editor's pictures.", allow_abbrev=False)
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
-    parser.add_argument("--judge-url", required=True, help="OpenAI-compatible address, up to and with /v1")
+    parser.add_argument("--metrics", nargs="+", default=[VIESCORE], help="viescore, l1, psnr, ... (default: viescore)")
+    parser.add_argument("--judge-url", help="OpenAI-compatible address, up to and with /v1")
     parser.add_argument("--judge-model", help="name of the judge (default: the only one that is served)")
+    parser.add_argument("--judge-seed", type=int, default=0, help="another one asks the same judge anew")
+    parser.add_argument("--judge-temperature", type=float, default=0.0)
+    parser.add_argument("--requests-per-minute", type=float, help="what the judge's provider allows")
+    parser.add_argument(
+        "--usd-per-million-tokens",
+        type=float,
+        nargs=2,
+        metavar=("PROMPT", "ANSWER"),
+        help="for the cost in usage.jsonl",
+    )
     parser.add_argument("--prompts", type=Path, help="checkout of VIEScore's published prompts")
+    parser.add_argument("--weights", type=Path, help="folder of the other metrics' weights")
     parser.add_argument("--cache", type=Path, help=f"file of the judge's answers (default: {ANSWERS_FILE} beside)")
     parser.add_argument("--output", type=Path, help=f"default: {SCORES_FILE} beside the predictions")
     print(run(**vars(parser.parse_args())))

@@ -2,7 +2,7 @@
 
 A failed sample is counted and enters no mean. The difference to a reference model is taken sample by sample on the
 samples that both have a score for: a much tighter interval than two side by side, since both models meet the same
-easy and hard samples.
+easy and hard samples. All functions take the scores of one metric (`of_metric`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from baselines.bootstrap import RESAMPLES, mean_interval
+from baselines.cells import Interval
 from baselines.editors.names import GROUND_TRUTH, NO_EDIT
-from baselines.records import ScoredSample
+from baselines.published import in_published_order, title_of
+from baselines.records import VIESCORE, WHOLE_SET, ScoredSample
 from emu3.errors import UserError
-
-Interval = tuple[float, float]
 
 SPLIT_ORDER = ("simple", "complex")
 EDITOR_ORDER = {NO_EDIT: 0, GROUND_TRUTH: 2}
@@ -37,7 +37,8 @@ class Difference:
 class Row:
     """One model on one group of samples. `mean` is None for n = 0, `ci95` for n < 2.
 
-    `split` names the group, also where the groups are tasks. `parts` holds the means of the figures behind the score.
+    `split` names the group, also where the groups are benchmarks, tasks or sources. `parts` holds the means of the
+    figures behind the score.
     """
 
     model: str
@@ -50,12 +51,40 @@ class Row:
     difference: Difference | None
 
 
+Cell = dict[tuple[str, str], ScoredSample]
+
+
 def by_split(score: ScoredSample) -> str:
     return score.split
 
 
 def by_task(score: ScoredSample) -> str:
     return score.task
+
+
+def by_benchmark(score: ScoredSample) -> str:
+    return title_of(score.benchmark)
+
+
+def by_source(score: ScoredSample) -> str:
+    return score.source_set
+
+
+def by_benchmark_task(score: ScoredSample) -> str:
+    return f"{by_benchmark(score)}: {score.task}"
+
+
+def by_benchmark_source(score: ScoredSample) -> str:
+    return f"{by_benchmark(score)}: {score.source_set}"
+
+
+def of_metric(scores: Sequence[ScoredSample], metric: str) -> list[ScoredSample]:
+    return [score for score in scores if score.metric == metric]
+
+
+def metrics_of(scores: Sequence[ScoredSample]) -> list[str]:
+    """Names of metrics: VIEScore first, the others as they come."""
+    return sorted(dict.fromkeys(score.metric for score in scores), key=lambda metric: metric != VIESCORE)
 
 
 def models_of(scores: Sequence[ScoredSample]) -> list[str]:
@@ -65,8 +94,8 @@ def models_of(scores: Sequence[ScoredSample]) -> list[str]:
 
 
 def groups_of(scores: Sequence[ScoredSample], group: Callable[[ScoredSample], str]) -> list[str]:
-    """Group names: simple, complex, then the others as they come."""
-    names = dict.fromkeys(group(score) for score in scores)
+    """Group names: simple, complex, the paper's benchmarks in its order, then the others as they come."""
+    names = in_published_order(list(dict.fromkeys(group(score) for score in scores)))
     return sorted(names, key=lambda name: SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER))
 
 
@@ -82,12 +111,7 @@ def summarise(
 
     Raises `UserError` if a model has two scores for one sample, and for a reference that is no model.
     """
-    cells: dict[tuple[str, str], dict[tuple[str, str], ScoredSample]] = {}
-    for score in scores:
-        cell = cells.setdefault((score.model, group(score)), {})
-        if (score.benchmark, score.id) in cell:
-            raise UserError(f"model {score.model!r} has two scores for sample {score.id!r} of {score.benchmark!r}")
-        cell[score.benchmark, score.id] = score
+    cells = cells_of(scores, group)
     models = models_of(scores)
     if reference is not None and reference not in models:
         raise UserError(f"no model {reference!r} to compare with; there are {', '.join(models)}")
@@ -98,28 +122,47 @@ def summarise(
             if (model, name) not in cells:
                 continue
             cell = cells[model, name]
-            values = _values(cell)
+            values = values_of(cell)
             numbers = np.array(list(values.values()))
             difference = None
             if reference is not None and model != reference:
-                difference = _difference(values, _values(cells.get((reference, name), {})), reference, resamples, seed)
+                difference = _difference(
+                    values, values_of(cells.get((reference, name), {})), reference, resamples, seed
+                )
             rows.append(
                 Row(
                     model=model,
                     split=name,
-                    n=len(values),
+                    n=_count(cell),
                     mean=float(numbers.mean()) if len(values) else None,
                     ci95=mean_interval(numbers, resamples=resamples, seed=seed),
                     failed=len(cell) - len(values),
-                    parts=_mean_parts(cell),
+                    parts=mean_parts(cell),
                     difference=difference,
                 )
             )
     return rows
 
 
-def _values(cell: dict[tuple[str, str], ScoredSample]) -> dict[tuple[str, str], float]:
+def cells_of(scores: Sequence[ScoredSample], group: Callable[[ScoredSample], str]) -> dict[tuple[str, str], Cell]:
+    """Scores by model and group name, then by benchmark and id. Raises `UserError` for a sample with two scores."""
+    cells: dict[tuple[str, str], Cell] = {}
+    for score in scores:
+        cell = cells.setdefault((score.model, group(score)), {})
+        if (score.benchmark, score.id) in cell:
+            raise UserError(f"model {score.model!r} has two scores for sample {score.id!r} of {score.benchmark!r}")
+        cell[score.benchmark, score.id] = score
+    return cells
+
+
+def values_of(cell: Cell) -> dict[tuple[str, str], float]:
+    """The values by benchmark and id; failures have none."""
     return {key: score.value for key, score in cell.items() if score.value is not None}
+
+
+def _count(cell: Cell) -> int:
+    """Samples behind a figure. That of a whole set is one figure, which says itself how many they were."""
+    return sum(int(cell[key].parts["n"]) if key[1] == WHOLE_SET else 1 for key in values_of(cell))
 
 
 def _difference(
@@ -129,14 +172,20 @@ def _difference(
     resamples: int,
     seed: int,
 ) -> Difference | None:
-    differences = np.array([value - others[key] for key, value in values.items() if key in others])
+    differences = pairs_of(values, others)
     if not len(differences):
         return None
     interval = mean_interval(differences, resamples=resamples, seed=seed)
     return Difference(reference, len(differences), float(differences.mean()), interval)
 
 
-def _mean_parts(cell: dict[tuple[str, str], ScoredSample]) -> dict[str, float]:
-    scored = [score for score in cell.values() if score.value is not None]
+def pairs_of(values: dict[tuple[str, str], float], others: dict[tuple[str, str], float]) -> np.ndarray:
+    """float (pairs,): value minus other value of the samples that have both."""
+    return np.array([value - others[key] for key, value in values.items() if key in others])
+
+
+def mean_parts(cell: Cell) -> dict[str, float]:
+    """Means of the figures behind the scores, each over the samples that have it."""
+    scored = [score for score in cell.values() if score.value is not None and score.id != WHOLE_SET]
     names = dict.fromkeys(name for score in scored for name in score.parts)
     return {name: float(np.mean([score.parts[name] for score in scored if name in score.parts])) for name in names}

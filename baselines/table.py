@@ -2,9 +2,14 @@
 
     python -m baselines.table --scores runs/x/eval/*/scores.parquet --output-dir runs/x --reference sft_s
 
-Per model and split: the mean over the judged samples, its 95% bootstrap interval (`baselines.bootstrap`), n of them,
-how many failed, and the paired difference to the reference (`baselines.summary`). Writes table.md (splits and tasks,
-for reading), table.csv and tasks.csv (all figures), and summary.json (a list of rows as `Row` has them).
+Side by side stand the benchmarks, with their average at the end, or the splits of a single one. A cell is the mean
+over the scored samples with its 95% bootstrap interval (`baselines.bootstrap`), n of them, and how many failed; then
+the paired difference to the reference (`baselines.summary`), our difference to the paper where it has the model
+(`baselines.beside`), and the same by task and by source.
+
+Writes table.md and table.tex with all of it, table.png (the main table), table.csv, tasks.csv and, where a benchmark
+has parts, sources.csv (all figures, one line each), and summary.json (the main table's rows of the first metric, as
+`Row` has them).
 """
 
 from __future__ import annotations
@@ -15,16 +20,22 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from baselines.averages import main_rows, source_group, task_group
+from baselines.beside import comparison_of
 from baselines.bootstrap import RESAMPLES
-from baselines.records import ScoredSample, read_records
-from baselines.summary import Interval, Row, by_split, by_task, summarise
-from emu3.errors import run_main
+from baselines.cells import UNKNOWN, cell
+from baselines.grid import Grid, to_latex, to_markdown
+from baselines.grid_picture import draw
+from baselines.published import benchmarks, row_of
+from baselines.records import VIESCORE, WHOLE_SET, ScoredSample, read_records
+from baselines.summary import Row, metrics_of, models_of, of_metric, summarise
+from emu3.errors import UserError, run_main
 from emu3.files import whole_file, write_json
 
-UNKNOWN = "–"
 CSV_COLUMNS = (
-    *("model", "split", "n", "failed", "mean", "ci95_low", "ci95_high"),
+    *("metric", "model", "split", "n", "failed", "mean", "ci95_low", "ci95_high"),
     *("difference_to", "difference_n", "difference", "difference_ci95_low", "difference_ci95_high"),
+    *("published", "difference_to_published"),
 )
 
 
@@ -36,99 +47,141 @@ def run(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Row]:
-    """Write the tables of some score files; returns the rows per split.
+    """Write the tables of some score files; returns the main table's rows of the first metric, VIEScore if it is there.
 
     `reference` is the model that differences are taken to. Raises `UserError` for a missing file, a model with two
     scores for one sample, or a reference without scores.
     """
     records = [record for path in scores for record in read_records(path, ScoredSample)]
-    splits = summarise(records, by_split, reference=reference, resamples=resamples, seed=seed)
-    tasks = summarise(records, by_task, reference=reference, resamples=resamples, seed=seed)
-    write_json(output_dir / "summary.json", [asdict(row) for row in splits])
-    _write_csv(output_dir / "table.csv", splits)
-    _write_csv(output_dir / "tasks.csv", tasks)
+    if not records:
+        raise UserError(f"there are no scores in {', '.join(map(str, scores))}")
+    metrics = metrics_of(records)
+    if reference is not None and reference not in (models := models_of(records)):
+        raise UserError(f"no model {reference!r} to compare with; there are {', '.join(models)}")
+    mains: dict[str, list[Row]] = {}
+    tasks: dict[str, list[Row]] = {}
+    sources: dict[str, list[Row]] = {}
+    for metric in metrics:
+        own = of_metric(records, metric)
+        mains[metric] = main_rows(own, reference=_present(reference, own), resamples=resamples, seed=seed)
+        single = [score for score in own if score.id != WHOLE_SET]
+        in_parts = [score for score in single if score.source_set != score.task and score.source_set]
+        for found, members, group in ((tasks, single, task_group(own)), (sources, in_parts, source_group(own))):
+            known = _present(reference, members)
+            found[metric] = summarise(members, group, reference=known, resamples=resamples, seed=seed)
+
+    sections = _sections(records, mains, tasks, sources, reference, resamples, seed)
     with whole_file(output_dir / "table.md") as temporary:
-        temporary.write_text(_markdown(splits, tasks, reference, resamples, seed), encoding="utf-8")
-    return splits
+        temporary.write_text("\n".join(map(to_markdown, sections)), encoding="utf-8")
+    with whole_file(output_dir / "table.tex") as temporary:
+        temporary.write_text("\n".join(map(to_latex, sections)), encoding="utf-8")
+    draw(sections[0], output_dir / "table.png")
+    _write_csv(output_dir / "table.csv", mains)
+    _write_csv(output_dir / "tasks.csv", tasks)
+    if any(sources.values()):
+        _write_csv(output_dir / "sources.csv", sources)
+    write_json(output_dir / "summary.json", [asdict(row) for row in mains[metrics[0]]])
+    return mains[metrics[0]]
 
 
-def cell(mean: float | None, interval: Interval | None, sign: str = "") -> str:
-    """`3.10 [2.81, 3.40]`; with sign "+" a difference shows its sign. Unknown is a dash, never a zero."""
-    if mean is None:
-        return UNKNOWN
-    return " ".join([f"{mean:{sign}.2f}", *([brackets(interval, sign)] if interval else [])])
+def _present(reference: str | None, scores: Sequence[ScoredSample]) -> str | None:
+    """The reference, unless a metric has nothing of it: those against a target lack editors without targets."""
+    return reference if reference in models_of(scores) else None
 
 
-def brackets(interval: Interval, sign: str = "") -> str:
-    """`[2.81, 3.40]`"""
-    return f"[{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
+def _sections(
+    records: Sequence[ScoredSample],
+    mains: dict[str, list[Row]],
+    tasks: dict[str, list[Row]],
+    sources: dict[str, list[Row]],
+    reference: str | None,
+    resamples: int,
+    seed: int,
+) -> list[Grid]:
+    """All that table.md shows, metric by metric; what would be empty is left out."""
+    how = (
+        f"Mean with its 95% interval (percentile bootstrap, {resamples:,} resamples, seed {seed}); n scored samples. "
+        "Failed samples have no score and enter no mean."
+    )
+    grids = []
+    for metric, rows in mains.items():
+        name = "Score from 0 to 10" if metric == VIESCORE else metric
+        own = of_metric(records, metric)
+        if all(score.value is None for score in own):
+            grids.append(_main_grid(name, rows, metric, f"Nothing was scored: {own[0].detail or own[0].status}."))
+            continue
+        grids.append(_main_grid(name, rows, metric, how))
+        if any(row.difference for row in rows):
+            note = f"Mean difference to `{reference}` on the same samples."
+            grids.append(_difference_grid(f"{name}, difference", rows, metric, note))
+        if metric == VIESCORE:
+            beside = comparison_of(list(dict.fromkeys(row.model for row in rows)), own, resamples=resamples, seed=seed)
+            grids += [beside] if beside else []
+        for title, groups in (("by task", tasks[metric]), ("by source", sources[metric])):
+            if groups:
+                grids.append(_group_grid(f"{name}, {title}", title.split()[-1], groups, metric))
+    return grids
 
 
-def _markdown(splits: list[Row], tasks: list[Row], reference: str | None, resamples: int, seed: int) -> str:
-    lines = [
-        f"Mean score from 0 to 10 with its 95% interval (percentile bootstrap, {resamples:,} resamples, seed {seed}); "
-        "n judged samples. Failed samples have no score and enter no mean.",
-        "",
-        *_by_split(splits),
-    ]
-    if reference is not None:
-        lines += ["", f"Mean difference to `{reference}` on the same samples.", "", *_differences(splits)]
-    return "\n".join([*lines, "", "By task.", "", *_by_task(tasks)]) + "\n"
-
-
-def _by_split(rows: list[Row]) -> list[str]:
-    """A line per model; mean, n and failed of each split side by side."""
+def _main_grid(title: str, rows: list[Row], metric: str, note: str) -> Grid:
+    """A line per model; mean, n and failed of each group side by side."""
     names = list(dict.fromkeys(row.split for row in rows))
     found = {(row.model, row.split): row for row in rows}
-    columns = [title for name in names for title in (name, "n", "failed")]
-    lines = [_line(["model", *columns]), _line(["---", *("---:" for _ in columns)])]
+    lines = []
     for model in dict.fromkeys(row.model for row in rows):
         cells = [f"`{model}`"]
         for name in names:
             row = found.get((model, name))
-            cells += [cell(row.mean, row.ci95), str(row.n), str(row.failed)] if row else [UNKNOWN] * 3
-        lines.append(_line(cells))
-    return lines
+            known = [cell(row.mean, row.ci95, metric=metric), str(row.n), str(row.failed)] if row else [UNKNOWN] * 3
+            cells += known
+        lines.append(cells)
+    return Grid(title, ["model", *(head for name in names for head in (name, "n", "failed"))], lines, note)
 
 
-def _by_task(rows: list[Row]) -> list[str]:
-    """A line per task, a column per model: there may be many tasks."""
-    models = list(dict.fromkeys(row.model for row in rows))
-    found = {(row.model, row.split): row for row in rows}
-    lines = [_line(["task", *(f"`{model}`" for model in models)]), _line(["---", *("---:" for _ in models)])]
-    for task in dict.fromkeys(row.split for row in rows):
-        cells = [found.get((model, task)) for model in models]
-        lines.append(_line([task, *(cell(row.mean, row.ci95) if row else UNKNOWN for row in cells)]))
-    return lines
-
-
-def _differences(rows: list[Row]) -> list[str]:
+def _difference_grid(title: str, rows: list[Row], metric: str, note: str) -> Grid:
     names = list(dict.fromkeys(row.split for row in rows))
     found = {(row.model, row.split): row.difference for row in rows if row.difference is not None}
-    lines = [_line(["model", *names]), _line(["---", *("---:" for _ in names)])]
+    lines = []
     for model in dict.fromkeys(model for model, _ in found):
         pairs = [found.get((model, name)) for name in names]
-        lines.append(_line([f"`{model}`", *(cell(pair.mean, pair.ci95, "+") if pair else UNKNOWN for pair in pairs)]))
-    return lines
+        lines.append([f"`{model}`", *(cell(pair.mean, pair.ci95, "+", metric) if pair else UNKNOWN for pair in pairs)])
+    return Grid(title, ["model", *names], lines, note)
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
+def _group_grid(title: str, head: str, rows: list[Row], metric: str) -> Grid:
+    """A line per task or source, a column per model: there may be many of them."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    found = {(row.model, row.split): row for row in rows}
+    lines = []
+    for name in dict.fromkeys(row.split for row in rows):
+        cells = [found.get((model, name)) for model in models]
+        lines.append([name, *(cell(row.mean, row.ci95, metric=metric) if row else UNKNOWN for row in cells)])
+    return Grid(title, [head, *(f"`{model}`" for model in models)], lines)
 
 
-def _write_csv(path: Path, rows: list[Row]) -> None:
+def _write_csv(path: Path, groups: dict[str, list[Row]]) -> None:
     """One line per row; unknown figures are empty cells."""
-    parts = list(dict.fromkeys(name for row in rows for name in row.parts))
+    rows = [(metric, row) for metric, metric_rows in groups.items() for row in metric_rows]
+    parts = list(dict.fromkeys(name for _, row in rows for name in row.parts))
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*CSV_COLUMNS, *parts])
-        for row in rows:
+        for metric, row in rows:
             low, high = row.ci95 or (None, None)
             pair = row.difference
             pair_low, pair_high = (pair.ci95 if pair else None) or (None, None)
             compared = [pair.to, pair.n, pair.mean, pair_low, pair_high] if pair else [None] * 5
-            figures = [row.model, row.split, row.n, row.failed, row.mean, low, high, *compared]
-            writer.writerow([*figures, *(row.parts.get(name) for name in parts)])
+            published = _published(metric, row)
+            beyond = row.mean - published if published is not None and row.mean is not None else None
+            figures = [metric, row.model, row.split, row.n, row.failed, row.mean, low, high, *compared]
+            writer.writerow([*figures, published, beyond, *(row.parts.get(name) for name in parts)])
+
+
+def _published(metric: str, row: Row) -> float | None:
+    """The paper's figure for a cell of the main table."""
+    found = row_of(row.model) if metric == VIESCORE else None
+    titles = [*benchmarks().values(), "AVG"]
+    return found.cells[titles.index(row.split)] if found is not None and row.split in titles else None
 
 
 def main() -> None:

@@ -1,20 +1,21 @@
-"""The rows of a benchmark, from local Parquet; pictures are decoded when a row is taken, not before.
+"""The rows of a benchmark; pictures are decoded when a row is taken, not before.
 
-Cells are read as training data are (`emu3.train_image_editing.image_rows`), with one difference: a row that cannot
-be read ends the run, since a benchmark with holes is another benchmark. Left out: data sets on the hub and the subset
-rules of single benchmarks.
+The encoded pictures of the rows that count are held in memory, of the others nothing. Cells are read as training data
+are (`emu3.train_image_editing.image_rows`), with one difference: a row that cannot be read ends the run, since a
+benchmark with holes is another benchmark.
 """
 
 from __future__ import annotations
 
+import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -22,42 +23,36 @@ from baselines.benchmarks.spec import SPLIT_COLUMN, Benchmark
 from emu3.errors import UserError
 from emu3.train_image_editing.image_rows import BadRow, Columns, read_row, row_id
 
+_BATCH_ROWS = 32
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One row; pictures are RGB. `target` is the picture that the data set calls right, or None."""
+    """One row; pictures are RGB. `target` is the picture that the data set calls right, or None.
+
+    `source_set` is the part of the benchmark that the row comes from, "" where it has no parts.
+    """
 
     id: str
     task: str
     split: str
+    source_set: str
     instruction: str
     source: Image.Image
     target: Image.Image | None
 
 
-def parquet_files(data: Path, split: str | None = None) -> list[Path]:
-    """The Parquet files under a folder in the order of their paths, or the one file. Raises `UserError` if none.
-
-    split: takes the files of a folder that are named for it, as on the Hub: `test-00000-of-00001.parquet`.
-    """
-    pattern = "*.parquet" if split is None else f"{split}-*.parquet"
-    files = sorted(data.rglob(pattern)) if data.is_dir() else [data]
-    if not files or not files[0].is_file():
-        raise UserError(f"{data} is neither a Parquet file nor a folder with Parquet files ({pattern})")
-    return files
-
-
 class Samples(Sequence[Sample]):
-    """`Samples(benchmark, data)[i]` is the i-th row; slices give lists.
+    """`Samples(benchmark, files)[i]` is the i-th row that counts; slices give lists.
 
-    `limit` keeps the first rows, `split` is that of `parquet_files`. Raises `UserError` for a column that is not there
-    (naming those that are), for an id that occurs twice, for an empty set, and, on access, for a row without
-    instruction or readable source.
+    `files` are Parquet files in order, `limit` keeps the first of the rows that count. `rows_in_files` is the number
+    before any rule. Raises `UserError` for a column that is not there (naming those that are), for an id that occurs
+    twice, for an empty set, and, on access, for a row without instruction or readable source. Published data have
+    repeated ids; theirs get the row's number behind a #.
     """
 
-    def __init__(self, benchmark: Benchmark, data: Path, limit: int | None = None, split: str | None = None) -> None:
+    def __init__(self, benchmark: Benchmark, files: Sequence[Path], limit: int | None = None) -> None:
         self.benchmark = benchmark
-        self.data = data
         self._columns = Columns(
             source=benchmark.source,
             instruction=benchmark.instruction,
@@ -65,23 +60,38 @@ class Samples(Sequence[Sample]):
             id=benchmark.id,
             task=benchmark.task,
         )
-        tables = [_read_table(file, self._columns.names()) for file in parquet_files(data, split)]
-        self._table = pa.concat_tables(tables, promote_options="permissive").slice(0, limit)
-        if not len(self._table):
-            raise UserError(f"{data} holds no rows")
-        if benchmark.id is not None:
-            counts = pc.value_counts(self._table[benchmark.id]).to_pylist()
-            if twice := [str(count["values"]) for count in counts if count["counts"] > 1]:
-                raise UserError(f"{data}: the id {twice[0]!r} in column {benchmark.id!r} occurs more than once")
+        parts = [benchmark.source_set] if benchmark.source_set else []
+        self._names = list(dict.fromkeys([*self._columns.names(), *parts]))
+        texts = pa.concat_tables(
+            [_read_table(file, self._names, self._small_columns()) for file in files], promote_options="permissive"
+        )
+        self.rows_in_files = len(texts)
+        if not len(texts):
+            raise UserError(f"{files[0]} holds no rows")
+        self._ids = self._make_ids(texts, files[0])
+        self._numbers = self._rows_that_count(texts, files[0])[:limit]
+        self._places = {row: place for place, row in enumerate(sorted(self._numbers))}
+        self._file_of_row: dict[int, Path] = {}
+        self._table = self._read_rows(files)
 
     def rows_with_target(self) -> list[int]:
-        """The numbers of the rows that have a target picture."""
+        """The places of the samples that have a target picture."""
         if self.benchmark.target is None:
             return []
-        return np.flatnonzero(self._table[self.benchmark.target].is_valid().to_numpy()).tolist()
+        valid = self._table[self.benchmark.target].is_valid().to_numpy()
+        return [index for index, row in enumerate(self._numbers) if valid[self._places[row]]]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of a source as its file says, undecoded; (0, 0) if that cannot be told."""
+        cell = self._values(index)[self.benchmark.source]
+        try:
+            with Image.open(io.BytesIO(cell["bytes"] if isinstance(cell, dict) else cell)) as image:
+                return image.size
+        except Exception:  # whatever is wrong with it is told when the row is read
+            return (0, 0)
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._numbers)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -92,28 +102,90 @@ class Samples(Sequence[Sample]):
             return [self[row] for row in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        values = self._table.slice(index, 1).to_pylist()[0]
+        number, values = self._numbers[index], self._values(index)
         try:
-            row = read_row(values, self._columns, index)
+            row = read_row(values, self._columns, number)
         except BadRow as error:
-            raise UserError(f"{self.data}: row {row_id(values, self._columns, index)}: {error}") from None
-        task = row.task or self.benchmark.name
+            name = row_id(values, self._columns, number)
+            raise UserError(f"{self._file_of_row[number]}: row {name}: {error}") from None
+        spec = self.benchmark
+        task = row.task or self._task_of_file(number) or spec.name
         return Sample(
-            id=row.id,
+            id=self._ids[number],
             task=task,
-            split=values.get(SPLIT_COLUMN) or self.benchmark.splits.get(task, self.benchmark.split),
-            instruction=row.instruction,
+            split=values.get(SPLIT_COLUMN) or spec.splits.get(task, spec.split),
+            source_set=str(values[spec.source_set] or "") if spec.source_set else "",
+            instruction=row.instruction.removeprefix(spec.drop_prefix),
             source=row.source.convert("RGB"),
             target=row.edited.convert("RGB") if row.edited is not None else None,
         )
 
+    def _values(self, index: int) -> dict[str, Any]:
+        values: dict[str, Any] = self._table.slice(self._places[self._numbers[index]], 1).to_pylist()[0]
+        return values
 
-def _read_table(file: Path, columns: list[str]) -> pa.Table:
+    def _small_columns(self) -> list[str]:
+        """Columns that decide which rows count."""
+        where = self.benchmark.where
+        return [name for name in (self.benchmark.id, where and where[0]) if name is not None]
+
+    def _make_ids(self, texts: pa.Table, file: Path) -> list[str]:
+        if self.benchmark.id is None:
+            return [str(row) for row in range(len(texts))]
+        column = texts[self.benchmark.id].to_pylist()
+        ids = [str(row) if id is None else str(id) for row, id in enumerate(column)]
+        counts = Counter(ids)
+        if self.benchmark.hub is None and len(counts) < len(ids):
+            twice = next(id for id, count in counts.items() if count > 1)
+            raise UserError(f"{file}: the id {twice!r} in column {self.benchmark.id!r} occurs more than once")
+        return [f"{id}#{row}" if counts[id] > 1 else id for row, id in enumerate(ids)]
+
+    def _rows_that_count(self, texts: pa.Table, file: Path) -> list[int]:
+        rows = list(range(len(texts)))
+        if self.benchmark.where is not None:
+            column, value = self.benchmark.where
+            rows = [row for row, cell in zip(rows, texts[column].to_pylist(), strict=True) if cell == value]
+            if not rows:
+                raise UserError(f"{file} holds no row with {value!r} in column {column!r}")
+        if self.benchmark.subset is not None:
+            rows = [rows[place] for place in self.benchmark.subset.of(len(rows))]
+        return rows
+
+    def _read_rows(self, files: Sequence[Path]) -> pa.Table:
+        """The rows that count, in ascending order of their numbers."""
+        wanted = np.array(sorted(self._numbers))
+        tables, start = [], 0
+        for file in files:
+            parquet = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
+            optional = [SPLIT_COLUMN] if SPLIT_COLUMN in parquet.schema_arrow.names else []
+            names = list(dict.fromkeys([*self._names, *optional]))
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=names):
+                here = wanted[(wanted >= start) & (wanted < start + len(batch))]
+                self._file_of_row |= dict.fromkeys(here.tolist(), file)
+                if len(here):
+                    tables.append(pa.Table.from_batches([batch]).take(here - start))
+                start += len(batch)
+        return pa.concat_tables(tables, promote_options="permissive")
+
+    def _task_of_file(self, number: int) -> str | None:
+        words = self.benchmark.file_tasks
+        if not words:
+            return None
+        file = self._file_of_row[number]
+        for word in words:
+            if word in file.name:
+                return word
+        raise UserError(f"{file}: the task of its rows is in its name, which has none of {', '.join(words)}")
+
+
+def _read_table(file: Path, needed: Sequence[str], columns: Sequence[str]) -> pa.Table:
     try:
         present = pq.read_schema(file).names
     except pa.ArrowInvalid as error:
         raise UserError(f"{file} is not a Parquet file: {error}") from None
-    if missing := [name for name in columns if name not in present]:
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist") from None
+    if missing := [name for name in dict.fromkeys([*needed, *columns]) if name not in present]:
         raise UserError(f"{file} has no column {missing[0]!r}; it has {', '.join(present)}")
-    optional = [SPLIT_COLUMN] if SPLIT_COLUMN in present else []
-    return pq.read_table(file, columns=list(dict.fromkeys([*columns, *optional])))
+    table = pq.read_table(file, columns=list(columns))
+    return table if columns else pa.table({"row": pa.nulls(pq.read_metadata(file).num_rows)})

@@ -3,4 +3,6 @@
 from __future__ import annotations
 
 EMU3, NO_EDIT, GROUND_TRUTH = "emu3", "no-edit", "ground-truth"
-EDITORS = (EMU3, NO_EDIT, GROUND_TRUTH)
+INSTRUCT_PIX2PIX, MAGICBRUSH, AURORA, OMNIGEN = "instruct-pix2pix", "magicbrush", "aurora", "omnigen"
+COMMAND, FOLDER = "command", "folder"
+EDITORS = (EMU3, INSTRUCT_PIX2PIX, MAGICBRUSH, AURORA, OMNIGEN, COMMAND, FOLDER, NO_EDIT, GROUND_TRUTH)

@@ -36,23 +36,33 @@ def make_data(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture
-def make_score() -> Callable[..., ScoredSample]:
+@pytest.fixture(scope="session")
+def score_maker() -> Callable[..., ScoredSample]:
+    """`make_score` for fixtures that live longer than a test."""
+
     def make(id: str, value: float | None, **fields: Any) -> ScoredSample:
         parts = {} if value is None else {"sc": value, "pq": value}
         defaults = {
             "benchmark": "data",
             "split": "simple",
             "task": "colour",
+            "source_set": "",
             "model": "m",
             "editor": "emu3",
+            "metric": "viescore",
             "status": "unparsable" if value is None else "score",
             "parts": parts,
+            "answers": {},
             "detail": "words" if value is None else None,
         }
         return ScoredSample(id=id, value=value, **(defaults | fields))
 
     return make
+
+
+@pytest.fixture
+def make_score(score_maker: Callable[..., ScoredSample]) -> Callable[..., ScoredSample]:
+    return score_maker
 
 
 @pytest.fixture
@@ -75,10 +85,12 @@ def make_run(tmp_path: Path, make_score: Callable[..., ScoredSample]) -> Callabl
                     "benchmark": "data",
                     "split": "complex" if row % 2 else "simple",
                     "task": "counting" if row % 2 else "colour",
+                    "source_set": "",
                     "model": model,
                     "editor": editor,
                 }
-                predictions.append(Prediction(**shared, **names, instruction=instruction, seed=0, seconds=0.1))
+                about: dict[str, Any] = {"instruction": instruction, "seed": 0, "seconds": 0.1, "reasoning": None}
+                predictions.append(Prediction(**shared, **names, **about))
                 scores.append(make_score(value=value, **shared))
             write_records(place / "predictions.parquet", predictions, {})
             write_records(place / "scores.parquet", scores, {"judge": "the judge"})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from baselines import bootstrap
-from baselines.bootstrap import mean_interval
+from baselines.bootstrap import average_interval, mean_interval
 
 
 def test_two_values_exactly() -> None:
@@ -63,3 +63,25 @@ def test_refuses_a_failure_as_a_number() -> None:
     """Guards the promise that an unknown score is never averaged: NaN must not come through."""
     with pytest.raises(ValueError, match="finite"):
         mean_interval(np.array([1.0, np.nan]))
+
+
+def test_average_of_two_groups_exactly() -> None:
+    """Guards equal weights: resampled means of {0, 2} are 0, 1, 2 with weights 1/4, 1/2, 1/4, and 8 is always 8."""
+    groups = [np.array([0.0, 2.0]), np.full(40, 8.0)]
+    assert average_interval(groups) == (4.0, 5.0)
+    assert average_interval(groups, level=0.4) == (4.5, 4.5)
+
+
+def test_average_draws_its_groups_apart() -> None:
+    """Guards against one stream for all groups: equal groups would move together, and the interval of their average
+    would be as wide as that of one of them."""
+    values = np.random.default_rng(5).normal(size=200)
+    low, high = average_interval([values] * 4)
+    one_low, one_high = mean_interval(values)
+    # The standard error of a mean of four is half that of one; 0.1 covers the noise of 10,000 resamples.
+    assert (high - low) / (one_high - one_low) == pytest.approx(0.5, abs=0.1)
+
+
+def test_average_needs_every_group() -> None:
+    assert average_interval([np.arange(5.0), np.array([1.0])]) is None
+    assert average_interval([]) is None

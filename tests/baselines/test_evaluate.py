@@ -1,7 +1,8 @@
-"""Predictions: what is written, resumed, refused."""
+"""Predictions: what is written, resumed, shared, refused."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from noise_pictures import IMAGE, noise, png
 from PIL import Image, ImageChops
 
 from baselines import evaluate, predictions
+from baselines.benchmarks.samples import Samples
 from baselines.benchmarks.spec import Benchmark
-from baselines.editors.emu3 import Emu3Editor
-from baselines.records import Prediction, read_records
+from baselines.editors import choose
+from baselines.editors.protocol import Answer, Edited, NoPicture
+from baselines.records import Prediction, read_records, read_settings
 from emu3.errors import UserError
-from emu3.mllm.editor import Edit
 from emu3.tokenizer.images import fit_image
 
 FULL = Benchmark("data", source="input", instruction="instruction", target="output", task="task", id="id")
@@ -29,9 +31,9 @@ class Inverter:
     def __init__(self) -> None:
         self.batches: list[tuple[int, int]] = []
         self.fail_at: int | None = None
-        self.answer: Callable[[list[Image.Image]], list[Image.Image]] = lambda images: images
+        self.answer: Callable[[list[Image.Image]], Sequence[Answer]] = lambda images: [Edited(i) for i in images]
 
-    def edit(self, images: Sequence[Image.Image], instructions: Sequence[str], seed: int) -> list[Image.Image]:
+    def edit(self, images: Sequence[Image.Image], instructions: Sequence[str], seed: int) -> Sequence[Answer]:
         if len(self.batches) == self.fail_at:
             raise KeyboardInterrupt
         self.batches.append((len(images), seed))
@@ -42,7 +44,7 @@ class Inverter:
 def inverter(monkeypatch: pytest.MonkeyPatch) -> Inverter:
     """Stands in for no-edit."""
     editor = Inverter()
-    monkeypatch.setattr(evaluate, "NoEdit", lambda: editor)
+    monkeypatch.setattr(choose, "NoEdit", lambda: editor)
     monkeypatch.setattr(predictions.time, "perf_counter", lambda: 0.0)
     return editor
 
@@ -59,7 +61,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_writes_what_the_judge_will_see(make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter) -> None:
     """Guards the pairing of source, edit, target and text over batches of uneven size."""
     data = make_data(rows=5)
-    samples = evaluate.Samples(FULL, data)
+    samples = Samples(FULL, [data])
     rows = run(data, tmp_path / "out")
     assert [row.id for row in rows] == [f"sample-{place}" for place in range(5)]
     assert [size for size, _ in inverter.batches] == [2, 2, 1]
@@ -106,6 +108,130 @@ def test_a_finished_run_is_left_alone(make_data: Callable[..., Path], tmp_path: 
     assert files(tmp_path / "out") == before
 
 
+def test_a_sample_whose_picture_a_crash_has_torn_is_made_again(
+    make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter
+) -> None:
+    """Guards a resumed run against a truncated PNG; what is whole is not written again."""
+    data = make_data(rows=5)
+    run(data, tmp_path / "whole")
+    run(data, tmp_path / "torn")
+    (tmp_path / "torn/predictions.parquet").unlink()
+    (tmp_path / "torn/batches/000000/000001-edited.png").write_bytes(b"half")
+    kept = (tmp_path / "torn/batches/000000/000000-edited.png").stat().st_mtime_ns
+    inverter.batches.clear()
+    rows = run(data, tmp_path / "torn")
+    assert [size for size, _ in inverter.batches] == [2]
+    assert rows == read_records(tmp_path / "whole/predictions.parquet", Prediction)
+    pictures = {name: bytes for name, bytes in files(tmp_path / "torn").items() if name.endswith(".png")}
+    assert pictures == {name: bytes for name, bytes in files(tmp_path / "whole").items() if name.endswith(".png")}
+    assert (tmp_path / "torn/batches/000000/000000-edited.png").stat().st_mtime_ns == kept
+
+
+def test_a_line_that_a_crash_has_torn_takes_no_other_with_it(
+    make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter
+) -> None:
+    """Guards the first sample of a resumed run: its line must not continue the torn one."""
+    data = make_data(rows=5)
+    whole = run(data, tmp_path / "out")
+    (tmp_path / "out/predictions.parquet").unlink()
+    log = tmp_path / "out/rows-0.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:3]) + lines[3][:50])
+    assert run(data, tmp_path / "out") == whole
+
+
+def test_shares_together_are_the_run(make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter) -> None:
+    """Guards several GPUs: no batch twice, none left out, the pictures of one process, one file at the end."""
+    data = make_data(rows=5)
+    whole = run(data, tmp_path / "whole")
+    inverter.batches.clear()
+    for shard in ("2/3", "0/3"):
+        path = evaluate.run(
+            editor="no-edit", data=data, output_dir=tmp_path / "shared", benchmark=FULL, batch_size=2,
+            image_area=AREA, name="m", shard=shard,
+        )  # fmt: skip
+        assert not path.exists()
+    assert run(data, tmp_path / "shared", shard="1/3") == whole
+    assert len(inverter.batches) == 3
+    assert files(tmp_path / "shared").keys() - files(tmp_path / "whole").keys() == {"rows-1.jsonl", "rows-2.jsonl"}
+    assert all(files(tmp_path / "shared")[name] == bytes for name, bytes in files(tmp_path / "whole").items()
+               if name.endswith((".png", ".parquet")))  # fmt: skip
+
+
+def test_the_share_is_what_torchrun_says(
+    make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    path = evaluate.run(editor="no-edit", data=make_data(rows=5), output_dir=tmp_path / "out", benchmark=FULL,
+                        batch_size=2, image_area=AREA)  # fmt: skip
+    assert [size for size, _ in inverter.batches] == [2] and not path.exists()
+    with pytest.raises(UserError, match="a shard is I/N"):
+        run(make_data(), tmp_path / "other", shard="2/2")
+
+
+def test_one_failed_sample_loses_no_other(make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter) -> None:
+    """Guards what was computed before and after a sample that came to nothing, and that the next call makes it."""
+    data = make_data(rows=5)
+    whole = run(data, tmp_path / "whole")
+    bad = ImageChops.invert(noise(2)).tobytes()
+    inverter.answer = lambda images: [
+        NoPicture("too hard") if image.tobytes() == bad else Edited(image) for image in images
+    ]
+    with pytest.raises(UserError, match=r"m gave no picture for sample sample-2: too hard, listed in .*failures-0"):
+        run(data, tmp_path / "out")
+    assert json.loads((tmp_path / "out/failures-0.json").read_text()) == {"sample-2": "too hard"}
+    assert not (tmp_path / "out/predictions.parquet").exists()
+    inverter.batches.clear()
+    inverter.answer = lambda images: [Edited(image) for image in images]
+    assert run(data, tmp_path / "out") == whole
+    assert len(inverter.batches) == 1 and not (tmp_path / "out/failures-0.json").exists()
+
+
+def test_an_editor_that_never_works_is_given_up(
+    make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter
+) -> None:
+    """Guards hours of trying the same thing."""
+    inverter.answer = lambda images: [NoPicture("no key")] * len(images)
+    with pytest.raises(UserError, match=r"for sample sample-0: no key; 7 more without one$"):
+        run(make_data(rows=20), tmp_path / "out")
+    assert len(inverter.batches) == 4 and not (tmp_path / "out").exists()
+
+
+def test_reasoning_and_candidates_are_kept(make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter) -> None:
+    """Guards the chain of thought, and what the choice among several edits was made from."""
+    inverter.answer = lambda images: [Edited(image, "because", (1.0, None)) for image in images]
+    assert {row.reasoning for row in run(make_data(), tmp_path / "out")} == {"because"}
+    lines = [json.loads(line) for line in (tmp_path / "out/rows-0.jsonl").read_text().splitlines()]
+    assert [line["candidates"] for line in lines] == [[1.0, None]] * 5
+
+
+def test_all_that_led_to_a_number_is_in_the_settings(
+    make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter
+) -> None:
+    run(make_data(), tmp_path / "out", seed=3)
+    settings = read_settings(tmp_path / "out/predictions.parquet")
+    assert settings == json.loads((tmp_path / "out/settings.json").read_text())
+    assert settings["seed"] == 3 and len(settings["data"]) == 64 and settings["origin"] == "local"
+    assert settings["benchmark"]["source"] == "input" and settings["versions"]["pillow"]
+
+
+def test_newer_libraries_do_not_continue_a_run_but_may_look_at_it(
+    make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards a run whose halves come from different libraries, and a finished one that nobody could use any more."""
+    data = make_data()
+    inverter.fail_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "half")
+    inverter.fail_at = None
+    run(data, tmp_path / "whole")
+    monkeypatch.setattr(evaluate, "versions", lambda: {"python": "4"})
+    with pytest.raises(UserError, match=r"already holds a run with versions\."):
+        run(data, tmp_path / "half")
+    assert len(run(data, tmp_path / "whole")) == 5
+
+
 @pytest.mark.parametrize(("option", "value"), [("seed", 7), ("name", "other"), ("limit", 2), ("batch_size", 3)])
 def test_two_runs_with_one_folder_are_refused(
     make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter, option: str, value: Any
@@ -139,8 +265,8 @@ def test_a_folder_with_something_else_is_refused(make_data: Callable[..., Path],
 
 def test_too_few_pictures_are_an_error(make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter) -> None:
     """Guards against pictures that shift to other samples."""
-    inverter.answer = lambda images: images[:-1]
-    with pytest.raises(UserError, match="Inverter gave 1 pictures for 2 samples"):
+    inverter.answer = lambda images: [Edited(image) for image in images[:-1]]
+    with pytest.raises(UserError, match=r"no-edit gave 1 pictures for 2 samples \(sample-0 to sample-1\)"):
         run(make_data(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -157,17 +283,20 @@ def test_a_run_that_fails_at_once_can_be_corrected(make_data: Callable[..., Path
 def test_a_picture_at_native_size_is_fitted_like_the_source(
     make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter
 ) -> None:
-    inverter.answer = lambda images: [image.resize((64, 64)) for image in images]
+    inverter.answer = lambda images: [Edited(image.resize((64, 64))) for image in images]
     [row] = run(make_data(rows=1), tmp_path / "out")
     assert Image.open(tmp_path / "out" / row.edited).size == (16, 16)
 
 
-def test_a_picture_of_another_shape_is_an_error(
+def test_a_picture_of_another_shape_is_an_error_and_loses_no_other(
     make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter
 ) -> None:
-    inverter.answer = lambda images: [image.resize((64, 16)) for image in images]
-    with pytest.raises(UserError, match=r"sample sample-0: the edit is \(64, 16\) pixels, which does not fit"):
-        run(make_data(rows=1), tmp_path / "out")
+    """Guards against a stretched picture that a judge would blame on the model."""
+    inverter.answer = lambda images: [Edited(images[0].resize((64, 16))), *(Edited(image) for image in images[1:])]
+    with pytest.raises(UserError, match="sample sample-0: m gave a picture of 64x16 pixels for one of 16x16"):
+        run(make_data(rows=4), tmp_path / "out")
+    [line] = (tmp_path / "out/rows-0.jsonl").read_text().splitlines()
+    assert json.loads(line)["prediction"]["id"] == "sample-1"
 
 
 def test_no_edit_is_the_source(make_data: Callable[..., Path], tmp_path: Path) -> None:
@@ -191,30 +320,16 @@ def test_ground_truth_needs_a_target_column(make_data: Callable[..., Path], tmp_
         run(make_data(), tmp_path / "out", editor="ground-truth", benchmark=no_target)
 
 
-def test_emu3_needs_its_checkpoints_before_anything_is_written(make_data: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs --model and --vision"):
+def test_emu3_needs_its_checkpoint_before_anything_is_written(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="editor emu3 needs --model"):
         run(make_data(), tmp_path / "out", editor="emu3")
     assert not (tmp_path / "out").exists()
 
 
-def test_emu3_gets_whole_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Guards speed (one call per batch) and the sampling settings."""
-    calls: list[tuple[int, dict[str, Any]]] = []
-
-    class Recorder:
-        @classmethod
-        def from_pretrained(cls, model: Path, vision: Path) -> Recorder:
-            return cls()
-
-        def edit(self, images: list[Image.Image], instructions: list[str], **settings: Any) -> list[list[Edit]]:
-            calls.append((len(images), settings))
-            return [[Edit(image, None)] for image in images]
-
-    monkeypatch.setattr("baselines.editors.emu3.Editor", Recorder)
-    editor = Emu3Editor(tmp_path, tmp_path, temperature=0.5, top_k=7, think=True, image_area=AREA)
-    pictures = [Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in range(3)]
-    assert editor.edit(pictures, ["a", "b", "c"], seed=3) == pictures
-    assert calls == [(3, {"n": 1, "temperature": 0.5, "top_k": 7, "seed": 3, "think": True, "image_area": AREA})]
+def test_a_run_is_named_by_benchmark_name_and_seed(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    path = evaluate.run(editor="no-edit", name="org/model@v1", data=make_data(), output_dir=tmp_path / "runs",
+                        by_name=True, seed=4, image_area=AREA)  # fmt: skip
+    assert path == tmp_path / "runs/data/org--model@v1-seed4/predictions.parquet"
 
 
 def test_the_command_line_names_columns(

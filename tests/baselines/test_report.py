@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from baselines import gallery, report
 from baselines.charts import interval_bar, line_chart, nice_ticks, running_mean
 from baselines.curves import read_curves
 from baselines.headline import findings
+from baselines.records import Prediction, read_records, write_records
 from baselines.summary import Row, summarise
 from emu3.errors import UserError
 
@@ -24,10 +27,17 @@ def read(page: Path) -> str:
     return page.read_text(encoding="utf-8")
 
 
+def gallery_of(page: Path) -> Any:
+    """What the page's script is given."""
+    match = re.search(r'<script type="application/json" id="data"[^>]*>(.*?)</script>', read(page), re.DOTALL)
+    assert match
+    return json.loads(match[1])
+
+
 class Elements(html.parser.HTMLParser):
     """Attributes of all elements of a page, by tag; raises on tags that do not nest."""
 
-    VOID = ("meta", "link", "img", "input", "rect", "circle", "path")
+    VOID = ("meta", "link", "input", "rect", "circle", "path")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -61,63 +71,116 @@ def test_one_page_with_everything_in_it(make_run: MakeRun) -> None:
     assert "On complex edits sft__rl beats sft: 5.00 against 3.00." in text
     assert "+2.00 [+2.00, +2.00]" in text and "do not overlap" in text
     assert "the judge" in text and "A title" in text
-    assert len(found["article"]) == 8
-    # Source, two edits and the target of each sample; no-edit and ground truth are not drawn a second time.
-    assert len(found["img"]) == 8 * 4
-    assert all(image["alt"] and image["loading"] == "lazy" for image in found["img"])
-    assert "Reward over steps 1 to 29" in text and "Entropy" not in text
+    gallery = gallery_of(page)
+    assert len(gallery["samples"]) == 8 and gallery["models"] == list(values)
+    assert (gallery["bounds"], gallery["noEdit"], gallery["groundTruth"]) == ([0, 3], 0, 3)
+    assert len(found["table"]) == 3 and "Reward over steps 1 to 29" in text and "Entropy" not in text
 
 
 def test_needs_nothing_from_outside(make_run: MakeRun) -> None:
     """Guards file:// and offline use: every address in the page is a data URL or a place in it."""
-    found = Elements(read(report.run(make_run({"m": [1.0, 2.0]})))).found
+    page = report.run(make_run({"m": [1.0, 2.0]}))
     addresses = [
         element[name] or ""
-        for elements in found.values()
+        for elements in Elements(read(page)).found.values()
         for element in elements
         for name in ("src", "href")
         if name in element
     ]
+    addresses += [picture[0] for picture in gallery_of(page)["pictures"]]
     assert addresses and all(address.startswith(("data:", "#")) for address in addresses)
+
+
+def test_tables_need_no_script(make_run: MakeRun) -> None:
+    """Guards a reader without JavaScript: figures are in the markup, and the page says what is not."""
+    text = read(report.run(make_run({"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 6.0]}), reference="a"))
+    body = text[: text.index('<script type="application/json"')]
+    assert "<b>4.00</b>" in body and "+2.00" in body and "<noscript>" in body
 
 
 def test_a_failed_sample_has_no_score(make_run: MakeRun) -> None:
     """Guards against a failure that is drawn, sorted or averaged as a number."""
-    text = read(report.run(make_run({"m": [None, 4.0, 6.0, None]})))
-    cards = [json.loads(card["data-scores"] or "") for card in Elements(text).found["article"]]
-    assert cards == [{}, {"m": 4.0}, {"m": 6.0}, {}]
-    assert text.count('class="failed"') == 2 and text.count('class="score"') == 2
-    assert text.count("1 failed") >= 2 and "no score: unparsable. words" in text
+    page = report.run(make_run({"m": [None, 4.0, 6.0, None]}))
+    verdicts = [sample["verdicts"][0] for sample in gallery_of(page)["samples"]]
+    assert [verdict[0] for verdict in verdicts] == [None, 4.0, 6.0, None]
+    assert [verdict[1] for verdict in verdicts] == ["unparsable", "4.0", "6.0", "unparsable"]
+    assert verdicts[0][2] == "no score: unparsable. words"
+    assert read(page).count("1 failed") >= 2
 
 
 def test_text_of_the_data_stays_text(make_run: MakeRun) -> None:
     """Guards against an instruction or an answer that becomes markup or script."""
-    folder = make_run({"m</script><b>": [1.0, 2.0]}, instruction="<script>alert(1)</script> & \"more\" 'text'")
-    text = read(report.run(folder))
-    assert len(Elements(text).found["script"]) == 1
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp;" in text
+    text = "<script>alert(1)</script> & \"more\" 'text'"
+    page = report.run(make_run({"m</script><b>": [1.0, 2.0]}, instruction=text))
+    assert len(Elements(read(page)).found["script"]) == 2
+    assert gallery_of(page)["samples"][0]["text"] == text
+    assert gallery_of(page)["models"] == ["m</script><b>"]
 
 
 def test_many_pictures_lie_beside_the_page(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards size: above the bound the page refers to files, equal pictures once, and the files are there."""
+    """Guards size: above the bound the page refers to files, equal pictures once, and only those are there."""
     monkeypatch.setattr(gallery.Album.__init__, "__defaults__", (0,))
     folder = make_run({"one": [1.0, 2.0], "two": [1.0, 2.0]})
+    stale = folder / "report-pictures" / "old.png"
+    stale.parent.mkdir()
+    stale.touch()
     page = report.run(folder)
-    images = Elements(read(page)).found["img"]
-    addresses = {image["src"] or "" for image in images}
-    assert len(images) == 8 and len(addresses) == 6  # the models' names are of one length, so their edits are equal
-    assert all((page.parent / address).is_file() for address in addresses)
+    addresses = [picture[0] for picture in gallery_of(page)["pictures"]]
+    assert len(addresses) == 6  # the models' names are of one length, so their edits are equal
+    assert sorted(addresses) == sorted(f"report-pictures/{path.name}" for path in stale.parent.iterdir())
     assert "data:image" not in read(page)
 
 
 def test_small_pictures_grow_by_whole_pixels(make_run: MakeRun) -> None:
-    small = Elements(read(report.run(make_run({"m": [1.0]}, size=48)))).found["img"][0]
-    assert (small["width"], small["height"], small["class"]) == ("144", "144", "tiny")
+    [_, *small] = gallery_of(report.run(make_run({"m": [1.0]}, size=48)))["pictures"][0]
+    assert small == [144, 144, True]
 
 
 def test_large_pictures_shrink(make_run: MakeRun) -> None:
-    large = Elements(read(report.run(make_run({"m": [1.0]}, size=400)))).found["img"][0]
-    assert (large["width"], large["height"]) == ("256", "256") and "class" not in large
+    [_, *large] = gallery_of(report.run(make_run({"m": [1.0]}, size=400)))["pictures"][0]
+    assert large == [256, 256, False]
+
+
+def test_reasoning_stands_with_its_sample(make_run: MakeRun) -> None:
+    """Guards the chain of thought, and the boxes that it names in pixels of a source of 16 by 16."""
+    folder = make_run({"m": [1.0, 2.0]})
+    file = folder / "eval/m/predictions.parquet"
+    first, second = read_records(file, Prediction)
+    text = "The cup [4, 8, 12, 16] moves to (8, 4)."
+    write_records(file, [first, dataclasses.replace(second, reasoning=text)], {})
+    samples = gallery_of(report.run(folder))["samples"]
+    assert samples[0]["reasoning"] == []
+    marks = {"boxes": [[0.25, 0.5, 0.75, 1.0]], "points": [[0.5, 0.25]]}
+    assert samples[1]["reasoning"] == [{"model": 0, "text": text} | marks]
+
+
+def test_other_metrics_and_benchmarks_have_their_tables(make_run: MakeRun, make_score: Callable[..., Any]) -> None:
+    """Guards the page of a real evaluation: benchmarks side by side, published figures, metrics where less is more."""
+    folder = make_run({"earl": [1.0, 2.0]})
+    file = folder / "eval/earl/scores.parquet"
+    scores = [
+        make_score(str(row), 5.0 + row, model="earl", benchmark=name)
+        for name in ("omniedit", "emuedit", "aurora")
+        for row in range(3)
+    ]
+    scores += [make_score(f"sample-{row}", row / 100, model="earl", metric="l1") for row in range(2)]
+    write_records(file, scores, {"judge": "g", "prompts": "ab" * 32, "metric l1": {"higher_is_better": False}})
+    text = read(report.run(folder))
+    assert 'class="dense"' in text and "AVG of 3" in text and "n 3" in text
+    assert "Beside the published figures" in text and "6.39" in text
+    assert "lower is better" in text and "<b>0.005000</b>" in text
+    assert "g (wording abababab)" in text
+
+
+def test_a_run_without_a_judge_is_shown_by_what_it_has(make_run: MakeRun, make_score: Callable[..., Any]) -> None:
+    """Guards scales: bars of another metric end at its largest value, and no headline is made of it."""
+    folder = make_run({"a": [1.0], "b": [1.0]})
+    for place, model in enumerate(("a", "b")):
+        row = make_score("sample-0", 0.2 + place, model=model, metric="l1")
+        write_records(folder / "eval" / model / "scores.parquet", [row], {})
+    page = report.run(folder, candidate="b", reference="a")
+    assert gallery_of(page)["scale"] == 1.2 and gallery_of(page)["samples"][0]["verdicts"][0][1] == "0.2000"
+    assert "<h1>Edits of 1 samples by a, b</h1>" in read(page)
 
 
 def test_the_same_run_gives_the_same_page(make_run: MakeRun) -> None:
@@ -171,6 +234,16 @@ def test_the_headline_names_a_control_that_is_ahead(make_score: Callable[..., ob
     assert "The highest mean is that of control: 8.50" in finding.evidence
 
 
+def test_the_headline_names_what_stands_side_by_side(make_score: Callable[..., Any]) -> None:
+    rows = [
+        make_score("a", value, model=model, split=split)
+        for model, value in (("sft", 1.0), ("rl", 2.0))
+        for split in ("simple", "AVG", "OmniEdit")
+    ]
+    claims = [finding.claim for finding in findings(summarise(rows, reference="sft"), "rl", "sft")]
+    assert all(" ".join(claims).count(where) == 1 for where in ("On simple edits", "On average", "On OmniEdit t"))
+
+
 def test_the_headline_without_judged_samples_claims_nothing(make_score: Callable[..., object]) -> None:
     rows = rows_for(make_score, sft=[2.0], rl=[None, 3.0])  # type: ignore[list-item]
     [finding] = findings(rows, "rl", "sft")
@@ -189,8 +262,9 @@ def test_curves_of_a_resumed_and_a_cut_log(tmp_path: Path) -> None:
 
 
 def test_a_bar_is_as_long_as_its_score() -> None:
-    assert re.search(r'class="bar"[^>]* width="90.0"', interval_bar(5.0, (4.0, 6.0)))
-    assert "bar" not in interval_bar(None, None)
+    assert re.search(r'class="bar"[^>]* width="90.0"', interval_bar(5.0, (4.0, 6.0), 10.0))
+    assert re.search(r'class="bar"[^>]* width="0.0"', interval_bar(-0.5, None, 1.0))
+    assert "bar" not in interval_bar(None, None, 10.0)
 
 
 @pytest.mark.parametrize(("steps", "values"), [([3.0], [2.0]), ([1.0, 2.0], [5.0, 5.0]), ([0.0, 1e6], [-1e-9, 1e-9])])

@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_judge import FakeJudge
+from noise_pictures import noise
 
-from baselines import evaluate, score
-from baselines.benchmarks.spec import Benchmark
-from baselines.records import ScoredSample, read_records
+from baselines import judging, score
+from baselines.judging import Pace
+from baselines.metrics.protocol import Missing, Pictures
+from baselines.records import Prediction, ScoredSample, read_records, read_settings, write_records
+from baselines.usage import usage_of
 from emu3.errors import UserError
-
-FULL = Benchmark("data", source="input", instruction="instruction", target="output", task="task", id="id")
 
 
 @pytest.fixture
-def predicted(make_data: Callable[..., Path], tmp_path: Path) -> Path:
-    """The folder of five predictions, scored by nobody."""
+def predicted(tmp_path: Path) -> Path:
+    """The folder of five predictions, scored by nobody; the last has no target."""
     folder = tmp_path / "out"
-    evaluate.run(editor="no-edit", name="m", data=make_data(), output_dir=folder, benchmark=FULL, image_area=256)
+    folder.mkdir()
+    rows = []
+    for row in range(5):
+        names: dict[str, Any] = {kind: f"{row}-{kind}.png" for kind in ("source", "edited", "target")}
+        for place, name in enumerate(names.values()):
+            noise(10 * row + place).save(folder / name)
+        if row == 4:
+            names["target"] = None
+        rows.append(
+            Prediction(
+                id=f"sample-{row}",
+                benchmark="data",
+                split="simple" if row % 2 else "complex",
+                task="colour" if row % 2 else "counting",
+                source_set="north" if row < 2 else "south",
+                instruction=f"change number {row}",
+                **names,
+                model="m",
+                editor="emu3",
+                seed=0,
+                seconds=0.1,
+                reasoning=None,
+            )
+        )
+    write_records(folder / "predictions.parquet", rows, {})
     return folder
 
 
@@ -31,7 +57,7 @@ def scored(folder: Path, judge: FakeJudge) -> list[ScoredSample]:
 
 def test_each_sample_gets_its_own_outcome(predicted: Path, judge: FakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards order and typing: a failure has no value, and its reason or the judge's words are kept."""
-    monkeypatch.setattr(score, "WINDOW", 2)
+    monkeypatch.setattr(judging, "WINDOW", 2)
     judge.answers = {
         "change number 0": '{"score": [4, 8], "reasoning": "half"}',
         "change number 1": "I would rather not say.",
@@ -68,8 +94,8 @@ def test_interrupted_scoring_keeps_its_answers(
     predicted: Path, judge: FakeJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards the cache on disk: what was answered before the interruption is not asked again."""
-    monkeypatch.setattr(score, "WINDOW", 1)
-    whole = score._scored
+    monkeypatch.setattr(judging, "WINDOW", 1)
+    whole = judging.scored
     seen = 0
 
     def interrupted(*arguments: object) -> ScoredSample:
@@ -79,11 +105,11 @@ def test_interrupted_scoring_keeps_its_answers(
             raise KeyboardInterrupt
         return whole(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(score, "_scored", interrupted)
+    monkeypatch.setattr(judging, "scored", interrupted)
     with pytest.raises(KeyboardInterrupt):
         scored(predicted, judge)
     assert not (predicted / "scores.parquet").exists()
-    monkeypatch.setattr(score, "_scored", whole)
+    monkeypatch.setattr(judging, "scored", whole)
     assert [row.status for row in scored(predicted, judge)] == ["score"] * 5
     # Five samples, two questions each; at most the one under way at the interruption was asked twice.
     assert 10 <= judge.questions <= 12
@@ -111,6 +137,167 @@ def test_a_dead_judge_is_one_clear_line(
 def test_missing_pictures_and_predictions_are_named(predicted: Path, judge: FakeJudge, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere/predictions.parquet does not exist|nowhere does not exist"):
         score.run(tmp_path / "nowhere", judge_url=judge.url)
-    next((predicted / "batches").rglob("*-edited.png")).unlink()
+    (predicted / "3-edited.png").unlink()
     with pytest.raises(UserError, match=r"edited.png does not exist"):
         score.run(predicted, judge_url=judge.url)
+
+
+def test_what_the_judge_said_is_kept_under_its_sample(
+    predicted: Path, judge: FakeJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards the raw answers against those of a neighbour, also when they come from the cache."""
+    monkeypatch.setattr(judging, "WINDOW", 2)
+    for row in range(5):
+        judge.answers[f"change number {row}"] = f'{{"score": [{row}, 8], "reasoning": "seen {row}"}}'
+    judge.answers["change number 3"] = "No."
+    for _ in range(2):
+        rows = scored(predicted, judge)
+        said = [row.answers["sc"] for row in rows]
+        assert said == [judge.answers[f"change number {row}"] for row in range(5)]
+        assert all(json.loads(row.answers["pq"])["score"] == [9, 9] for row in rows)
+
+
+def test_statistics_have_the_published_names(predicted: Path, judge: FakeJudge) -> None:
+    """Guards the published file, and against failures that lower its means."""
+    judge.answers = {f"change number {row}": f'{{"score": [{row * 2}, 9]}}' for row in range(5)}
+    judge.answers["change number 0"] = "No."
+    scored(predicted, judge)
+    stats = json.loads((predicted / "m_viescore_stats.json").read_text())
+    names = ["VIE_SC", "VIE_PQ", "VIE_ALL", "EDIT_SUCCESS", "OVEREDIT", "LOOKS_NATURAL", "NO_ARTIFACT"]
+    assert list(stats["mean"]) == list(stats["std"]) == names
+    assert (stats["n"], stats["failed"]) == (4, 1)
+    assert stats["mean"]["VIE_SC"] == 5.0 and stats["mean"]["OVEREDIT"] == 9.0
+    assert stats["std"]["EDIT_SUCCESS"] == pytest.approx(math.sqrt(5))
+    assert stats["mean"]["VIE_ALL"] == pytest.approx(sum(math.sqrt(2 * row * 9) for row in range(1, 5)) / 4)
+    assert stats["per_source"]["north"]["n"] == 1 and stats["per_source"]["south"]["mean"]["VIE_SC"] == 6.0
+    assert set(stats["per_task_type"]) == {"colour", "counting"}
+
+
+class Redness:
+    """A metric that needs a target and no weights."""
+
+    name = "redness"
+    higher_is_better = False
+    needs_target = True
+    version = "one"
+    calls = 0
+
+    def score(self, rows: list[Pictures]) -> list[float | Missing]:
+        Redness.calls += 1
+        return [float(row.edited.getpixel((0, 0))[0]) if row.target else Missing("no target") for row in rows]  # type: ignore[index]
+
+
+class Spread:
+    """A metric over the whole set."""
+
+    name = "spread"
+    higher_is_better = True
+    needs_target = False
+    version = "one"
+
+    def score_set(self, rows: Any) -> tuple[float, int]:
+        values = [row.edited.getpixel((0, 0))[0] for row in rows]
+        return float(max(values) - min(values)), len(values)
+
+
+@pytest.fixture
+def other_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"redness": Redness, "spread": Spread}
+    monkeypatch.setattr("baselines.metrics.choose.metric_named", lambda name, weights: made[name]())
+    monkeypatch.setattr(Redness, "calls", 0)
+
+
+@pytest.mark.usefixtures("other_metrics")
+def test_metrics_stand_beside_the_judge_in_any_order(predicted: Path, judge: FakeJudge, tmp_path: Path) -> None:
+    """Guards one file for all metrics: none pushes another out, and their order of scoring leaves no trace."""
+    one, other = tmp_path / "one.parquet", tmp_path / "other.parquet"
+    score.run(predicted, judge_url=judge.url, metrics=["viescore", "redness", "spread"], output=one)
+    for metric in ("spread", "viescore", "redness"):
+        score.run(predicted, judge_url=judge.url, metrics=[metric], output=other)
+    assert one.read_bytes() == other.read_bytes()
+    rows = read_records(one, ScoredSample)
+    assert [row.metric for row in rows] == ["viescore"] * 5 + ["redness"] * 5 + ["spread"]
+    assert [row.status for row in rows[5:]] == ["score"] * 4 + ["missing", "score"]
+    assert rows[9].value is None and rows[9].detail == "no target"
+    assert (rows[10].id, rows[10].parts, rows[10].task) == ("*", {"n": 5.0}, "")
+    assert read_settings(one)["metric redness"] == {"version": "one", "higher_is_better": False}
+
+
+@pytest.mark.usefixtures("other_metrics")
+def test_a_metric_is_measured_again_only_for_a_reason(predicted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against work done twice, holes that stay, and two versions under one name."""
+    whole = read_records(predicted / "predictions.parquet", Prediction)[:4]
+    write_records(predicted / "predictions.parquet", whole, {})
+    for _ in range(2):
+        score.run(predicted, metrics=["redness"])
+    assert Redness.calls == 1
+    monkeypatch.setattr(Redness, "version", "two")
+    with pytest.raises(UserError, match="metric redness"):
+        score.run(predicted, metrics=["redness"])
+    with pytest.raises(UserError, match="viescore needs a judge"):
+        score.run(predicted)
+
+
+def test_other_predictions_need_another_file(predicted: Path, judge: FakeJudge) -> None:
+    """Guards against scores of pictures that are no longer there."""
+    scored(predicted, judge)
+    rows = read_records(predicted / "predictions.parquet", Prediction)
+    write_records(predicted / "predictions.parquet", rows[:3], {})
+    with pytest.raises(UserError, match="already holds a run with predictions="):
+        scored(predicted, judge)
+
+
+def test_the_same_judge_is_asked_anew_with_another_seed(predicted: Path, judge: FakeJudge, tmp_path: Path) -> None:
+    """Guards test-retest: answers of the first time must not come back from the cache."""
+    scored(predicted, judge)
+    asked = judge.questions
+    score.run(predicted, judge_url=judge.url, judge_seed=1, judge_temperature=0.7, output=tmp_path / "again.parquet")
+    assert judge.questions == 2 * asked
+    assert read_settings(tmp_path / "again.parquet")["judge_seed"] == 1
+
+
+def test_usage_is_noted_when_something_was_sent(predicted: Path, judge: FakeJudge) -> None:
+    """Guards the bill: a second run costs no judge call and adds no line."""
+    for _ in range(2):
+        scored(predicted, judge)
+    [line] = (predicted / "usage.jsonl").read_text().splitlines()
+    usage = json.loads(line)
+    assert (usage["judge"], usage["questions"], usage["answered_before"], usage["requests"]) == ("fake", 10, 0, 10)
+
+
+def test_cost_needs_tokens_and_prices() -> None:
+    """Guards against a cost of zero where nobody counted."""
+    counters = dict.fromkeys(("asks", "cache_hits", "shared", "retries", "reasks"), 0.0) | {"asks": 4.0, "retries": 1.0}
+    assert usage_of("j", counters, (0.15, 0.6)).usd is None
+    tokens = counters | {"prompt_tokens": 2e6, "completion_tokens": 1e6}
+    assert usage_of("j", tokens, None).usd is None
+    usage = usage_of("j", tokens, (0.15, 0.6))
+    assert usage.usd == pytest.approx(0.9) and usage.requests == 5
+
+
+def test_the_pace_holds_and_does_not_slow_the_cache() -> None:
+    """Guards a provider's limit, which counts repeated requests too, and a second run that asks nothing."""
+    now = 0.0
+    counters = dict.fromkeys(("cache_hits", "shared", "retries", "reasks"), 0.0)
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    pace = Pace(60, lambda: counters, clock=lambda: now, sleep=sleep)
+    for _ in range(10):
+        pace.wait()
+    assert now == pytest.approx(18, abs=0.1)  # two questions a second apart; the first pair goes at once
+    counters["retries"] = 5
+    pace.wait()
+    assert now == pytest.approx(25, abs=0.1)
+    counters["cache_hits"] = 22
+    for _ in range(3):
+        pace.wait()
+        counters["cache_hits"] += 2
+    assert now == pytest.approx(25, abs=0.1)
+
+
+def test_a_paced_run_gets_all_its_scores(predicted: Path, judge: FakeJudge) -> None:
+    output = score.run(predicted, judge_url=judge.url, requests_per_minute=60_000)
+    assert [row.status for row in read_records(output, ScoredSample)] == ["score"] * 5

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from baselines import table
+from baselines.averages import average_rows, main_rows
+from baselines.published import benchmarks
 from baselines.records import ScoredSample, write_records
 from baselines.summary import by_task, summarise
 from emu3.errors import UserError
@@ -112,7 +114,7 @@ def test_files_hold_the_same_figures(make_score: Make, tmp_path: Path) -> None:
     low, high = rows[0].ci95 or (0.0, 0.0)
     assert f"| `sft` | 2.00 [{low:.2f}, {high:.2f}] | 5 | 1 | 3.00 | 1 | 0 |" in text
     assert "| `rl` | +1.00 [+1.00, +1.00] | +0.00 |" in text
-    assert "By task." in text
+    assert "**Score from 0 to 10, by task**" in text
 
 
 def test_unknown_is_a_dash(make_score: Make, tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_the_same_scores_give_the_same_files(make_score: Make, tmp_path: Path) -
     write_records(tmp_path / "scores.parquet", [make_score(str(place), place * 1.0) for place in range(8)], {})
     for out in ("one", "two"):
         table.run([tmp_path / "scores.parquet"], tmp_path / out)
-    names = ["summary.json", "table.csv", "table.md", "tasks.csv"]
+    names = ["summary.json", "table.csv", "table.md", "table.png", "table.tex", "tasks.csv"]
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -137,3 +139,107 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, make_data: Callable
         table.run([make_data()], tmp_path / "out")
     with pytest.raises(UserError, match="does not exist"):
         table.run([tmp_path / "nothing.parquet"], tmp_path / "out")
+
+
+def over_benchmarks(make_score: Make, model: str, values: dict[str, list[float | None]]) -> list[ScoredSample]:
+    return [
+        make_score(str(place), value, model=model, benchmark=benchmark)
+        for benchmark, numbers in values.items()
+        for place, value in enumerate(numbers)
+    ]
+
+
+def test_the_average_is_the_plain_mean_of_the_six(make_score: Make) -> None:
+    """Guards the paper's AVG: a large benchmark weighs no more than a small one, a seventh not at all."""
+    six: dict[str, list[float | None]] = {name: [float(place)] * 2 for place, name in enumerate(benchmarks())}
+    scores = over_benchmarks(make_score, "m", six | {"omniedit": [6.0] * 50, "gedit": [10.0] * 2})
+    rows = {row.split: row for row in main_rows(scores)}
+    assert list(rows) == ["OmniEdit", "EmuEdit", "AURORA", "MagicBrush", "VisMin", "I2EBench", "gedit", "AVG"]
+    average = rows["AVG"]
+    assert average.mean == pytest.approx((6 + 1 + 2 + 3 + 4 + 5) / 6)
+    assert average.ci95 == pytest.approx((3.5, 3.5)) and average.n == 60
+
+
+def test_an_average_with_a_hole_is_unknown(make_score: Make) -> None:
+    """Guards against a mean of five that stands beside means of six."""
+    scores = over_benchmarks(make_score, "whole", {name: [2.0, 4.0] for name in benchmarks()})
+    scores += over_benchmarks(make_score, "part", {name: [9.0, 9.0] for name in list(benchmarks())[:5]})
+    scores += over_benchmarks(make_score, "failed", {name: [None, 9.0] for name in list(benchmarks())[:5]})
+    scores += over_benchmarks(make_score, "failed", {list(benchmarks())[5]: [None]})
+    rows = {row.model: row for row in average_rows(scores, reference="whole")}
+    assert rows["whole"].mean == 3.0 and rows["whole"].parts == {"sc": 3.0, "pq": 3.0}
+    assert (rows["part"].mean, rows["part"].ci95, rows["part"].difference) == (None, None, None)
+    assert (rows["failed"].mean, rows["failed"].n, rows["failed"].failed) == (None, 5, 6)
+
+
+def test_an_average_of_other_benchmarks_says_of_how_many(make_score: Make) -> None:
+    scores = over_benchmarks(make_score, "m", {"aurora": [1.0, 3.0], "mine": [5.0, 5.0]})
+    scores += over_benchmarks(make_score, "n", {"aurora": [2.0, 4.0], "mine": [8.0, 8.0]})
+    rows = [row for row in main_rows(scores, reference="m") if row.split == "AVG of 2"]
+    assert [row.mean for row in rows] == [3.5, 5.5]
+    difference = rows[1].difference
+    assert difference is not None and (difference.mean, difference.n, difference.ci95) == (2.0, 4, (2.0, 2.0))
+
+
+def test_tasks_of_two_benchmarks_are_told_apart(make_score: Make, tmp_path: Path) -> None:
+    """Guards against one line for the "removal" of two benchmarks."""
+    scores = over_benchmarks(make_score, "m", {"omniedit": [1.0], "emuedit": [3.0]})
+    write_records(tmp_path / "scores.parquet", scores, {})
+    table.run([tmp_path / "scores.parquet"], tmp_path / "out")
+    with (tmp_path / "out" / "tasks.csv").open() as file:
+        found = {line["split"]: line["mean"] for line in csv.DictReader(file)}
+    assert found == {"OmniEdit: colour": "1.0", "EmuEdit: colour": "3.0"}
+
+
+def test_sources_have_a_file_of_their_own(make_score: Make, tmp_path: Path) -> None:
+    scores = [make_score("a", 1.0, source_set="ag"), make_score("b", 3.0, source_set="kubric")]
+    write_records(tmp_path / "scores.parquet", scores, {})
+    table.run([tmp_path / "scores.parquet"], tmp_path / "out")
+    assert "| ag | 1.00 |" in (tmp_path / "out" / "table.md").read_text()
+    assert (tmp_path / "out" / "sources.csv").read_text().count("\n") == 3
+
+
+def test_each_metric_has_its_own_table(make_score: Make, tmp_path: Path) -> None:
+    """Guards against a mean over values of two metrics, and against a figure over a set that counts as one sample."""
+    scores = [make_score("a", 8.0), make_score("a", 0.0123456, metric="l1"), make_score("b", None, metric="l1")]
+    scores.append(make_score("*", 40.59, metric="fid", parts={"n": 700.0}))
+    write_records(tmp_path / "scores.parquet", scores, {})
+    rows = table.run([tmp_path / "scores.parquet"], tmp_path / "out")
+    assert [(row.mean, row.n) for row in rows] == [(8.0, 1)]
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| `m` | 8.00 | 1 | 0 |" in text
+    assert "**l1**" in text and "| `m` | 0.01235 | 1 | 1 |" in text
+    assert "**fid**" in text and "| `m` | 40.59 | 700 | 0 |" in text
+    assert "fid, by task" not in text
+
+
+def test_a_metric_without_a_figure_says_why(make_score: Make, tmp_path: Path) -> None:
+    """Guards a column that was skipped, as for weights that are not there: a reason, no number, no empty tables."""
+    scores = [make_score("a", 8.0), make_score("a", None, metric="lpips", status="missing", detail="no weights")]
+    write_records(tmp_path / "scores.parquet", scores, {})
+    table.run([tmp_path / "scores.parquet"], tmp_path / "out")
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "Nothing was scored: no weights." in text and "lpips, by task" not in text
+
+
+def test_nothing_is_said_about_differences_that_are_not_there(make_score: Make, tmp_path: Path) -> None:
+    """Guards against an empty section: nothing was scored twice, so there is nothing to compare."""
+    scores = [make_score("a", 1.0), make_score("b", None, model="rl")]
+    write_records(tmp_path / "scores.parquet", scores, {})
+    table.run([tmp_path / "scores.parquet"], tmp_path / "out", reference="m")
+    assert "difference" not in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_the_published_figure_stands_beside_ours(make_score: Make, tmp_path: Path) -> None:
+    """Guards the comparison: same model, same benchmark, and a mark if our interval leaves the figure out."""
+    values: dict[str, list[float | None]] = {"omniedit": [6.0, 7.0], "emuedit": [1.0, 1.0, None]}
+    write_records(tmp_path / "scores.parquet", over_benchmarks(make_score, "EARL", values), {})
+    table.run([tmp_path / "scores.parquet"], tmp_path / "out")
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| `EARL` | ours | 6.50 [6.00, 7.00] | 1.00 [1.00, 1.00] | – |" in text
+    assert "|  | published | 6.39 | 4.47 | 4.27 |" in text
+    assert "|  | difference | +0.11 | -3.47* | – |" in text
+    assert "|  | n (failed) | 2 (0) | 2 (1) | 0 (0) |" in text
+    with (tmp_path / "out" / "table.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert (first["published"], round(float(first["difference_to_published"]), 9)) == ("6.39", 0.11)

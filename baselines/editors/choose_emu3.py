@@ -1,0 +1,82 @@
+"""Our own models as chosen editors: plain, with a chain of thought, best of n."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from baselines.editors.best_of import BestOf
+from baselines.editors.device import local_device
+from baselines.editors.emu3 import Emu3Editor
+from baselines.editors.names import EMU3
+from baselines.editors.options import ChosenEditor, EditorOptions
+from baselines.editors.protocol import Predictor, seen_by
+from baselines.provenance import identity
+from emu3.errors import UserError
+from emu3.hub import SAFE_FILES, SMALL_FILES, local_folder
+from emu3.mllm.editor import Editor
+from rl.reward.judge import Judge
+from rl.reward.prompts import prompts_from
+from rl.reward.scorer import Scorer
+from rl.reward.viescore import VieScore
+
+TEMPERATURE, TOP_K = 1.0, 2048  # as published
+# Bounds what is lost when a run ends, not the memory: `Editor` takes its own portions.
+BATCH_SIZE = 64
+
+
+def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
+    """Raises `UserError` for options that cannot be, and for weights that cannot be had."""
+    if options.model is None:
+        raise UserError(f"editor {EMU3} needs --model")
+    model, best_of = options.model, options.best_of or 1
+    temperature = TEMPERATURE if options.temperature is None else options.temperature
+    top_k = TOP_K if options.top_k is None else options.top_k
+    if temperature < 0 or top_k < 0 or best_of < 1:
+        raise UserError(f"temperature and top-k are 0 or more, best-of 1 or more: {temperature}, {top_k}, {best_of}")
+    if best_of > 1 and (options.judge_url is None or options.judge_model is None):
+        raise UserError("--best-of needs a judge that picks: --judge-url and --judge-model")
+    if best_of == 1 and (options.judge_url or options.judge_model or options.prompts):
+        raise UserError("a judge picks among several edits: --best-of 2 or more, or nothing about a judge")
+    prompts = prompts_from(options.prompts)
+    device = local_device()
+
+    # A part that is not named is inside the model, and in its fingerprint.
+    parts: dict[str, tuple[str | None, tuple[str, ...]]] = {
+        "model": (model, SAFE_FILES),
+        "vision": (options.vision, SAFE_FILES),
+        "tokenizer": (options.tokenizer, SMALL_FILES),
+    }
+    settings = {
+        "weights": {
+            part: identity(name, local_folder(name, files), files) for part, (name, files) in parts.items() if name
+        },
+        "temperature": temperature,
+        "top_k": top_k,
+        "think": options.think,
+        "best_of": best_of,
+        "device": device.type,
+    }
+    if best_of > 1:
+        wording = hashlib.sha256(f"{prompts.edit}\0{prompts.quality}".encode()).hexdigest()
+        settings |= {"picked_by": options.judge_model, "prompts": wording}
+
+    @contextmanager
+    def load() -> Iterator[Predictor]:
+        editor = Emu3Editor(
+            Editor.from_pretrained(model, options.vision, options.tokenizer, device),
+            temperature=temperature,
+            top_k=top_k or None,
+            think=options.think,
+            image_area=image_area,
+        )
+        if best_of == 1:
+            yield seen_by(editor, name)
+        else:
+            judge = Judge(options.judge_url or "", options.judge_model)
+            with Scorer(VieScore(judge, prompts)) as scorer:
+                yield seen_by(BestOf(editor, best_of, scorer), name)
+
+    name = model + (" think" if options.think else "") + (f" best of {best_of}" if best_of > 1 else "")
+    return ChosenEditor(EMU3, name, settings, BATCH_SIZE, False, load)

@@ -1,0 +1,100 @@
+"""Any program that edits one picture from the command line, such as a checkout of EditAR in its own environment.
+
+    --command 'python editar_one.py --image {input} --text={instruction} --save {output} --seed {seed}'
+
+The command is split once, by the shell's rules for quotes, then the marks are filled in, each within its own
+argument, and it runs without a shell: an instruction cannot become a command. `{input}` is a PNG at the data set's
+size, `{output}` the PNG to write, of the same shape at any size, `{seed}` a number below 2**32; `{input}`, `{output}`
+and `{instruction}` have to be there. A program loads its model once per picture this way: for a long evaluation write
+all pictures with its own tools and evaluate the folder (`--editor folder`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from PIL import Image
+
+from baselines.editors.protocol import Answer, Edited, NoPicture
+from emu3.errors import UserError
+from emu3.tokenizer.images import read_image
+
+_MARK = re.compile(r"\{(input|output|instruction|seed)\}")
+
+
+class CommandEditor:
+    """Runs `command` once per picture and waits at most `time_limit` seconds for it.
+
+    What goes wrong with one picture is a `NoPicture` of it: another exit code than 0, the time limit, no output, an
+    output that is no picture. Raises `UserError` for a command without the marks and for one that cannot be started.
+    """
+
+    def __init__(self, command: str, time_limit: float) -> None:
+        try:
+            self._words = shlex.split(command)
+        except ValueError as error:
+            raise UserError(f"the command {command!r} cannot be split: {error}") from None
+        marks = set(_MARK.findall(command))
+        if missing := {"input", "output", "instruction"} - marks:
+            raise UserError(f"the command {command!r} has no place for {{{sorted(missing)[0]}}}")
+        self._time_limit = time_limit
+
+    def edit(self, images: Sequence[Image.Image], instructions: Sequence[str], seed: int) -> list[Answer]:
+        return [
+            self._run(image, instruction, (seed + place) % 2**32)
+            for place, (image, instruction) in enumerate(zip(images, instructions, strict=True))
+        ]
+
+    def _run(self, image: Image.Image, instruction: str, seed: int) -> Answer:
+        with tempfile.TemporaryDirectory(prefix="edit-") as name:
+            source, edited = Path(name) / "input.png", Path(name) / "output.png"
+            image.save(source)
+            values = {"input": str(source), "output": str(edited), "instruction": instruction, "seed": str(seed)}
+            # One pass: a mark inside an instruction stays what it is.
+            words = [_MARK.sub(lambda mark: values[mark[1]], word) for word in self._words]
+            if (trouble := self._finish(words)) is not None:
+                return NoPicture(trouble)
+            try:
+                return Edited(read_image(edited, "its output"))
+            except UserError as error:
+                return NoPicture(f"{self._words[0]}: {error}")
+
+    def _finish(self, words: list[str]) -> str | None:
+        """Run to the end; what went wrong in one line, None if nothing did."""
+        with tempfile.TemporaryFile() as log:
+            try:
+                process = subprocess.Popen(
+                    words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            except (FileNotFoundError, PermissionError) as error:
+                raise UserError(f"the command {words[0]} cannot be started: {error.strerror}") from None
+            except (OSError, ValueError) as error:  # an instruction that is no argument: too long, or with a NUL
+                return f"{words[0]} cannot be given this instruction: {error}"
+            try:
+                code = process.wait(self._time_limit)
+            except subprocess.TimeoutExpired:
+                return f"{words[0]} did not end within {self._time_limit:g} s"
+            finally:
+                _stop(process)
+            return None if code == 0 else f"{words[0]} ended with exit code {code}: {_last_line(log)}"
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the program, if it runs, and its process group, which it leads."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _last_line(log: IO[bytes]) -> str:
+    log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
+    lines = log.read().decode(errors="replace").split("\n")
+    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "it printed nothing")

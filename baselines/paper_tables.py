@@ -1,0 +1,62 @@
+"""The paper's tables from a folder of results, our figures beside the published ones.
+
+    python -m baselines.paper_tables --results runs/tables --output runs/tables/paper
+
+Takes every scores.parquet under the folder. A result stands in a table under the row that its model's name is known by
+(`published.json`, "models": `sft_s`, `earl`, `omnigen`, a hub id, ...). Writes table_02.md, .tex, .csv and .png, and so
+on for Tables 2, 3, 6, 7 and 10 to 17, and tables.md with all of them. A model that was not run keeps its published
+line, so the tables are there from the first result on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from baselines.beside import compare
+from baselines.bootstrap import RESAMPLES
+from baselines.grid import to_csv, to_latex, to_markdown
+from baselines.grid_picture import draw
+from baselines.published import tables
+from baselines.records import SCORES_FILE, ScoredSample, read_records
+from baselines.summary import by_benchmark, cells_of, metrics_of, of_metric
+from emu3.errors import UserError, run_main
+from emu3.files import whole_file
+
+
+def run(results: Path, output: Path, *, resamples: int = RESAMPLES, seed: int = 0) -> list[Path]:
+    """Write all tables; returns the paths of their Markdown. Raises `UserError` if there are no scores under `results`,
+    or two for one sample of a model."""
+    files = sorted(results.rglob(SCORES_FILE))
+    if not files:
+        raise UserError(f"there is no {SCORES_FILE} under {results}: run baselines.score first")
+    scores = [score for file in files for score in read_records(file, ScoredSample)]
+    for metric in metrics_of(scores):
+        cells_of(of_metric(scores, metric), by_benchmark)
+    written, texts = [], []
+    for table in tables():
+        grid = compare(table, scores, resamples=resamples, seed=seed)
+        path = output / f"table_{table.number:02d}.md"
+        texts.append(to_markdown(grid))
+        for suffix, text in ((".md", texts[-1]), (".tex", to_latex(grid)), (".csv", to_csv(grid))):
+            with whole_file(path.with_suffix(suffix)) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        draw(grid, path.with_suffix(".png"))
+        written.append(path)
+    with whole_file(output / "tables.md") as temporary:
+        temporary.write_text("\n".join(texts), encoding="utf-8")
+    return written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The paper's tables beside results of one's own.", allow_abbrev=False)
+    parser.add_argument("--results", type=Path, required=True, help="folder with scores.parquet files somewhere in it")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the tables")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling")
+    for path in run(**vars(parser.parse_args())):
+        print(path)
+
+
+if __name__ == "__main__":
+    run_main(main)

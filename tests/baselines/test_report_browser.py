@@ -1,0 +1,210 @@
+"""The report in a browser, from file://: it draws, filters, compares and scrolls without an error.
+
+Chromium is started once; a machine without it, or without playwright, skips these.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from noise_pictures import noise
+from PIL import Image
+
+from baselines import gallery, report, screenshot
+from baselines.records import Prediction, write_records
+from emu3.errors import UserError
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+
+SAMPLES = 2000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Callable[[Path], Any]]:
+    """`opened(page)` opens a file; whatever the browser complains about fails the test."""
+    complaints: list[str] = []
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+
+    def open_page(path: Path) -> Any:
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(f"not loaded: {request.url}"))
+        page.goto(path.resolve().as_uri())
+        return page
+
+    yield open_page
+    context.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def large_run(tmp_path_factory: pytest.TempPathFactory, score_maker: Callable[..., Any]) -> Path:
+    """Two models on 2,000 samples of two benchmarks, over a handful of pictures; the second model reasons."""
+    folder = tmp_path_factory.mktemp("large")
+    for place, model in enumerate(("sft", "rl")):
+        home = folder / "eval" / model
+        home.mkdir(parents=True)
+        for picture in range(40):
+            noise(picture + 100 * place, 32, 32).save(home / f"{picture}.png")
+        predictions, scores = [], []
+        for row in range(SAMPLES):
+            shared: dict[str, Any] = {
+                "id": f"id-{row:04d}",
+                "benchmark": "omniedit" if row % 2 else "aurora",
+                "split": "simple" if row % 2 else "complex",
+                "task": f"task_{row % 5}",
+                "source_set": "",
+                "model": model,
+                "editor": "emu3",
+            }
+            names: dict[str, Any] = {"source": f"{row % 40}.png", "edited": f"{(row + 1) % 40}.png", "target": None}
+            about: dict[str, Any] = {"instruction": f"edit number {row}", "seed": 0, "seconds": 0.1}
+            reasoning = f"Look at [8, 8, 24, 24], then at {row}." if place else None
+            predictions.append(Prediction(**shared, **names, **about, reasoning=reasoning))
+            value = None if row == 7 and place else float((row * (place + 1)) % 11)
+            scores.append(score_maker(value=value, **shared))
+        write_records(home / "predictions.parquet", predictions, {})
+        write_records(home / "scores.parquet", scores, {"judge": "the judge"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def large_page(large_run: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery.Album.__init__, "__defaults__", (0,))
+        return report.run(large_run, candidate="rl", reference="sft", resamples=100)
+
+
+def titles(page: Any) -> list[str]:
+    return page.locator("article h3").all_text_contents()
+
+
+def test_two_thousand_samples_are_drawn_as_they_are_reached(opened: Callable[[Path], Any], large_page: Path) -> None:
+    """Guards first paint and memory: a screenful of cards, pictures that load when near, more cards by scrolling."""
+    page = opened(large_page)
+    assert page.locator("#count").inner_text() == "2000 samples"
+    drawn = page.locator("article").count()
+    assert 0 < drawn < 200
+    assert all(image.get_attribute("loading") == "lazy" for image in page.locator("article img").all()[:5])
+    last = page.locator("article").last
+    assert not last.locator("img").first.evaluate("image => image.complete && image.naturalWidth > 0")
+    last.scroll_into_view_if_needed()
+    page.wait_for_function("count => document.querySelectorAll('article').length > count", arg=drawn)
+    page.wait_for_function("() => document.querySelector('article img').naturalWidth > 0")
+
+
+def test_filters_narrow_and_clear(opened: Callable[[Path], Any], large_page: Path) -> None:
+    """Guards each filter by a count that is known, and that they hold together."""
+    page = opened(large_page)
+    count = page.locator("#count")
+    page.select_option("#benchmark", "AURORA")
+    assert count.inner_text() == "1000 of 2000 samples"
+    page.select_option("#task", "task_2")
+    assert count.inner_text() == "200 of 2000 samples"
+    assert all("AURORA" in tags and "task 2" in tags for tags in page.locator(".tags").all_text_contents())
+    page.fill("#text", "number 1202")
+    assert count.inner_text() == "1 of 2000 samples"
+    page.click("#reset")
+    assert count.inner_text() == "2000 samples"
+    assert not page.locator('[data-of="set"]').is_visible()
+    page.fill("#text", "no such thing")
+    assert page.locator("#none").is_visible() and page.locator("article").count() == 0
+
+
+def test_score_range_and_order(opened: Callable[[Path], Any], large_page: Path) -> None:
+    """Guards the range of one model's scores, and a sample without a score, which is in no range and last in order."""
+    page = opened(large_page)
+    page.select_option("#whose", "rl")
+    page.fill("#low", "10")
+    expected = sum((row * 2) % 11 == 10 for row in range(SAMPLES) if row != 7)
+    assert page.locator("#count").inner_text() == f"{expected} of 2000 samples"
+    page.fill("#low", "")
+    page.fill("#text", "number 7")
+    page.select_option("#sort", "model:rl")
+    best = page.locator("article").first.locator("figure.candidate .score").text_content()
+    assert best == "10.0"
+    page.select_option("#order", "1")
+    assert page.locator("article").first.locator("figure.candidate .score").text_content() == "0.0"
+    page.fill("#text", "id-0007")
+    assert page.locator("figure.candidate .failed").text_content() == "unparsable"
+    page.fill("#low", "0")
+    assert page.locator("#count").inner_text() == "0 of 2000 samples"
+
+
+def test_two_models_side_by_side(opened: Callable[[Path], Any], large_page: Path) -> None:
+    page = opened(large_page)
+    assert page.locator("#two").is_disabled()
+    page.select_option("#one", "rl")
+    assert page.locator("article").first.locator("figure").count() == 2
+    page.select_option("#two", "sft")
+    first = page.locator("article").first
+    assert first.locator(".name").all_text_contents() == ["source", "rl", "sft"]
+    page.select_option("#sort", "beside")
+    differences = page.locator(".difference").all_text_contents()
+    assert differences[0] == "rl minus sft: +5.0"
+    page.select_option("#order", "1")
+    assert page.locator(".difference").first.text_content() == "rl minus sft: \u22125.0"
+
+
+def test_reasoning_and_its_boxes(opened: Callable[[Path], Any], large_page: Path) -> None:
+    page = opened(large_page)
+    first = page.locator("article").first
+    first.locator("summary").click()
+    assert first.locator("details p").inner_text() == "Look at [8, 8, 24, 24], then at 0."
+    box, frame = first.locator(".marks path").bounding_box(), first.locator(".frame").first.bounding_box()
+    assert box and frame
+    # The box spans the middle half of the picture; four pixels on each side cover its stroke and corners.
+    assert box["x"] - frame["x"] == pytest.approx(frame["width"] / 4, abs=4)
+    assert box["width"] == pytest.approx(frame["width"] / 2, abs=8)
+
+
+def test_the_keyboard_is_enough(opened: Callable[[Path], Any], large_page: Path) -> None:
+    """Guards readers without a mouse: samples by j and k, the search by /, letters typed there stay letters."""
+    page = opened(large_page)
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.querySelector('h3').textContent") == titles(page)[1]
+    page.keyboard.press("k")
+    assert page.evaluate("document.activeElement.querySelector('h3').textContent") == titles(page)[0]
+    page.keyboard.press("/")
+    page.keyboard.type("jk")
+    assert page.locator("#text").input_value() == "jk"
+
+
+def test_tables_are_there_without_javascript(browser: Any, large_page: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(large_page.resolve().as_uri())
+    assert page.locator("#scores table tbody tr").count() == 2
+    assert "drawn by a script" in page.locator("noscript").inner_text()
+    assert page.locator("#controls").is_hidden()
+    context.close()
+
+
+def test_the_picture_for_the_readme(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    """Guards the screenshot: both halves are there, and a model that is not is named."""
+    page = report.run(make_run({"sft": [1.0, 2.0], "rl": [3.0, 4.0]}))
+    output = tmp_path / "report.png"
+    # In a thread, since this one runs playwright's loop for the other tests.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(screenshot.run, page, one="rl", two="sft", output=output).result()
+        failed = thread.submit(screenshot.run, page, one="other", two="sft", output=output).exception()
+    assert isinstance(failed, UserError) and "has no 'other' to show" in str(failed)
+    with Image.open(output) as picture:
+        assert picture.width == round(screenshot.SCALE * (2 * screenshot.WIDTH + screenshot.GAP))

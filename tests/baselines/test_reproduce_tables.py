@@ -1,0 +1,116 @@
+"""One command from models to tables, interrupted and called again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fake_judge import FakeJudge
+from noise_pictures import IMAGE, noise, png
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"GPUS": "0", "RESULTS": str(folder / "results")} | variables
+    command = ["bash", str(folder / "scripts/reproduce_tables.sh"), *arguments]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the scripts alone, and a list of two models."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "models.txt").write_text("# NAME EDITOR\n\nfloor no-edit\nearl emu3 --model a/b --think\n")
+    return tmp_path
+
+
+@pytest.fixture
+def noting_python(checkout: Path) -> Path:
+    """A Python that notes how it was called, one argument per line."""
+    python = checkout / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" end-of-call >> {checkout}/calls\n')
+    python.chmod(0o755)
+    return checkout / "calls"
+
+
+def test_every_model_meets_every_benchmark(checkout: Path, noting_python: Path) -> None:
+    """Guards the order of the steps, the list with its comments, and options that reach their model only."""
+    done = call(
+        checkout, "--limit", "5", MODELS=f"{checkout}/models.txt", BENCHMARKS="aurora vismin", REFERENCE="floor"
+    )
+    assert done.returncode == 0, done.stderr
+    calls = [text.strip("\n").split("\n") for text in noting_python.read_text().split("end-of-call\n")[:-1]]
+    modules = [words[1].removeprefix("baselines.") for words in calls]
+    assert modules == ["evaluate", "score"] * 4 + ["table", "paper_tables", "report"]
+    evaluated = [words for words in calls if words[1] == "baselines.evaluate"]
+    assert [(words[words.index("--name") + 1], words[words.index("--benchmark") + 1]) for words in evaluated] == [
+        (model, benchmark) for model in ("floor", "earl") for benchmark in ("aurora", "vismin")
+    ]
+    assert all(("--think" in words) == ("earl" in words) and words[-2:] == ["--limit", "5"] for words in evaluated)
+    score = calls[1]
+    assert score[score.index("--judge-model") + 1] == "gpt-4o-mini-2024-07-18" and "--prompts" not in score
+    runs = [f"{benchmark}/{model}-seed0" for model in ("floor", "earl") for benchmark in ("aurora", "vismin")]
+    assert calls[8][3:7] == [f"{checkout}/results/{run}/scores.parquet" for run in runs]
+
+
+def test_the_models_of_the_paper_are_known_by_their_rows() -> None:
+    """Guards names: a row of the list that no table knows would be computed for nothing."""
+    from baselines.editors.names import EDITORS
+    from baselines.published import row_of
+
+    lines = (ROOT / "scripts/paper_models.txt").read_text().splitlines()
+    models = [line.split() for line in lines if line and not line.startswith("#")]
+    assert [words[0] for words in models if row_of(words[0]) is None] == ["no-edit"]
+    assert all(words[1] in EDITORS for words in models)
+
+
+@pytest.mark.slow
+def test_again_costs_nothing_and_changes_nothing(checkout: Path, judge: FakeJudge) -> None:
+    """Guards resumption from start to end with the real steps: a run that was cut off in the middle of the second model
+    ends like one that was not, and asks nothing that was answered."""
+    pictures = pa.array([{"bytes": png(noise(row, 32, 24)), "path": None} for row in range(4)], IMAGE)
+    columns = {
+        "input": pictures,
+        "output": pictures,
+        "instruction": list("abcd"),
+        "source": ["ag", "ag", "epic", "epic"],
+    }
+    (checkout / "data/aurora").mkdir(parents=True)
+    pq.write_table(pa.table(columns), checkout / "data/aurora/test.parquet")
+    (checkout / "models.txt").write_text("floor no-edit\nearl ground-truth\n")
+    python = checkout / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\ncd {ROOT} && exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    variables = {
+        "MODELS": f"{checkout}/models.txt",
+        "BENCHMARKS": "aurora",
+        "DATA_DIR": f"{checkout}/data",
+        "JUDGE_URL": judge.url,
+        "JUDGE_MODEL": "",
+        "REFERENCE": "floor",
+    }
+    done = call(checkout, **variables)
+    assert done.returncode == 0, done.stderr
+    names = ("table.md", "table.csv", "report.html", "paper/tables.md", "aurora/earl-seed0/scores.parquet")
+    results = checkout / "results"
+    before = {name: (results / name).read_bytes() for name in names}
+    assert "| `earl` | ours | – | – | 9.00 [9.00, 9.00] |" in before["table.md"].decode()
+
+    # As if it had been cut off after the first answers about the second model.
+    asked = judge.questions
+    run = results / "aurora/earl-seed0"
+    (run / "scores.parquet").unlink()
+    kept = (run / "answers.jsonl").read_text().splitlines(keepends=True)
+    (run / "answers.jsonl").write_text("".join(kept[:3]) + kept[3][:20])
+    assert call(checkout, **variables).returncode == 0
+    assert judge.questions == asked + len(kept) - 3
+    assert {name: (results / name).read_bytes() for name in names} == before
