@@ -46,9 +46,9 @@ class Preset:
     tokenizer_steps: int = 1800
     pretrain_steps: int = 1500
     sft_steps: int = 2600
-    rl_steps: int = 300
+    rl_steps: int = 350
     control_steps: int = 3500
-    complex_share: float = 1.0
+    complex_share: float = 3.0
 
 
 PRESETS = {
@@ -56,8 +56,8 @@ PRESETS = {
     "smoke": Preset(
         # The tokenizer is not cut short: a judge cannot read the pictures of a poor one.
         data=DataSpec(simple=800, complex=100, held_out=24),
-        pretrain_steps=20,
-        sft_steps=60,
+        pretrain_steps=250,
+        sft_steps=250,
         rl_steps=4,
         control_steps=30,
     ),

@@ -56,7 +56,7 @@ class DataSpec:
     nuisance_strength: how many of them."""
 
     simple: int = 24_000
-    complex: int = 3_000
+    complex: int = 1_000
     held_out: int = 500
     pictures: int = 3_000
     nuisance_share: float = 0.7

@@ -46,7 +46,6 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 @pytest.fixture
 def checkpoints(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a vision tokenizer and language model without training, and the first rows' codes."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     config = StillVQConfig(
         base_channels=32,
         channel_multiplier=(1,),
