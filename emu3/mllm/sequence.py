@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.grid_ids import grid_to_ids
 from emu3.mllm.text_tokenizer import TextTokenizer
 
 THINK_PREFILL = " Let's think step by step. <|start thinking|>"
@@ -54,10 +55,7 @@ def reasoning_text(cot: Mapping[str, str], keys: Sequence[str], limit: int = 175
 
 def _image_block(tokenizer: TextTokenizer, codes: np.ndarray) -> list[int]:
     """boi, "H*W", img, rows closed by eol, eof, eoi."""
-    layout = tokenizer.layout
     if codes.ndim != 2 or codes.size == 0 or not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f"an image is a grid of integer codes, got shape {codes.shape} of {codes.dtype}")
-    if codes.min() < 0 or codes.max() >= layout.codebook_size:
-        raise ValueError(f"codes run from 0 to {layout.codebook_size - 1}, got {codes.min()} to {codes.max()}")
-    answer = grid_grammar(tokenizer, *codes.shape).answer(codes.tolist())
-    return [layout.boi, *answer[:-1]]
+    answer = grid_to_ids(grid_grammar(tokenizer, *codes.shape), codes)
+    return [tokenizer.layout.boi, *answer[:-1].tolist()]

@@ -12,6 +12,7 @@ import tiktoken
 import torch
 
 from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.grid_ids import grid_to_ids, ids_to_grid
 from emu3.mllm.layout import TokenLayout
 from emu3.mllm.text_tokenizer import SPLIT_PATTERN
 from emu3.speed.measure import Speed, seconds
@@ -28,15 +29,16 @@ def codes_and_ids(turns: int) -> list[Speed]:
     token for each, and reads generated text by a regular expression. Its ranks are left out here but for single bytes:
     a grid has no other text than its size."""
     grammar = GridGrammar(TokenLayout(), *GRID, size_ids=(18, 17, 9, 18, 17))
-    grid = np.random.default_rng(0).integers(0, 32_768, GRID).tolist()
+    codes = np.random.default_rng(0).integers(0, 32_768, GRID)
+    grid = codes.tolist()
     names = [f"<|visual token {code:06d}|>" for code in range(32_768)]
     structure = ["<|image start|>", "<|image token|>", "<|image end|>", "<|extra_200|>", "<|extra_201|>"]
     specials = {name: 256 + index for index, name in enumerate([*structure, *names])}
     ranks = {bytes([byte]): byte for byte in range(256)}
     tokenizer = tiktoken.Encoding("bytes", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
 
-    def ours() -> list[list[int]]:
-        return grammar.codes(grammar.answer(grid))
+    def ours() -> np.ndarray:
+        return ids_to_grid(grammar, grid_to_ids(grammar, codes))
 
     def peer() -> list[list[int]]:
         rows = "<|extra_200|>".join("".join(names[code] for code in row) for row in grid)
@@ -44,7 +46,7 @@ def codes_and_ids(turns: int) -> list[Speed]:
         written = tokenizer.decode(tokenizer.encode(text, allowed_special="all"))
         return [[int(code) for code in _VISUAL.findall(row)] for row in written.split("<|extra_200|>")[:-1]]
 
-    if ours() != peer():
+    if ours().tolist() != peer():
         raise AssertionError("the two ways give different grids")
     ours_s, peer_s = seconds(ours, peer, turns)
     peer_is = "text, tiktoken with 32,768 special tokens, regular expression; 32x32"
