@@ -37,12 +37,11 @@ HEAD_TOKENS, HEAD_WIDTH = 1024, 64
 
 # Peak of a process that scores once, with gradient.
 _HEAD = """
-import resource, sys
-from rl.speed import head_ours, head_peer, head_inputs
-inputs = head_inputs()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-(head_ours if sys.argv[1] == "ours" else head_peer)(*inputs)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+import sys
+from emu3.speed.measure import added_memory
+from rl.speed import head_inputs, head_ours, head_peer
+inputs, work = head_inputs(), {"ours": head_ours, "peer": head_peer}[sys.argv[1]]
+print(added_memory(lambda: work(*inputs)))
 """
 
 

@@ -55,6 +55,22 @@ def seconds(ours: Callable[[], object], peer: Callable[[], object], turns: int) 
     return median(times[0]), median(times[1])
 
 
+def added_memory(work: Callable[[], object]) -> float:
+    """Megabytes that `work` needs at its peak beyond what the process holds before (Linux).
+
+    In a process of its own: what was freed earlier and is used again would not count.
+    """
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is the present from here on
+    before = _memory("VmRSS")
+    work()
+    return _memory("VmHWM") - before
+
+
+def _memory(name: str) -> float:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1]) / 1024
+
+
 def machine() -> dict[str, Any]:
     """Date and hardware, which belong to every figure."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()

@@ -22,9 +22,10 @@ QUANTIZER_ROWS = 4096
 
 # Peak of a process that does nothing but one search; the codebook is in both.
 _QUANTIZER = """
-import resource, sys, torch
+import sys, torch
 from transformers import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAEVectorQuantizer
+from emu3.speed.measure import added_memory
 from emu3.tokenizer.quantizer import nearest_codes
 torch.manual_seed(0)
 quantizer = Emu3VQVAEVectorQuantizer(Emu3VQVAEConfig())
@@ -32,9 +33,7 @@ rows = int(sys.argv[2])
 latents = torch.randn(1, 1, 4, 64, rows // 64)
 flat = latents.permute(0, 1, 3, 4, 2).reshape(-1, 4)
 work = {"ours": lambda n: nearest_codes(flat[:n], quantizer.embedding.weight), "peer": lambda n: quantizer(latents)}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with torch.no_grad(): work[sys.argv[1]](rows)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+with torch.no_grad(): print(added_memory(lambda: work[sys.argv[1]](rows)))
 """
 
 
