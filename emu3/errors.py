@@ -21,6 +21,11 @@ class UserError(Exception):
     """Bad input. The message is one line: what is wrong, in which file or option, and what to do."""
 
 
+def one_line(error: Exception) -> str:
+    """The message of a library's error, for a message of ours."""
+    return " ".join(str(error).split())[:300]
+
+
 _OTHER_RANKS_WAIT = 5.0  # seconds; the launcher ends them sooner when rank 0 has failed as well
 
 

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from emu3.errors import UserError
+from emu3.errors import UserError, one_line
 
 # Config and text tokenizer, without the weights.
 SMALL_FILES = ("*.json", "*.tiktoken", "*.txt")
@@ -66,15 +66,11 @@ def _fetch(repository: str, revision: str | None, allow: list[str]) -> Path:
     except RepositoryNotFoundError as error:
         raise UserError(f"{repository} is not there, or private: check the spelling, or `hf auth login`") from error
     except HFValidationError as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(one_line(error)) from error
     except LocalEntryNotFoundError as error:
         what = f"{repository} at {revision}" if revision else repository
         if constants.is_offline_mode():
             raise UserError(f"offline (HF_HUB_OFFLINE is set) and {what} is not whole in the cache") from error
         raise UserError(f"the Hub cannot be reached and {what} is not whole in the cache") from error
     except Exception as error:  # transport, proxy and storage errors have no common class
-        raise UserError(f"{repository} could not be fetched: {type(error).__name__}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise UserError(f"{repository} could not be fetched: {type(error).__name__}: {one_line(error)}") from error

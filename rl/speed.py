@@ -79,18 +79,14 @@ def train_shared_prefix(turns: int) -> Speed:
     """Forward and backward of a group, its prompt once, against its prompt once per answer."""
     model, rows = _model(), _rows()
     shared = pack(rows, "grammar", 0)
-    alone = [pack([row], "grammar", 0) for row in rows]
 
     def plain() -> Tensor:
         """All answers in one batch, each behind its own copy of the prompt; the head only where a token is scored."""
         ids = torch.tensor([[*prompt.ids, *rollout.tokens] for prompt, rollout in rows])
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-        start = len(rows[0][0].ids)
-        places = torch.cat([batch.position_N for batch in alone[:1]]) + int(alone[0].prefix_length_U[0])
-        assert places.min() >= start
-        targets = torch.cat([batch.target_N for batch in alone])
+        places_N = shared.prefix_length_U + shared.position_N  # one group, one prefix
         head = model.lm_head.weight[LAYOUT.first_code : LAYOUT.vocab_size]
-        return chosen_logprobs(hidden[:, places].flatten(0, 1), head, targets, 1.0)[0]
+        return chosen_logprobs(hidden[shared.row_N, places_N], head, shared.target_N, 1.0)[0]
 
     def step(logprobs: Callable[[], Tensor]) -> None:
         model.zero_grad()
@@ -103,9 +99,11 @@ def train_shared_prefix(turns: int) -> Speed:
 def sample_shared_prompt(turns: int) -> Speed:
     """Sampling a group, its prompt once, against its prompt once per answer."""
     model = _model()
-    sample: Callable[[bool], list[list[Sample]]] = lambda share: generate(  # noqa: E731
-        model, LAYOUT, _requests(2), share_prompt=share
-    )
+    requests = _requests(2)
+
+    def sample(share: bool) -> list[list[Sample]]:
+        return generate(model, LAYOUT, requests, share_prompt=share)
+
     ours_s, peer_s = seconds(partial(sample, True), partial(sample, False), turns)
     return Speed("sample_shared_prompt", ours_s, peer_s, "s", 1.3, f"the prompt once per answer, {GROUP} answers")
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from baselines import provenance
-from emu3.errors import UserError
+from emu3.errors import UserError, one_line
 from emu3.hub import local_folder
 
 # Weights under their plain names: no copies in half precision, no pickle.
@@ -60,7 +60,7 @@ def load_pipeline(pipeline_class: Any, name: str, folder: Path, dtype: torch.dty
             str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, **parts
         )
     except Exception as error:  # loaders of a dozen classes raise nearly anything
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise UserError(f"{name} cannot be loaded as a {pipeline_class.__name__}: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from emu3.errors import UserError
+from emu3.errors import UserError, one_line
 from emu3.files import read_json, sha256_of
 from emu3.hub import local_folder
 from emu3.tokenizer.config import Parts, StillVQConfig
 from emu3.tokenizer.fold import CODEBOOK, fold
 from emu3.tokenizer.published import Layout, layout_of
-from emu3.tokenizer.tensor_files import TensorFiles, one_line
+from emu3.tokenizer.tensor_files import TensorFiles
 
 CONFIG_FILE = "config.json"
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emu3.errors import UserError
+from emu3.errors import UserError, one_line
 from emu3.files import whole_folder, write_json
 from emu3.tokenizer.blocks import Downsample, LatentBlock, Level, Middle, Norm, Upsample, same_conv
 from emu3.tokenizer.checkpoint import CONFIG_FILE, read_checkpoint
@@ -27,7 +27,7 @@ from emu3.tokenizer.precision import plain_float32
 from emu3.tokenizer.published import OWN_MODEL_TYPE, still_config
 from emu3.tokenizer.quantizer import Quantizer
 from emu3.tokenizer.still_frames import still_stages
-from emu3.tokenizer.tensor_files import WEIGHTS_FILE, one_line
+from emu3.tokenizer.tensor_files import WEIGHTS_FILE
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and only whoever holds such a network needs it
     from transformers import Emu3VQVAE

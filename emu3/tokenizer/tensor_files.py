@@ -14,7 +14,7 @@ from typing import Any, Self
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from emu3.errors import UserError
+from emu3.errors import UserError, one_line
 from emu3.files import read_json
 from emu3.hub import local_folder
 
@@ -72,11 +72,6 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error of a library, for a message of ours."""
-    return " ".join(str(error).split())[:300]
 
 
 def _under(prefixes: tuple[str, ...], names: Iterable[str]) -> Iterator[tuple[str, str]]:
