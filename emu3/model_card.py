@@ -16,7 +16,7 @@ from huggingface_hub import ModelCardData
 from emu3.files import read_json
 
 PAPER = "https://arxiv.org/abs/2508.01119"
-PRIVATE = ("output_dir", "run_name", "base_url", "cache", "wandb_project", "tokenizer_path")
+PRIVATE = ("output_dir", "run_name", "base_url", "cache", "watch", "tokenizer_path")
 
 
 @dataclass(frozen=True)

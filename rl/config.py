@@ -1,29 +1,15 @@
-"""The configuration of one RL run: a jsonnet file, `key=value` overrides, a strict dataclass.
+"""The settings of one RL run: a tree of strict dataclasses, and the ranges that they have to keep.
 
-A key that the dataclass does not know is an error that names its nearest neighbour, a value of another type is an
-error, and the resolved configuration is saved beside the run. Files compose by jsonnet's own `import`; environment
-variables whose name begins with `APP__` are visible in them as `std.extVar('APP__...')`.
+`rl.config_file` makes one from a jsonnet file.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import importlib.util
-import json
-import os
-import types
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import _jsonnet
+from dataclasses import dataclass, field
+from typing import Literal
 
 from emu3.errors import UserError
-from emu3.files import read_json, write_json
-
-DECISIVE = ("model", "vision", "tokenizer", "seed", "data", "rollout", "objective", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -35,12 +21,27 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class VllmConfig:
+    """The vLLM engine of `rollout.engine=vllm`; a `local` one reads none of this.
+
+    memory_share: of the device's memory that vLLM may take for weights, activations and key-value cache (on a CPU, the
+    cache alone: see the README there). sleep: whether it gives that memory back while the trainer works, on GPUs.
+    max_sequences: answers that are sampled at once.
+    """
+
+    memory_share: float = 0.45
+    sleep: bool = True
+    max_sequences: int = 128
+
+
+@dataclass(frozen=True)
 class RolloutConfig:
     """What is sampled in a step, and how.
 
     prompts_per_batch: prompts that are sampled at once, on each rank. think_tokens: longest chain of thought; 0
     samples without one. rounds: above 1, prompts whose group prefers nothing are replaced by further ones, in at most
-    this many rounds of sampling (DAPO's dynamic sampling).
+    this many rounds of sampling (DAPO's dynamic sampling). engine: `local` samples with the trainer's own weights,
+    `vllm` with a copy of them.
     """
 
     prompts_per_step: int = 16
@@ -49,6 +50,8 @@ class RolloutConfig:
     temperature: float = 1.0
     think_tokens: int = 0
     rounds: int = 1
+    engine: Literal["local", "vllm"] = "local"
+    vllm: VllmConfig = field(default_factory=VllmConfig)
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,21 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class RewardConfig:
+    """What a rollout's reward is: a weighted sum of scores, each 0 to 10.
+
+    viescore, groundscore: weights of the two; GroundScore compares with the data set's own edit. expected: every grade
+    is the mean under the probabilities of the grade's token, so one token is decoded instead of an explanation.
+    """
+
+    viescore: float = 1.0
+    groundscore: float = 0.0
+    expected: bool = False
+
+
+@dataclass(frozen=True)
 class JudgeConfig:
-    """The model that scores, behind an OpenAI address (`.../v1`).
+    """The model that scores, behind an OpenAI address (`.../v1`), or behind several, separated by commas.
 
     model: none asks the server. prompts: checkout of VIEScore's published texts; none takes this project's.
     deadline: seconds for one answer, retries included. cache: file of answers that outlives the run.
@@ -123,9 +139,26 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True)
-class ComputeConfig:
-    """precision: of the arithmetic (weights and optimizer stay fp32). micro_batch: rollouts per forward and backward.
+class LoraConfig:
+    """Low-rank adapters on every attention and MLP projection; the rest of the model is frozen.
 
+    rank: of each adapter. alpha: its output is scaled by alpha / rank.
+    """
+
+    rank: int = 64
+    alpha: float = 64.0
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Where and how the step is computed; none of it changes what is computed, up to rounding.
+
+    precision: of the arithmetic (master weights and optimizer stay fp32). micro_batch: rollouts per forward and
+    backward. zero: DeepSpeed's ZeRO stage, 0 for a whole copy of everything on each rank; 2 shards gradients and
+    optimizer, 3 the weights as well. offload_optimizer: keeps the sharded optimizer in main memory.
+    gradient_checkpointing: computes each layer's activations again in the backward pass. reference: the frozen model
+    of the KL term, `resident` on every rank, `offloaded` to main memory but while its log-probabilities are computed,
+    `sharded` over the ranks (with zero), or `adapter_off`, the policy without its LoRA.
     max_logprob_gap: bound, in nats, on the mean difference between the log-probabilities of the sampler and those
     of the trainer; a larger one means that the weights that sample are not the weights that are trained.
     """
@@ -133,7 +166,25 @@ class ComputeConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     attention: Literal["sdpa", "eager"] = "sdpa"
     micro_batch: int = 8
+    zero: Literal[0, 2, 3] = 0
+    offload_optimizer: bool = False
+    gradient_checkpointing: bool = False
+    reference: Literal["resident", "offloaded", "sharded", "adapter_off"] = "resident"
     max_logprob_gap: float = 0.2
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """What a run shows of itself besides `metrics.jsonl`.
+
+    pictures_every: steps between two grids of the best and worst rollouts, 0 for none. report_every: steps between two
+    editions of the local report, 0 for none. tracker: where the metrics go besides; project: its project.
+    """
+
+    pictures_every: int = 50
+    report_every: int = 10
+    tracker: Literal["wandb", "trackio"] | None = None
+    project: str = "earl"
 
 
 @dataclass(frozen=True)
@@ -154,97 +205,14 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig | None = None
+    reward: RewardConfig = field(default_factory=RewardConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    wandb_project: str | None = None
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Evaluate a jsonnet file and apply `key=value` overrides (`optimizer.lr=1e-5`). Raises UserError."""
-    if not path.is_file():
-        raise UserError(f"config {path} does not exist")
-    ext_vars = {name: value for name, value in os.environ.items() if name.startswith("APP__")}
-    try:
-        tree = json.loads(_jsonnet.evaluate_file(str(path), ext_vars=ext_vars))
-    except RuntimeError as error:
-        raise UserError(f"config {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"config {path}: want an object of keys, got {type(tree).__name__}")
-    for override in overrides:
-        _override(tree, override)
-    return build_config(tree)
-
-
-def build_config(tree: dict[str, Any]) -> Config:
-    """A `Config` from plain JSON values. Raises UserError for an unknown or missing key, a wrong type or range."""
-    config: Config = _build(Config, tree, "")
-    _check_ranges(config)
-    return config
-
-
-def record_config(config: Config, path: Path, *, resuming: bool) -> None:
-    """Write the resolved config as JSON. resuming: first refuse, by UserError, to change what decides the result."""
-    resolved = dataclasses.asdict(config)
-    if resuming:
-        before = read_json(path)
-        for key in DECISIVE:
-            # Through JSON, which has lists for tuples.
-            if before.get(key) != json.loads(json.dumps(resolved[key])):
-                raise UserError(
-                    f"{path} belongs to a run with {key}={json.dumps(before.get(key))}, now it is "
-                    f"{json.dumps(resolved[key])}: choose another run_name, or the old value to continue that run"
-                )
-    write_json(path, resolved)
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals:
-        raise UserError(f"override {override!r}: want key=value")
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    *parents, last = path.split(".")
-    for key in parents:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"override {override!r}: {key} has no keys of its own")
-    tree[last] = value
-
-
-def _build(cls: type, tree: dict[str, Any], where: str) -> Any:
-    fields = {item.name: item for item in dataclasses.fields(cls)}
-    hints = get_type_hints(cls)
-    for key in tree:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
-            raise UserError(f"unknown config key {where}{key}; the nearest known key is {where}{near}")
-    for name, item in fields.items():
-        if name not in tree and item.default is MISSING and item.default_factory is MISSING:
-            raise UserError(f"config key {where}{name} is missing")
-    return cls(**{key: _value(hints[key], value, f"{where}{key}") for key, value in tree.items()})
-
-
-def _value(hint: Any, value: Any, name: str) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return None if value is None else _value(arguments[0], value, name)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        assert isinstance(hint, type)
-        return _build(hint, value, f"{name}.")
-    if origin is tuple and isinstance(value, list):
-        return tuple(_value(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(value))
-    if origin is Literal and value in arguments:
-        return value
-    if hint is float and type(value) is int:
-        return float(value)
-    if origin is None and type(value) is hint:
-        return value
-    want = " or ".join(map(repr, arguments)) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise UserError(f"config key {name}: want {want}, got {value!r}")
-
-
-def _check_ranges(config: Config) -> None:
+def check_ranges(config: Config) -> None:
+    """Raise UserError for a number out of range or settings that do not go together."""
     at_least = {
         "seed": (config.seed, 0),
         "steps": (config.steps, 1),
@@ -264,7 +232,10 @@ def _check_ranges(config: Config) -> None:
         "judge.attempts": (config.judge.attempts, 1),
         "judge.pause_seconds": (config.judge.pause_seconds, 0),
         "judge.pauses": (config.judge.pauses, 0),
+        "rollout.vllm.max_sequences": (config.rollout.vllm.max_sequences, 1),
         "compute.micro_batch": (config.compute.micro_batch, 1),
+        "watch.pictures_every": (config.watch.pictures_every, 0),
+        "watch.report_every": (config.watch.report_every, 0),
         "data.sets (their number)": (len(config.data.sets), 1),
     }
     for name, (value, lowest) in at_least.items():
@@ -274,15 +245,32 @@ def _check_ranges(config: Config) -> None:
         "rollout.temperature": config.rollout.temperature,
         "optimizer.lr": config.optimizer.lr,
         "optimizer.max_grad_norm": config.optimizer.max_grad_norm,
+        "rollout.vllm.memory_share": config.rollout.vllm.memory_share,
+        "lora.rank": config.lora and config.lora.rank,
+        "lora.alpha": config.lora and config.lora.alpha,
         "judge.deadline": config.judge.deadline,
         "objective.importance_cap": config.objective.importance_cap,
     }
     for name, number in above_zero.items():
         if number is not None and not number > 0:
             raise UserError(f"config key {name}: want more than 0, got {number}")
-    if config.wandb_project is not None and importlib.util.find_spec("wandb") is None:
-        raise UserError("config key wandb_project is set, but wandb is not installed: pip install wandb")
+    if config.watch.tracker is not None and importlib.util.find_spec(config.watch.tracker) is None:
+        name = config.watch.tracker
+        raise UserError(f"config key watch.tracker is {name}, but it is not installed: pip install {name}")
     if config.data.coefficients is not None and len(config.data.coefficients) != len(config.data.sets):
         raise UserError(
             f"data.coefficients has {len(config.data.coefficients)} numbers for {len(config.data.sets)} sets"
         )
+    if (
+        config.reward.viescore < 0
+        or config.reward.groundscore < 0
+        or not config.reward.viescore + config.reward.groundscore
+    ):
+        raise UserError("reward.viescore and reward.groundscore: want weights of 0 or more, one of them above 0")
+    compute = config.compute
+    if compute.offload_optimizer and not compute.zero:
+        raise UserError("compute.offload_optimizer needs compute.zero=2 or 3")
+    if compute.reference == "sharded" and not compute.zero:
+        raise UserError("compute.reference=sharded needs compute.zero=2 or 3")
+    if compute.reference == "adapter_off" and config.lora is None:
+        raise UserError("compute.reference=adapter_off needs lora: it is the policy without its adapters")

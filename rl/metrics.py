@@ -77,7 +77,7 @@ class MetricsLog:
         with whole_file(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines if _is_before(line, start)), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
-        self._wandb = None if config.wandb_project is None else _start_wandb(config)
+        self._wandb = None if config.watch.tracker is None else _start_wandb(config)
 
     def write(self, metrics: dict[str, Any]) -> None:
         self._file.write(json.dumps(metrics, allow_nan=False) + "\n")
@@ -120,4 +120,4 @@ def _start_wandb(config: Config) -> Any:
     import wandb  # an extra; `rl.config` has checked that it is there
 
     name = config.run_name
-    return wandb.init(project=config.wandb_project, name=name, id=name, resume="allow", config=asdict(config))
+    return wandb.init(project=config.watch.project, name=name, id=name, resume="allow", config=asdict(config))

@@ -35,7 +35,8 @@ from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing.shards import check_alike
 from rl import checkpoint
 from rl.advantages import constant_groups, group_advantages
-from rl.config import Config, load_config, record_config
+from rl.config import Config
+from rl.config_file import load_config, record_config
 from rl.logprobs import Batch, pack, token_logprobs
 from rl.losses import OBJECTIVES, Tokens, Totals, k3
 from rl.metrics import Judged, MetricsLog, Timer, reward_metrics

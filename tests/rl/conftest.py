@@ -20,7 +20,8 @@ from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing.shards import EditRow, ShardWriter
-from rl.config import Config, build_config
+from rl.config import Config
+from rl.config_file import build_config
 from rl.reward.outcome import Outcome, Score
 from rl.train import train
 

@@ -11,7 +11,7 @@ from conftest import StubScorer
 
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
-from rl.config import build_config
+from rl.config_file import build_config
 from rl.train import train
 
 if __name__ == "__main__":

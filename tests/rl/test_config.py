@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from emu3.errors import UserError
-from rl.config import load_config, record_config
+from rl.config_file import load_config, record_config
 
 CONFIGS = Path(__file__).parents[2] / "rl" / "configs"
 MINIMAL = """{ run_name: 'r', output_dir: 'o', model: 'm', vision: 'v', data: { sets: ['d'] },
@@ -48,7 +48,7 @@ def test_defaults_and_overrides(minimal: Path) -> None:
         ("seed=-1", ["seed", "at least 0"]),
         ("judge.pauses=-1", ["judge.pauses", "at least 0"]),
         ("optimizer.lr=0", ["optimizer.lr", "more than 0"]),
-        ("wandb_project=x", ["wandb_project", "not installed"]),
+        ("watch.tracker=wandb", ["watch.tracker", "not installed"]),
         ("optimizer.lr=NaN", ["optimizer.lr", "more than 0"]),
         ("data.coefficients=[1, 2]", ["coefficients", "2", "1"]),
         ("steps", ["steps", "key=value"]),
