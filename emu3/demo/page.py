@@ -33,7 +33,7 @@ CSS = f"""
 .gradio-container {{ width: 100% !important; max-width: 1240px !important; margin: 0 auto; }}
 #source img {{ width: 100%; height: 100%; object-fit: contain; }}
 #edits .grid-wrap {{ overflow: hidden; }}
-#edits .grid-container {{ padding-top: 22px; }}
+#edits .grid-container {{ padding-top: 22px; grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)); }}
 #edits .thumbnail-item {{ height: {EDITS_HEIGHT - 40}px; aspect-ratio: auto; }}
 #chain {{ max-height: {THOUGHT_HEIGHT}px; overflow-y: auto !important; }}
 #chain .textfield {{ display: block; font-size: 0; word-break: normal; overflow-wrap: anywhere; }}

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 from transformers.utils import logging
 
@@ -22,7 +23,7 @@ from emu3.hub import local_folder
 from emu3.mllm.checkpoint_layouts import CheckpointConfig, read_config
 from emu3.mllm.layout import TokenLayout
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.mllm.weight_files import StoredTensor, read_tensors, stored_tensors
+from emu3.tensor_files import TensorFiles
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -87,16 +88,23 @@ def load_language_model(name: Path | str, dtype: torch.dtype = torch.float32) ->
     """
     folder = local_folder(name)
     config = read_config(folder / "config.json")
-    state = read_tensors(_fitting_tensors(folder, config))
+    tensors = TensorFiles.of(folder)
+    tensors.check_index()
+    state = {name: tensors[stored] for name, stored in _fitting_names(folder, tensors, config).items()}
     return Emu3ForCausalLM.from_pretrained(None, config=config.language_model, state_dict=state, dtype=dtype)
 
 
 def save_checkpoint(
-    model: Emu3ForCausalLM, tokenizer: TextTokenizer, folder: Path | str, max_shard_size: str = "5GB"
+    model: Emu3ForCausalLM,
+    tokenizer: TextTokenizer,
+    folder: Path | str,
+    max_shard_size: str = "5GB",
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     """Write weights, config and tokenizer as the whole of `folder`, replacing what was there.
 
-    max_shard_size: such as "5GB"; larger weights are split into files of at most this size, with an index.
+    max_shard_size: such as "5GB"; larger weights are split into files of at most this size, with an index. state: the
+    weights by name where they are not those of `model`, which may be sharded.
     `Emu3ForCausalLM.from_pretrained` loads it. Raises ValueError if model and tokenizer differ in vocabulary.
     """
     if model.config.vocab_size != tokenizer.layout.vocab_size:
@@ -104,29 +112,30 @@ def save_checkpoint(
             f"the model has {model.config.vocab_size} token ids, the tokenizer {tokenizer.layout.vocab_size}"
         )
     with whole_folder(Path(folder)) as temporary:
-        model.save_pretrained(temporary, max_shard_size=max_shard_size)
+        model.save_pretrained(temporary, max_shard_size=max_shard_size, state_dict=state)
         tokenizer.save_pretrained(temporary)
 
 
-def _fitting_tensors(folder: Path, config: CheckpointConfig) -> dict[str, StoredTensor]:
-    """The stored tensor of each name in the language model, found in the files' headers."""
-    found: dict[str, StoredTensor] = {}
+def _fitting_names(folder: Path, tensors: TensorFiles, config: CheckpointConfig) -> dict[str, str]:
+    """Under which name each tensor of the language model is stored; shapes and dtypes are in the files' headers."""
+    found: dict[str, str] = {}
     twice = set()
-    for tensor in stored_tensors(folder):
-        name = config.name_of(tensor.name)
+    for stored in tensors:
+        name = config.name_of(stored)
         if name in found:
-            twice.add(tensor.name)
+            twice.add(stored)
         elif name is not None:
-            found[name] = tensor
+            found[name] = stored
+    headers = {name: tensors.shape_and_dtype(stored) for name, stored in found.items()}
     wanted = config.shapes
     both = wanted.keys() & found.keys()
     optional = {"lm_head.weight"} if config.language_model.tie_word_embeddings else set()
     faults = {
         "missing": wanted.keys() - found.keys() - optional,
-        "unexpected": {found[name].name for name in found.keys() - wanted.keys()},
+        "unexpected": {found[name] for name in found.keys() - wanted.keys()},
         "there twice": twice,
-        "of another shape": {found[name].name for name in both if wanted[name] != found[name].shape},
-        "not floating point": {found[name].name for name in both if found[name].dtype not in FLOATS},
+        "of another shape": {found[name] for name in both if wanted[name] != headers[name][0]},
+        "not floating point": {found[name] for name in both if headers[name][1] not in FLOATS},
     }
     told = [f"{len(names)} {fault} (first: {min(names)})" for fault, names in faults.items() if names]
     if told:

@@ -11,10 +11,10 @@ from torch import Tensor
 from emu3.errors import UserError, one_line
 from emu3.files import read_json, sha256_of
 from emu3.hub import local_folder
+from emu3.tensor_files import TensorFiles
 from emu3.tokenizer.config import Parts, StillVQConfig
 from emu3.tokenizer.fold import CODEBOOK, fold
 from emu3.tokenizer.published import Layout, layout_of
-from emu3.tokenizer.tensor_files import TensorFiles
 
 CONFIG_FILE = "config.json"
 
@@ -30,7 +30,7 @@ def read_checkpoint(
     fit, a missing or unknown tensor, and a file that is missing or cut short.
     """
     layout = _layout(name)
-    tensors = TensorFiles.of(name, layout.prefixes)
+    tensors = _tensors(name, layout)
     if layout.folded:
         absent = tuple(f"{half}." for half in ("encoder", "decoder") if parts not in ("both", half))
         return layout.config, {tensor: tensors[tensor] for tensor in tensors if not tensor.startswith(absent)}
@@ -52,12 +52,19 @@ def weights_digest(name: Path | str) -> str:
 
     Raises UserError as `read_checkpoint`.
     """
-    files = TensorFiles.of(name, _layout(name).prefixes).files
+    files = _tensors(name, _layout(name)).files
     digests = [sha256_of(file) for file in files]
     if len(files) == 1:
         return digests[0]
     lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _tensors(name: Path | str, layout: Layout) -> TensorFiles:
+    tensors = TensorFiles.of(name, layout.prefixes)
+    if not tensors:
+        raise UserError(f"{name} holds no tensor of a vision tokenizer, only of other networks")
+    return tensors
 
 
 def _layout(name: Path | str) -> Layout:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from emu3.errors import UserError, one_line
 from emu3.files import whole_folder, write_json
+from emu3.tensor_files import WEIGHTS_FILE
 from emu3.tokenizer.blocks import Downsample, LatentBlock, Level, Middle, Norm, Upsample, same_conv
 from emu3.tokenizer.checkpoint import CONFIG_FILE, read_checkpoint
 from emu3.tokenizer.config import Parts, StillVQConfig
@@ -27,7 +28,6 @@ from emu3.tokenizer.precision import plain_float32
 from emu3.tokenizer.published import OWN_MODEL_TYPE, still_config
 from emu3.tokenizer.quantizer import Quantizer
 from emu3.tokenizer.still_frames import still_stages
-from emu3.tokenizer.tensor_files import WEIGHTS_FILE
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and only whoever holds such a network needs it
     from transformers import Emu3VQVAE

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 
-_NUMBER = r"\s*(-?[0-9]+(?:\.[0-9]*)?)\s*"
-BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
+NUMBER = r"\s*(-?[0-9]+(?:\.[0-9]*)?)\s*"
+BOX = re.compile(rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]")
 
 
 def rescale_boxes(

@@ -18,6 +18,7 @@ pytest.importorskip("playwright")
 
 from emu3.demo import screenshot
 from emu3.demo.__main__ import main
+from emu3.demo.session import MAX_SAMPLES
 
 LIFE_S = "600"
 
@@ -91,6 +92,19 @@ def test_a_person_edits_a_picture(url: str, photos: tuple[Path, Path], tmp_path:
         screen = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
         assert screen[0] <= screenshot.VIEWPORT_WIDTH and screen[1] <= screenshot.VIEWPORT_HEIGHT
     assert elsewhere == []
+
+
+@needs_browser
+def test_as_many_edits_as_can_be_asked_for_are_all_in_sight(url: str, photos: tuple[Path, Path]) -> None:
+    """Guards against a row of small pictures that is wider than its frame, which hides what sticks out."""
+    with screenshot.opened(url) as (page, _):
+        screenshot.ask(page, "make it purple", photos[0], samples=MAX_SAMPLES)
+        screenshot.wait_for_edits(page, MAX_SAMPLES)
+        edges = "all => all.map(each => each.getBoundingClientRect()).map(box => [box.left, box.right])"
+        [[left, right]] = page.eval_on_selector_all("#edits .grid-wrap", edges)
+        thumbnails = page.eval_on_selector_all("#edits .thumbnail-item", edges)
+        assert len(thumbnails) == MAX_SAMPLES
+        assert left <= thumbnails[0][0] and thumbnails[-1][1] <= right
 
 
 @needs_browser

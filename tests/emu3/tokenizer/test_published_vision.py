@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from temporal_vq import random_images, random_temporal_vq, temporal_codes
 from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3TextConfig, Emu3VQVAE
 
+from emu3 import tensor_files
 from emu3.errors import UserError
-from emu3.tokenizer import tensor_files
 from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.config import Parts
 from emu3.tokenizer.model import StillVQ

@@ -1,7 +1,8 @@
 """The tensors of a checkpoint, by name: model.safetensors, or shards and their index. Nothing else is opened.
 
-They are read one at a time when asked for, so that the vision part of a large checkpoint costs what that part costs.
-From the Hub only the files that hold wanted tensors are fetched.
+Names, shapes and dtypes come from the files' headers, tensors one at a time when they are asked for, as views of the
+mapped files: a part of a large checkpoint costs what that part costs. From the Hub only the files that hold wanted
+tensors are fetched.
 """
 
 from __future__ import annotations
@@ -42,36 +43,60 @@ class TensorFiles(Mapping[str, Tensor]):
         """The tensors of the folder or Hub id `name` whose names begin with one of `prefixes`, which is left out.
 
         A single file goes before an index, as in transformers. Raises UserError if there is neither, if the index is
-        no index or names anything but files beside it, if a file is missing, cut short or no safetensors file, and if
-        there is no such tensor.
+        no index or names anything but files beside it, or if the single file is cut short or no safetensors file.
         """
         folder = local_folder(name, (INDEX_FILE,))
         if (folder / WEIGHTS_FILE).is_file() or not (folder / INDEX_FILE).is_file():
             file = local_folder(name, (WEIGHTS_FILE,)) / WEIGHTS_FILE
-            places = {short: (file, full) for short, full in _under(prefixes, _reader(file).keys())}
-        else:
-            shards = _read_index(folder / INDEX_FILE)
-            wanted = dict(_under(prefixes, shards))
-            folder = local_folder(name, (INDEX_FILE, *sorted({shards[full] for full in wanted.values()})))
-            places = {short: (folder / shards[full], full) for short, full in wanted.items()}
-        if not places:
-            raise UserError(f"{name} holds no tensor of a vision tokenizer, only of other networks")
-        return cls(places)
+            return cls({short: (file, full) for short, full in _under(prefixes, _reader(file).keys())})
+        shards = _read_index(folder / INDEX_FILE)
+        wanted = dict(_under(prefixes, shards))
+        folder = local_folder(name, (INDEX_FILE, *sorted({shards[full] for full in wanted.values()})))
+        return cls({short: (folder / shards[full], full) for short, full in wanted.items()})
 
     def __getitem__(self, name: str) -> Tensor:
+        """Raises UserError, like `shape_and_dtype`, if the file is missing, cut short, or lacks the tensor."""
         file, full = self._places[name]
-        if file not in self._readers:
-            self._readers[file] = _reader(file)
         try:
-            return self._readers[file].get_tensor(full)
+            tensor: Tensor = self._opened(file).get_tensor(full)
         except SafetensorError as error:
-            raise UserError(f"{file} lacks {full!r}, which its index says it holds: {one_line(error)}") from None
+            raise _lacks(file, full, error) from None
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def shape_and_dtype(self, name: str) -> tuple[list[int], str]:
+        """From the file's header. The dtype is as safetensors spells it, such as "BF16"."""
+        file, full = self._places[name]
+        try:
+            part = self._opened(file).get_slice(full)
+        except SafetensorError as error:
+            raise _lacks(file, full, error) from None
+        return part.get_shape(), part.get_dtype()
+
+    def check_index(self) -> None:
+        """Raise UserError if the files hold other tensors than these: their index then belongs to other files.
+
+        For tensors that were taken without a prefix.
+        """
+        listed = set(self._places.values())
+        held = {(file, name) for file in self.files for name in self._opened(file).keys()}  # noqa: SIM118  # no mapping
+        for told, places in (("lists", listed - held), ("lacks", held - listed)):
+            if places:
+                file, name = min(places)
+                raise UserError(
+                    f"{file.parent / INDEX_FILE} does not fit its shards: it {told} {len(places)} tensors that they "
+                    f"{'do not hold' if told == 'lists' else 'hold'} (first: {name} in {file.name})"
+                )
+
+    def _opened(self, file: Path) -> Any:
+        if file not in self._readers:
+            self._readers[file] = _reader(file)
+        return self._readers[file]
 
 
 def _under(prefixes: tuple[str, ...], names: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -87,8 +112,8 @@ def _read_index(path: Path) -> dict[str, str]:
     """Tensor name -> file name."""
     index = read_json(path)
     shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(shards, dict):
-        raise UserError(f"{path} is no index of safetensors files: it has no weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise UserError(f"{path} is not an index of safetensors files: it has no weight_map")
     for tensor, file in shards.items():
         if not isinstance(file, str) or not SHARD_NAME.fullmatch(file):
             raise UserError(f"{path} says that {tensor!r} is in {file!r}: only .safetensors files beside it are read")
@@ -101,4 +126,10 @@ def _reader(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is no whole safetensors file, fetch or write it again ({one_line(error)})") from None
+        raise UserError(
+            f"{file} is not a whole safetensors file: fetch or write it again ({one_line(error)})"
+        ) from None
+
+
+def _lacks(file: Path, name: str, error: SafetensorError) -> UserError:
+    return UserError(f"{file} lacks {name!r}, which its index says it holds: {one_line(error)}")
