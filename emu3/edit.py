@@ -71,6 +71,9 @@ def main() -> None:
         default="auto",
         help="of the language model; auto is bfloat16 on a GPU, float32 on a CPU (default: %(default)s)",
     )
+    parser.add_argument(
+        "--engine", choices=("local", "vllm"), default="local", help="what samples (default: %(default)s)"
+    )
     arguments = parser.parse_intermixed_args()
 
     paths = output_paths(arguments.images, arguments.output, arguments.n)
@@ -81,7 +84,12 @@ def main() -> None:
         except FileExistsError:
             raise UserError(f"{folder} is a file: choose another output") from None
     editor = Editor.from_pretrained(
-        arguments.model, arguments.vision, arguments.tokenizer, arguments.device, DTYPES[arguments.dtype]
+        arguments.model,
+        arguments.vision,
+        arguments.tokenizer,
+        arguments.device,
+        DTYPES[arguments.dtype],
+        arguments.engine,
     )
 
     def write(index: int, edits: list[Edit]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from PIL import Image
@@ -20,11 +20,12 @@ from transformers import Emu3ForCausalLM
 from emu3.errors import UserError
 from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.checkpoint_layouts import CONVERTED, read_config
-from emu3.mllm.generate import THINK_TOKENS, Request, check_fits, generate
+from emu3.mllm.generate import THINK_TOKENS, Request, Sample, check_fits, generate
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.progress import token_bar
 from emu3.mllm.sequence import THINK_END, THINK_PREFILL, edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import RANK_FILE, TOKENIZER_FILE, TextTokenizer
+from emu3.mllm.vllm.sampler import VllmSampler, sampler_of
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import scale_image
 from emu3.tokenizer.model import StillVQ
@@ -48,11 +49,19 @@ class Edit:
 class Editor:
     """A language model, its text tokenizer and an image tokenizer at work together.
 
+    sampler: a vLLM engine that holds the model's weights and samples in its place; None samples with the model.
     Raises UserError if the three disagree about the number of visual codes or token ids.
     """
 
-    def __init__(self, model: Emu3ForCausalLM, tokenizer: TextTokenizer, codec: ImageCodec) -> None:
+    def __init__(
+        self,
+        model: Emu3ForCausalLM,
+        tokenizer: TextTokenizer,
+        codec: ImageCodec,
+        sampler: VllmSampler | None = None,
+    ) -> None:
         self.model = model
+        self.sampler = sampler
         self.tokenizer = tokenizer
         self.codec = codec
         layout = tokenizer.layout
@@ -72,14 +81,15 @@ class Editor:
         tokenizer: Path | str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        engine: Literal["local", "vllm"] = "local",
     ) -> Self:
         """Load a language model, an image tokenizer and a text tokenizer, each from a folder or by its Hub id.
 
         vision: None takes the one inside `model`, which a converted `Emu3ForConditionalGeneration` has.
         tokenizer: None takes the files beside the weights of `model`, which fine-tuned checkpoints often lack.
         device: the first GPU if there is one, else the CPU. dtype: of the language model, bfloat16 on a GPU and float32
-        elsewhere if None; the image tokenizer is in float32 always. Raises UserError if a part is missing or not what
-        it should be, or the device cannot be used.
+        elsewhere if None; the image tokenizer is in float32 always. engine: what samples, the model itself or vLLM with
+        its weights. Raises UserError if a part is missing or not what it should be, or device or engine cannot be used.
         """
         device = _usable_device(device)
         # Whatever may be wrong is found before the weights of the language model are fetched and read.
@@ -93,6 +103,9 @@ class Editor:
         vq = StillVQ.from_pretrained(model if vision is None else vision, dtype=torch.float32)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         language_model = load_language_model(model, dtype)
+        if engine == "vllm":
+            sampler = sampler_of(language_model, SAMPLES_AT_ONCE, device)
+            return cls(language_model, text_tokenizer, ImageCodec(vq, device), sampler)
         language_model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
         return cls(language_model, text_tokenizer, ImageCodec(vq, device))
 
@@ -112,9 +125,9 @@ class Editor:
         """`n` edits of each picture by the instruction of the same index.
 
         temperature: 0 is greedy. top_k: None draws among all codes. think: write a chain of thought first.
-        image_area: pixels of the scaled source. progress: show a bar on a terminal. ready: called with the index and
-        the edits of each picture in order, as soon as they are there. Sample s of picture i depends on (seed, i, s),
-        the picture, the instruction and the settings, not on the other pictures.
+        image_area: pixels of the scaled source. progress: show a bar on a terminal, but for vLLM. ready: called with
+        the index and the edits of each picture in order, as soon as they are there. Sample s of picture i depends on
+        (seed, i, s), the picture, the instruction and the settings, not on the other pictures.
 
         Raises ValueError if there are not as many instructions as pictures, and UserError, naming the picture's index,
         for an unreadable or too thin picture, an empty instruction, or a prompt that does not fit the model.
@@ -126,22 +139,27 @@ class Editor:
         requests = self._requests(images, instructions, n, seed, think, image_area)
         edits: list[list[Edit]] = []
         at_once = max(1, SAMPLES_AT_ONCE // n)
-        with token_bar(self.model, requests) if progress else nullcontext():
+        with token_bar(self.model, requests) if progress and self.sampler is None else nullcontext():
             for start in range(0, len(requests), at_once):
-                groups = generate(
-                    self.model,
-                    self.tokenizer.layout,
-                    requests[start : start + at_once],
-                    temperature=temperature,
-                    top_k=top_k,
-                    think_tokens=THINK_TOKENS,
-                )
+                groups = self._sample(requests[start : start + at_once], temperature, top_k)
                 pictures = iter(self.codec.decode([sample.codes for group in groups for sample in group]))
                 for group in groups:
                     edits.append([Edit(next(pictures), self._text(sample.reasoning)) for sample in group])
                     if ready is not None:
                         ready(len(edits) - 1, edits[-1])
         return edits
+
+    def _sample(self, requests: Sequence[Request], temperature: float, top_k: int | None) -> list[list[Sample]]:
+        if self.sampler is not None:
+            return list(self.sampler.sample(requests, temperature=temperature, top_k=top_k, think_tokens=THINK_TOKENS))
+        return generate(
+            self.model,
+            self.tokenizer.layout,
+            requests,
+            temperature=temperature,
+            top_k=top_k,
+            think_tokens=THINK_TOKENS,
+        )
 
     def _requests(
         self, images: Sequence[Image.Image], instructions: Sequence[str], n: int, seed: int, think: bool, area: int

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import Emu3ForCausalLM
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -65,8 +66,9 @@ class Lanes:
     """
 
     def __init__(self, model: Emu3ForCausalLM, prompts: Sequence[Sequence[int]], group: int, capacity: int) -> None:
-        if model.config._attn_implementation not in ("sdpa", "eager"):
-            raise ValueError(f"sampling needs sdpa or eager attention, not {model.config._attn_implementation}")
+        attention = model.config._attn_implementation
+        if ALL_MASK_ATTENTION_FUNCTIONS.get(attention) not in (sdpa_mask, eager_mask):
+            raise ValueError(f"sampling needs an attention that takes 4-D masks, as sdpa and eager do, not {attention}")
         self._trunk = model.model
         self._group = group
         self._used = longest = max(len(prompt) for prompt in prompts)

@@ -1,0 +1,159 @@
+"""`emu3.mllm.generate` on vLLM: requests in, groups of samples out, each group as soon as it is finished.
+
+Every sample is a vLLM request of its own, with a seed of its own; a group's prompt is computed once, by vLLM's prefix
+cache. A plain request has its header in the prompt, and both kinds end with `eof`: what the grammar forces behind it
+is not computed. The end of a row is: a pass of the model for each.
+
+Samples are not those of `generate` for the same seeds, but of the same distribution. A sample is a function of its
+seed, its request and the model, up to rounding, as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Emu3ForCausalLM, Emu3TextConfig
+
+from emu3.mllm.generate import THINK_TOKENS, Request, Sample
+from emu3.mllm.vllm.rules import AnswerRule
+from emu3.mllm.vllm.start import VllmSettings, start_engine
+from emu3.mllm.vllm.weights import named_weights, with_head
+
+
+class VllmSampler:
+    """An engine for models of one config. It holds random weights until `load` has been called.
+
+    Raises UserError where vLLM cannot run (`start.start_engine`).
+    """
+
+    def __init__(self, config: Emu3TextConfig, settings: VllmSettings, device: torch.device) -> None:
+        self._config = config
+        self._device = device
+        self._engine = start_engine(config, settings, device)
+        self._sleep = settings.sleep
+        self._asleep = False
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take new weights, named as in a checkpoint and whole, and forget every key and value of the old ones.
+
+        The tensors may be of any floating-point dtype and on any device, and are read one after the other. A sleeping
+        engine wakes up.
+        """
+        if self._asleep:
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()  # vLLM's memory comes from outside torch's pool
+            self._engine.wake_up(["weights"])
+        named = with_head(weights, tied=self._config.tie_word_embeddings)
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
+        if self._asleep:
+            self._engine.wake_up(["kv_cache"])
+            self._asleep = False
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("vLLM is at work: its prefix cache cannot be emptied")
+
+    def sleep(self) -> None:
+        """Give weights and cache up until the next `load`, where the settings say so; on a CPU nothing is freed."""
+        if self._sleep and not self._asleep:
+            self._engine.sleep(level=2)
+            self._asleep = True
+
+    def sample(
+        self,
+        requests: Sequence[Request],
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        think_tokens: int = THINK_TOKENS,
+    ) -> Iterator[list[Sample]]:
+        """Answer every request: one list of samples per request, in order, each as soon as it and those before it are
+        finished. While the caller works on one, nothing is computed.
+
+        The settings and the errors are those of `emu3.mllm.generate.generate`, but for `top_k`: log-probabilities are
+        those after the cut. The caller checks that the answers fit the model (`check_fits`).
+        """
+        if self._asleep:
+            raise RuntimeError("the engine sleeps: it has no weights until the next load")
+        rules = [AnswerRule(request.grammar, think_tokens if request.think else None) for request in requests]
+        places: dict[str, tuple[int, int]] = {}
+        running: dict[str, str] = {}
+        try:
+            for index, (request, rule) in enumerate(zip(requests, rules, strict=True)):
+                prompt = {"prompt_token_ids": [*request.prompt, *rule.opening]}
+                for sample, seed in enumerate(request.seeds):
+                    name = f"{index}-{sample}"
+                    places[name] = index, sample
+                    params = _sampling_params(rule, seed, temperature, top_k)
+                    running[name] = self._engine.add_request(name, prompt, params)
+            found: list[dict[int, Sample]] = [{} for _ in requests]
+            for group, request in zip(found, requests, strict=True):
+                while len(group) < len(request.seeds):
+                    for output in self._step():
+                        index, sample = places[output.request_id]
+                        del running[output.request_id]
+                        [answer] = output.outputs
+                        found[index][sample] = _sample(rules[index], list(answer.token_ids), answer.logprobs.logprobs)
+                yield [group[sample] for sample in range(len(request.seeds))]
+        finally:
+            if running:
+                self._engine.abort_request(list(running.values()), internal=True)
+
+    def _step(self) -> list[Any]:
+        """One pass of the model for all that is running. The caller's autocast is for a model of another dtype."""
+        with torch.autocast(self._device.type, enabled=False):
+            finished: list[Any] = self._engine.step()
+        return finished
+
+
+def sampler_of(model: Emu3ForCausalLM, max_sequences: int, device: torch.device) -> VllmSampler:
+    """An engine on `device`, in `model`'s dtype and with its weights, that has most of the device for itself.
+
+    model: may stay on the CPU. Raises UserError where vLLM cannot run.
+    """
+    settings = VllmSettings(model.dtype, max_sequences, memory_share=0.8 if device.type == "cuda" else 0.45)
+    sampler = VllmSampler(model.config, settings, device)
+    sampler.load(named_weights(model))
+    return sampler
+
+
+def seed_number(seed: tuple[int, ...]) -> int:
+    """vLLM's seed, 63 bits, of a sample's."""
+    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _sampling_params(rule: AnswerRule, seed: tuple[int, ...], temperature: float, top_k: int | None) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=temperature,
+        top_k=top_k or 0,
+        seed=seed_number(seed),
+        max_tokens=rule.most_tokens,
+        stop_token_ids=[rule.grammar.layout.eof],
+        ignore_eos=True,
+        logprobs=0,  # of the drawn token and no other
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args=rule.arguments(),
+    )
+
+
+def _sample(rule: AnswerRule, drawn: list[int], logprobs: list[float]) -> Sample:
+    """Put a sample together. Raises ValueError if it breaks the grammar, FloatingPointError if it is not finite."""
+    grammar, opening = rule.grammar, rule.opening
+    if not np.isfinite(logprobs).all():
+        raise FloatingPointError("the model's probabilities are not finite: its weights have diverged")
+    tokens = [*opening, *drawn, grammar.layout.eoi, grammar.layout.eos]
+    boi = len(tokens) - grammar.length - 1
+    thinks = rule.think_tokens is not None
+    return Sample(
+        tokens=tokens,
+        logprobs=np.array([*[0.0] * len(opening), *logprobs, 0.0, 0.0], dtype=np.float32),
+        codes=np.array(grammar.codes(tokens[boi + 1 :]), dtype=np.uint16),
+        reasoning=tokens[:boi] if thinks else None,
+    )
