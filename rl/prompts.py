@@ -23,11 +23,18 @@ class Prompts:
     """Endless prompts over data sets of edits.
 
     sets: the data sets. max_positions: of the model; rows whose prompt and longest answer do not fit are left out and
-    counted in `dropped`. Raises UserError if a set is missing, malformed, or has no row that fits.
+    counted in `dropped`. targets: whether prompts carry the data set's own edit. Raises UserError if a set is missing,
+    malformed, has no row that fits, or one without the edit that is wanted.
     """
 
     def __init__(
-        self, data: DataConfig, tokenizer: TextTokenizer, max_positions: int, think_tokens: int, seed: int
+        self,
+        data: DataConfig,
+        tokenizer: TextTokenizer,
+        max_positions: int,
+        think_tokens: int,
+        seed: int,
+        targets: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._grammar = lru_cache(maxsize=None)(lambda height, width: grid_grammar(tokenizer, height, width))
@@ -40,7 +47,14 @@ class Prompts:
         for folder, rows, kept in zip(data.sets, self.sets, fitting, strict=True):
             if not kept:
                 raise UserError(f"{folder}: none of {len(rows)} rows fits the model's {max_positions} positions")
+            without = sum(rows[index].edited is None for index in kept) if targets else 0
+            if without:
+                raise UserError(
+                    f"{folder}: {without} of {len(kept)} rows have no edited picture, with which "
+                    "reward.groundscore compares; set it to 0 or choose other data.sets"
+                )
         self._fitting = fitting
+        self._targets = targets
         self.dropped = sum(map(len, self.sets)) - sum(map(len, fitting))
         self._mixture = Mixture([len(kept) for kept in fitting], data.coefficients, seed)
 
@@ -57,6 +71,7 @@ class Prompts:
             source=row.source,
             instruction=row.instruction,
             task=row.task,
+            target=row.edited if self._targets else None,
         )
 
     def _tokens(self, row: EditRow) -> int:

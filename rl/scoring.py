@@ -19,35 +19,45 @@ from PIL import Image
 
 from emu3.errors import UserError
 from emu3.tokenizer.codec import ImageCodec
-from rl.config import JudgeConfig
+from rl.config import JudgeConfig, RewardConfig
 from rl.reward.cache import AnswerCache
-from rl.reward.judge import Judge, address_without_secrets
+from rl.reward.endpoint import shown_addresses
+from rl.reward.groundscore import GroundScore
+from rl.reward.judge import Judge
+from rl.reward.metric import Metric, WeightedMean
 from rl.reward.outcome import Outcome, Score, Unavailable
 from rl.reward.prompts import prompts_from
 from rl.reward.scorer import Scorer
-from rl.reward.viescore import VieScore
+from rl.reward.viescore import ExpectedVieScore, VieScore
 from rl.rollout.protocol import Prompt, Rollout
+
+VIESCORE_ALONE = RewardConfig()
 
 
 @dataclass
 class Episode:
-    """A rollout, its pictures, and the score that is under way."""
+    """A rollout, its pictures, and the score that is under way. target: only where the prompt has one."""
 
     prompt: Prompt
     rollout: Rollout
     source: Image.Image
     edited: Image.Image
     score: Future[Outcome]
+    target: Image.Image | None = None
 
 
 @contextmanager
-def start_scorer(judge: JudgeConfig, rank: int) -> Iterator[Scorer]:
-    """The judge's scorer. Raises UserError if the judge does not answer or its prompts or cache cannot be read.
+def start_scorer(judge: JudgeConfig, rank: int, reward: RewardConfig = VIESCORE_ALONE) -> Iterator[Scorer]:
+    """The judge's scorer. Raises UserError if the judge does not answer, its prompts or cache cannot be read, or judge
+    and reward do not go together.
 
     rank: ranks other than 0 keep their answers in a file of their own, `<cache>.<rank>`.
     """
     path = None if judge.cache is None else Path(f"{judge.cache}.{rank}" if rank else judge.cache)
-    prompts = prompts_from(judge.prompts)
+    if reward.expected and judge.prompts is not None:
+        raise UserError(
+            "reward.expected asks for one grade at a time, which judge.prompts has no texts for; leave it out"
+        )
     with AnswerCache(path) as answers:
         client = Judge(
             judge.base_url,
@@ -61,17 +71,39 @@ def start_scorer(judge: JudgeConfig, rank: int) -> Iterator[Scorer]:
             image_format=judge.image_format,
             cache=answers,
         )
-        with Scorer(VieScore(client, prompts)) as scorer:
+        with Scorer(reward_metric(client, reward, judge.prompts)) as scorer:
             yield scorer
 
 
+def reward_metric(judge: Judge, reward: RewardConfig, prompts: str | None) -> Metric:
+    """What the config makes of VIEScore and GroundScore: one of them, or their weighted mean, whose parts then carry
+    `viescore/` and `groundscore/`. Raises UserError if a checkout's `prompts` cannot be read."""
+    metrics: list[tuple[str, float, Metric]] = []
+    if reward.viescore:
+        viescore = ExpectedVieScore(judge) if reward.expected else VieScore(judge, prompts_from(prompts))
+        metrics.append(("viescore", reward.viescore, viescore))
+    if reward.groundscore:
+        metrics.append(("groundscore", reward.groundscore, GroundScore(judge, reward.expected)))
+    return WeightedMean(metrics) if len(metrics) > 1 else metrics[0][2]
+
+
 def submit_group(scorer: Scorer, codec: ImageCodec, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Episode]:
-    """Decode source and answers in one batch and hand them to the judge; returns at once, in the group's order."""
-    source, *edited = codec.decode([prompt.source, *(rollout.codes for rollout in rollouts)])
+    """Decode source, target (if the prompt has one) and answers in one batch and hand them to the judge; returns at
+    once, in the group's order."""
+    targets = [] if prompt.target is None else [prompt.target]
+    source, *others = codec.decode([prompt.source, *targets, *(rollout.codes for rollout in rollouts)])
+    target = others.pop(0) if targets else None
     return [
-        Episode(prompt, rollout, source, image, scorer.submit(prompt.instruction, source, image))
-        for rollout, image in zip(rollouts, edited, strict=True)
+        Episode(prompt, rollout, source, image, _submit(scorer, prompt, source, image, target), target)
+        for rollout, image in zip(rollouts, others, strict=True)
     ]
+
+
+def _submit(
+    scorer: Scorer, prompt: Prompt, source: Image.Image, edited: Image.Image, target: Image.Image | None
+) -> Future[Outcome]:
+    pictures = [source, edited] if target is None else [source, edited, target]
+    return scorer.submit(prompt.instruction, *pictures)
 
 
 def collect(
@@ -95,7 +127,7 @@ def collect(
         failed, refused, total = accelerator.reduce(counts, reduction="sum").tolist()
         if failed <= judge.max_failed_share * total:
             return outcomes
-        url = address_without_secrets(judge.base_url)
+        url = shown_addresses(judge.base_url)
         complaint = f"the judge at {url} gave no score for {failed} of {total} rollouts{_reason(lost)}"
         if pause == 0:
             on_pause()
@@ -108,7 +140,7 @@ def collect(
         time.sleep(judge.pause_seconds)
         for episode, outcome in zip(episodes, outcomes, strict=True):
             if not isinstance(outcome, Score) and not _refused(outcome):
-                episode.score = scorer.submit(episode.prompt.instruction, episode.source, episode.edited)
+                episode.score = _submit(scorer, episode.prompt, episode.source, episode.edited, episode.target)
     raise UserError(f"{complaint}; the run is saved: start it again when the judge is back")
 
 

@@ -5,7 +5,8 @@ model is at hand. Its scores say nothing about the quality of a model, and each 
 stand where VIEScore has its own:
 - edit success: how much changed, 10 from `ENOUGH_CHANGE` on; an unchanged picture has 0;
 - overedit: how little changed beyond that, 0 at `MOST_CHANGE`;
-- naturalness and no artifacts, one number: how little a pixel differs from its neighbours, 0 at `MOST_GRAIN`.
+- naturalness and no artifacts, one number: how little a pixel differs from its neighbours, 0 at `MOST_GRAIN`;
+- agreement with an edit that is taken as right: how little the two differ, 0 from `ENOUGH_CHANGE` on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from shapes.verifier import Marks
+from shapes.verifier import Mark, Marks
 
 NOTICE = "not a judgement of the edit"
 ENOUGH_CHANGE, MOST_CHANGE = 0.05, 0.5  # mean absolute difference of the channels, 1 is black against white
@@ -22,9 +23,7 @@ MOST_GRAIN = 0.15  # mean absolute difference of brightness to the mean of the f
 
 def mark_edit(instruction: str, source: Image.Image, edited: Image.Image) -> Marks:
     """Edit success and overedit, for pictures of any size: `edited` is brought to the size of `source`."""
-    if edited.size != source.size:
-        edited = edited.resize(source.size, Image.Resampling.BOX)
-    change = float(np.abs(_levels(source, "RGB") - _levels(edited, "RGB")).mean())
+    change = _difference(source, edited)
     done = min(1.0, change / ENOUGH_CHANGE)
     kept = min(1.0, max(0.0, (MOST_CHANGE - change) / (MOST_CHANGE - ENOUGH_CHANGE)))
     return Marks(round(10 * done), round(10 * kept), f"{NOTICE}: the pixels changed by {change:.3f} of the range")
@@ -37,6 +36,20 @@ def mark_quality(edited: Image.Image) -> Marks:
     grain = float(np.abs(levels[1:-1, 1:-1] - around).mean())
     mark = round(10 * max(0.0, 1 - grain / MOST_GRAIN))
     return Marks(mark, mark, f"{NOTICE}: a pixel differs from its neighbours by {grain:.3f} of the range")
+
+
+def mark_agreement(target: Image.Image, edited: Image.Image) -> Mark:
+    """Agreement with `target`, whatever the sizes."""
+    difference = _difference(target, edited)
+    mark = round(10 * max(0.0, 1 - difference / ENOUGH_CHANGE))
+    return Mark(mark, f"{NOTICE}: the pixels differ by {difference:.3f} of the range")
+
+
+def _difference(first: Image.Image, second: Image.Image) -> float:
+    """Mean absolute difference of the channels, `second` brought to the size of `first`."""
+    if second.size != first.size:
+        second = second.resize(first.size, Image.Resampling.BOX)
+    return float(np.abs(_levels(first, "RGB") - _levels(second, "RGB")).mean())
 
 
 def _levels(picture: Image.Image, mode: str) -> np.ndarray:

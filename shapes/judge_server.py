@@ -3,107 +3,29 @@
     python -m shapes.judge_server --port 4877
     python -m shapes.judge_server --any-picture      pixel statistics, no judgement: to try the path on photographs
 
-Answers /v1/models and /v1/chat/completions. A question with two pictures is about the edit (source, edited) and holds
-the line `Editing instruction: ...`; one with a single picture is about its quality. Anything else is a 400, as it
-would be from a real server, and so is an instruction from outside the embedded world, whose sample then counts as not
-judged. With `--any-picture` another grader takes over (`shapes.any_picture`); it has a name of its own, so its scores
-cannot pass for the verifier's in a cache, a table or a report. Sampling settings are accepted and do not matter:
-these judges are deterministic.
+Answers /v1/models and /v1/chat/completions; `shapes.grading` tells which questions it knows. Anything else is a 400, as
+it would be from a real server, and so is an instruction from outside the embedded world, whose sample then counts as
+not judged. With `--any-picture` another grader takes over (`shapes.any_picture`); it has a name of its own, so its
+scores cannot pass for the verifier's in a cache, a table or a report. Of the sampling settings only `logprobs`
+matters: these judges are deterministic.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import json
-import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
-from PIL import Image
 
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
-from shapes.any_picture import mark_edit, mark_quality
-from shapes.verifier import Marks, judge_edit, judge_quality
+from shapes.grading import ANY_PICTURE, VERIFIER, BadQuestion, Grader, choice
 
 LARGEST_REQUEST = 64 * 2**20  # bytes
-_INSTRUCTION = re.compile(r"^Editing instruction: (.+)$", re.MULTILINE)
-
-
-class BadQuestion(ValueError):
-    """A request that this judge cannot answer."""
-
-
-@dataclass(frozen=True)
-class Grader:
-    """Who answers: `edit` marks (instruction, source, edited) or raises ValueError, `quality` a picture alone."""
-
-    model: str
-    edit: Callable[[str, Image.Image, Image.Image], Marks]
-    quality: Callable[[Image.Image], Marks]
-
-
-VERIFIER = Grader("shapes-verifier", judge_edit, judge_quality)
-ANY_PICTURE = Grader("pixel-statistics-no-judgement", mark_edit, mark_quality)
 _GRADER = web.AppKey("grader", Grader)
-
-
-def answer(grader: Grader, messages: list[dict[str, Any]]) -> str:
-    """The grader's answer to a chat: a JSON object with "reasoning" and "score". Raises BadQuestion."""
-    text, pictures = _contents(messages)
-    if len(pictures) == 1:
-        marks = grader.quality(pictures[0])
-    elif len(pictures) == 2:
-        marks = _edit_marks(grader, text, *pictures)
-    else:
-        raise BadQuestion(f"expected one or two pictures, got {len(pictures)}")
-    return json.dumps({"reasoning": marks.reason, "score": [marks.first, marks.second]})
-
-
-def _edit_marks(grader: Grader, text: str, source: Image.Image, edited: Image.Image) -> Marks:
-    found = _INSTRUCTION.search(text)
-    if found is None:
-        raise BadQuestion("the question has no line 'Editing instruction: ...'")
-    try:
-        return grader.edit(found[1], source, edited)
-    except ValueError as error:
-        raise BadQuestion(str(error)) from None
-
-
-def _contents(messages: list[dict[str, Any]]) -> tuple[str, list[Image.Image]]:
-    texts: list[str] = []
-    pictures: list[Image.Image] = []
-    for message in messages:
-        content = message["content"]
-        if isinstance(content, str):
-            texts.append(content)
-            continue
-        for part in content:
-            if part["type"] == "text":
-                texts.append(part["text"])
-            elif part["type"] == "image_url":
-                pictures.append(_picture(part["image_url"]["url"]))
-    return "\n".join(texts), pictures
-
-
-@lru_cache(maxsize=256)
-def _picture(url: str) -> Image.Image:
-    """The picture in a data URL; the source of a group of rollouts is decoded once."""
-    head, _, data = url.partition(",")
-    if not head.startswith("data:image/") or not head.endswith(";base64"):
-        raise BadQuestion("pictures must be base64 data URLs")
-    try:
-        return Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("RGB")
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadQuestion(f"unreadable picture: {error}") from None
 
 
 async def _models(request: web.Request) -> web.Response:
@@ -115,11 +37,10 @@ async def _chat(request: web.Request) -> web.Response:
     grader = request.app[_GRADER]
     try:
         question = await request.json()
-        text = answer(grader, question["messages"])
+        answer = choice(grader, question)
     except (BadQuestion, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         message = str(error) if isinstance(error, BadQuestion) else f"malformed request: {error!r}"
         return web.json_response({"error": {"message": message, "type": "invalid_request_error"}}, status=400)
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
     return web.json_response(
         {
@@ -127,7 +48,7 @@ async def _chat(request: web.Request) -> web.Response:
             "object": "chat.completion",
             "created": int(time.time()),
             "model": grader.model,
-            "choices": [choice],
+            "choices": [answer],
             "usage": usage,
         }
     )

@@ -2,6 +2,7 @@
 
     python -m shapes.quickstart                    about a third of an hour
     python -m shapes.quickstart --preset smoke     three minutes, too short to learn much
+    python -m shapes.quickstart --engine vllm      RL samples with vLLM (scripts/install_vllm_cpu.sh)
 
 Data, a tiny vision tokenizer, an Emu3-shaped model, SFT on simple edits, GRPO on simple and complex ones with a
 judge behind the OpenAI protocol, the two controls, evaluation. Each stage is a command of this repository; nothing
@@ -23,6 +24,7 @@ from typing import Any
 from baselines import figure, report, table
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
+from emu3.mllm.vllm.installed import check_installed
 from shapes.scene import HEIGHT, WIDTH
 from shapes.stages import Command, Stages, module
 from shapes.write_data import DataSpec
@@ -64,10 +66,10 @@ PRESETS = {
 }
 
 
-def run(preset: Preset, folder: Path, seed: int) -> dict[str, Any]:
-    """Run or continue the pipeline in `folder`; returns the summary that it writes."""
+def run(preset: Preset, folder: Path, seed: int, engine: str = "local") -> dict[str, Any]:
+    """Run or continue the pipeline in `folder`; returns the summary that it writes. engine: samples in RL."""
     data, tokens, vision = folder / "data", folder / "tokens", folder / "vision"
-    _same_settings(folder, preset, seed)
+    _same_settings(folder, preset, seed, engine)
     stages = Stages(folder, CORES)
 
     sizes = {name: value for name, value in asdict(preset.data).items() if name != "seed"}
@@ -91,7 +93,7 @@ def run(preset: Preset, folder: Path, seed: int) -> dict[str, Any]:
 
     judge = module("shapes.judge_server", port=0, port_file=folder / "judge.url")
     with stages.server("judge", judge, folder / "judge.url") as url:
-        stages.run("rl", _rl(folder, url, preset.rl_steps, seed))
+        stages.run("rl", _rl(folder, url, preset.rl_steps, seed, engine))
         stages.run(
             "controls",
             _sft(folder, "sft_sc", "sft_s/final", [simple, noisy], None, preset.control_steps, seed),
@@ -165,14 +167,14 @@ def _sft(
     )
 
 
-def _rl(folder: Path, judge_url: str, steps: int, seed: int) -> Command:
+def _rl(folder: Path, judge_url: str, steps: int, seed: int, engine: str) -> Command:
     os.environ.update(
         APP__BASE_EXP_DIR=str(folder),
         APP__DATA_DIR=str(folder / "tokens"),
         APP__REWARD_FUNCTION_API_BASE=judge_url,
     )
     config = ROOT / "rl/configs/shapes.jsonnet"
-    return module("rl.train", config, f"steps={steps}", f"seed={seed}", ranks=CORES)
+    return module("rl.train", config, f"steps={steps}", f"seed={seed}", f"rollout.engine={engine}", ranks=CORES)
 
 
 def _evaluate(folder: Path, name: str, model: Path | None, seed: int) -> Command:
@@ -209,9 +211,9 @@ def _summarise(folder: Path, names: list[str], stages: Stages, seed: int) -> dic
     return summary
 
 
-def _same_settings(folder: Path, preset: Preset, seed: int) -> None:
+def _same_settings(folder: Path, preset: Preset, seed: int, engine: str) -> None:
     """A folder holds one run: refuse to continue it with other settings."""
-    settings = {"preset": asdict(preset), "seed": seed}
+    settings = {"preset": asdict(preset), "seed": seed, "engine": engine}
     file = folder / "settings.json"
     if file.exists() and read_json(file) != settings:
         raise UserError(f"{folder} holds a run with other settings; choose another --output-dir or remove it")
@@ -223,11 +225,14 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="full")
     parser.add_argument("--seed", type=int, default=0, help="changes data, weights and samples (default 0)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--engine", choices=("local", "vllm"), default="local", help="what samples in RL")
     options = parser.parse_args()
+    if options.engine == "vllm":
+        check_installed()  # not a quarter of an hour later
     folder: Path = options.output_dir.absolute()
     # A stage's processes end with it, whether it is interrupted from the keyboard or by a scheduler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    summary = run(PRESETS[options.preset], folder, options.seed)
+    summary = run(PRESETS[options.preset], folder, options.seed, options.engine)
     print((folder / "table.md").read_text())
     print(f"{summary['wall_seconds']:.0f} s in all; open {folder / 'report.html'}")
 

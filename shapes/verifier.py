@@ -6,6 +6,8 @@ It gives the four parts of VIEScore, each a whole number from 0 to 10:
   background that changed unasked;
 - naturalness: how well the worst shape fits a true form;
 - no artifacts: how few pixels the picture has that no scene explains.
+And beside an edit that is taken as right:
+- agreement: 10 for the same scene, less `DIFFERENCE_COST` for every slot, and for a background, that is another.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from shapes.reader import read
 
 SLOT_COST = 4.0
 BACKGROUND_COST = 6.0
+DIFFERENCE_COST = 5.0
 WORST_OVERLAP, GOOD_OVERLAP = 0.5, 0.9  # naturalness 0 and 10
 MOST_WRONG, FEW_WRONG = 0.08, 0.005  # no artifacts 0 and 10
 
@@ -29,6 +32,14 @@ class Marks:
 
     first: int
     second: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A mark from 0 to 10 and one sentence that gives the reason."""
+
+    value: int
     reason: str
 
 
@@ -63,6 +74,14 @@ def judge_quality(edited: Image.Image) -> Marks:
     natural = _grade(worst, WORST_OVERLAP, GOOD_OVERLAP)
     clean = _grade(reading.wrong, MOST_WRONG, FEW_WRONG)
     return Marks(natural, clean, f"the worst form fits to {worst:.2f}, {reading.wrong:.1%} of the pixels are stray")
+
+
+def judge_agreement(target: Image.Image, edited: Image.Image) -> Mark:
+    """Agreement with `target`."""
+    wanted, found = read(target).scene, read(edited).scene
+    others = sum(want != have for want, have in zip(wanted.slots, found.slots, strict=True))
+    others += wanted.background != found.background
+    return Mark(round(max(0.0, 10 - DIFFERENCE_COST * others)), f"{others} places are not as in the example")
 
 
 def _grade(value: float, worst: float, best: float) -> int:

@@ -33,4 +33,7 @@ class Unavailable:
     refused: bool = False
 
 
-Outcome = Score | Unparsable | Unavailable
+Failure = Unparsable | Unavailable
+Outcome = Score | Failure
+Grade = float | Failure
+"""One of the figures that a score is made of, 0 to 10, or why there is none."""

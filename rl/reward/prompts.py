@@ -1,9 +1,9 @@
-"""The two questions that VIEScore puts to a judge about an edited picture.
+"""The questions that are put to a judge about an edited picture.
 
-Both sets of prompts give the instruction on a line of its own, `Editing instruction: <instruction>`, on which
-a judge that is a program rather than a model can rely. Our wording stands in `prompts/`; the wording that the
-published numbers were made with is its authors' and is read from a checkout of their repository
-(TIGER-AI-Lab/VIEScore), not copied.
+All give the instruction on a line of its own, `Editing instruction: <instruction>`, on which a judge that is a program
+rather than a model can rely; so it can on the line `Grade: <name>` of the questions for a single grade, which stand in
+`prompts/` beside our wording of VIEScore's two. The wording that the published numbers were made with is its
+authors' and is read from a checkout of their repository (TIGER-AI-Lab/VIEScore), not copied.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ class EditPrompts:
     quality: str
 
     def edit_question(self, instruction: str) -> str:
-        """The SC question. Runs of white space in the instruction, newlines too, become one space."""
-        return self.edit.replace(MARK, " ".join(instruction.split()))
+        """The SC question, `with_instruction`."""
+        return with_instruction(self.edit, instruction)
+
+
+def with_instruction(question: str, instruction: str) -> str:
+    """The question about an edit. Runs of white space in the instruction, newlines too, become one space."""
+    return question.replace(MARK, " ".join(instruction.split()))
 
 
 def prompts_from(checkout: Path | str | None) -> EditPrompts:
@@ -35,9 +40,13 @@ def prompts_from(checkout: Path | str | None) -> EditPrompts:
 
 
 def load_prompts() -> EditPrompts:
-    """Our wording."""
-    folder = Path(__file__).parent / "prompts"
-    return EditPrompts(edit=_read(folder / "edit.txt"), quality=_read(folder / "quality.txt"))
+    """Our wording of VIEScore's."""
+    return EditPrompts(edit=load_question("edit"), quality=load_question("quality"))
+
+
+def load_question(name: str) -> str:
+    """A question of ours: `prompts/NAME.txt`."""
+    return _read(Path(__file__).parent / "prompts" / f"{name}.txt")
 
 
 def load_published_prompts(folder: Path) -> EditPrompts:

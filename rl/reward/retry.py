@@ -29,6 +29,12 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, openai.APIConnectionError | BrokenReply)
 
 
+def is_broken(error: BaseException) -> bool:
+    """Whether the server is to blame, and not only busy."""
+    busy = isinstance(error, openai.APIStatusError) and error.status_code in (408, 429)
+    return is_transient(error) and not busy
+
+
 def requested_pause(error: BaseException | None) -> float:
     """Seconds that the server asks to wait by `Retry-After` (seconds or a date); 0 where it does not."""
     text = error.response.headers.get("retry-after") if isinstance(error, openai.APIStatusError) else None

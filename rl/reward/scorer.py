@@ -13,8 +13,9 @@ from types import TracebackType
 
 from PIL import Image
 
+from rl.reward.counters import JudgeStep
+from rl.reward.metric import Metric
 from rl.reward.outcome import Outcome
-from rl.reward.viescore import VieScore
 
 
 class Scorer:
@@ -24,7 +25,7 @@ class Scorer:
     Raises `UserError` at the start if the judge cannot be used.
     """
 
-    def __init__(self, metric: VieScore) -> None:
+    def __init__(self, metric: Metric) -> None:
         self._metric = metric
         self._lock = threading.Lock()
         self._closed = False
@@ -38,17 +39,26 @@ class Scorer:
             self.close()
             raise
 
-    def submit(self, instruction: str, source: Image.Image, edited: Image.Image) -> Future[Outcome]:
-        """Begin to score and return at once. The future raises only what is a bug, and `CancelledError` after
-        `close`. Raises `RuntimeError` if the scorer is closed."""
+    def submit(
+        self, instruction: str, source: Image.Image, edited: Image.Image, target: Image.Image | None = None
+    ) -> Future[Outcome]:
+        """Begin to score and return at once. target: the data set's own edit, where the metric needs it. The future
+        raises only what is a bug, and `CancelledError` after `close`. Raises `RuntimeError` if the scorer is closed."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the scorer is closed")
-            return asyncio.run_coroutine_threadsafe(self._metric.score(instruction, source, edited), self._loop)
+            return asyncio.run_coroutine_threadsafe(self._metric.score(instruction, source, edited, target), self._loop)
 
     def counters(self) -> dict[str, float]:
         """What happened so far, as `JudgeCounters.as_dict`."""
         return self._metric.judge.counters.as_dict()
+
+    def step(self) -> JudgeStep:
+        """What happened since the last call, for `judge_metrics`. Raises `RuntimeError` if the scorer is closed."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the scorer is closed")
+            return asyncio.run_coroutine_threadsafe(self._read_step(), self._loop).result()
 
     def close(self, seconds: float = 10.0) -> None:
         """Cancel what is not scored, close the connections and end the thread, waiting for it at most `seconds`."""
@@ -70,6 +80,9 @@ class Scorer:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             # Leaving the runner cancels every task, and with it the future that its submitter holds.
             runner.run(self._serve())
+
+    async def _read_step(self) -> JudgeStep:
+        return self._metric.judge.step()
 
     async def _serve(self) -> None:
         await self._stop.wait()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from emu3.errors import UserError
 from emu3.mllm.sequence import THINK_PREFILL
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.train_image_editing.shards import EditRow, ShardWriter
 from rl.config import DataConfig
 from rl.prompts import Prompts
 
@@ -44,3 +46,25 @@ def test_thinking_prompts_end_with_the_prefill(world: Path, tokenizer: TextToken
     data = DataConfig((str(world / "data"),))
     (plain,), (thinking,) = (Prompts(data, tokenizer, 160, think, seed=0).take(0, 1) for think in (0, 8))
     assert thinking.ids == (*plain.ids, *tokenizer.encode(THINK_PREFILL))
+
+
+def test_targets_are_there_only_where_they_are_wanted(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    """Guards: the source's codes in the place of the edit's; a decode per group that no reward looks at."""
+    source, edited = (np.full((2, 3), code, np.uint16) for code in (1, 2))
+    writer = ShardWriter(tmp_path / "data", {}, 1)
+    writer.write(0, [EditRow("row", source, edited, "make it red")], [])
+    writer.finish()
+    data = DataConfig((str(tmp_path / "data"),))
+    (plain,), (compared,) = (
+        Prompts(data, tokenizer, 96, 0, 0, targets=targets).take(0, 1) for targets in (False, True)
+    )
+    assert plain.target is None
+    assert compared.target is not None and np.array_equal(compared.target, edited)
+    assert np.array_equal(compared.source, source)
+
+
+def test_a_set_without_targets_is_named_at_the_start(world: Path, tokenizer: TextTokenizer) -> None:
+    """Guards: a run that ends at the first such row, days in."""
+    data = DataConfig((str(world / "data"),))
+    with pytest.raises(UserError, match=r"data: 6 of 6 rows have no edited picture.* reward\.groundscore"):
+        Prompts(data, tokenizer, 96, 0, seed=0, targets=True)

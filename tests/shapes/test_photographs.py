@@ -17,7 +17,7 @@ import pytest
 import torch
 from served_judge import Served
 
-from baselines.records import ScoredSample, read_records
+from baselines.results.records import ScoredSample, read_records
 from emu3.errors import UserError
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ

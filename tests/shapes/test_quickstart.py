@@ -33,5 +33,7 @@ def test_a_run_continues_under_the_same_settings_only(tmp_path: Path) -> None:
     for preset, seed in (("smoke", 1), ("full", 0)):
         with pytest.raises(UserError, match="holds a run with other settings; choose another --output-dir"):
             run(PRESETS[preset], tmp_path, seed)
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        run(PRESETS["smoke"], tmp_path, 0, "vllm")
     with pytest.raises(Reached):
         run(PRESETS["smoke"], tmp_path, seed=0)

@@ -1,85 +1,14 @@
-"""A judge server for tests: real HTTP on a free loopback port, in a thread that ends with the test."""
+"""Judges to ask, and pictures to ask about."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import threading
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from aiohttp import web
 from PIL import Image
+from stub_judge import Reply, StubJudge, answers
 from tenacity import wait_none
-
-Reply = Callable[[dict[str, Any]], Awaitable[web.StreamResponse]]
-
-
-class StubJudge:
-    """Answers chat requests with `reply(body)`; notes each body, its key and its time of arrival."""
-
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.times: list[float] = []
-        self.keys: list[str | None] = []
-        self.models = ["stub"]
-        self.most_at_once = 0
-        self.reply: Reply = answers(json.dumps({"reasoning": "as asked", "score": [9, 4]}))
-        self._at_once = 0
-        self._stop = asyncio.Event()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
-        assert not self._thread.is_alive()
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        app = web.Application(client_max_size=2**26)
-        app.router.add_get("/v1/models", self._list)
-        app.router.add_post("/v1/chat/completions", self._chat)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        self._ready.set()
-        await self._stop.wait()
-        await runner.cleanup()
-
-    async def _list(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
-
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        self.times.append(time.monotonic())
-        self.keys.append(request.headers.get("Authorization"))
-        body = await request.json()
-        self.bodies.append(body)
-        self._at_once += 1
-        self.most_at_once = max(self.most_at_once, self._at_once)
-        try:
-            return await self.reply(body)
-        finally:
-            self._at_once -= 1
-
-
-def answers(*texts: str | None) -> Reply:
-    """A reply that says the texts one after the other, then the last for ever."""
-    left = list(texts)
-
-    async def reply(body: dict[str, Any]) -> web.StreamResponse:
-        text = left.pop(0) if len(left) > 1 else left[0]
-        message = {"role": "assistant", "content": text}
-        return web.json_response({"object": "chat.completion", "choices": [{"index": 0, "message": message}]})
-
-    return reply
 
 
 @pytest.fixture
@@ -87,6 +16,20 @@ def stub() -> Iterator[StubJudge]:
     judge = StubJudge()
     yield judge
     judge.close()
+
+
+@pytest.fixture
+def stubs() -> Iterator[Callable[..., StubJudge]]:
+    """Makes judges; those that are still up end with the test."""
+    made: list[StubJudge] = []
+
+    def make(port: int = 0) -> StubJudge:
+        made.append(StubJudge(port))
+        return made[-1]
+
+    yield make
+    for judge in made:
+        judge.close()
 
 
 @pytest.fixture

@@ -1,0 +1,132 @@
+"""Single marks of the world's judges, in words and as probabilities of a token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from edit_samples import EVERY_KIND, EditSample, edit_samples
+from PIL import Image
+from served_judge import Served
+
+from rl.config import JudgeConfig, RewardConfig
+from rl.reward.outcome import Score, Unavailable
+from rl.reward.pictures import PictureEncoder
+from rl.scoring import start_scorer
+from shapes.any_picture import mark_agreement
+from shapes.edits import Edit
+from shapes.edits.simple import Recolour
+from shapes.grading import ANY_PICTURE, VERIFIER, BadQuestion, choice
+from shapes.scene import BACKGROUNDS
+from shapes.verifier import judge_agreement
+
+
+@pytest.fixture(scope="module")
+def verifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served(VERIFIER, tmp_path_factory.mktemp("verifier") / "judge.url")
+    yield served
+    served.close()
+
+
+@pytest.fixture(scope="module")
+def any_picture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served(ANY_PICTURE, tmp_path_factory.mktemp("any") / "judge.url")
+    yield served
+    served.close()
+
+
+@EVERY_KIND
+def test_agreement_is_full_for_the_same_scene_alone(kind: type[Edit]) -> None:
+    """Guards: a copy of the source that agrees with an edit of it."""
+    for sample in edit_samples(kind, 20):
+        target, source = sample.picture(sample.after), sample.picture(sample.before)
+        assert judge_agreement(target, target).value == 10
+        assert judge_agreement(target, source).value <= 5
+
+
+def test_a_background_is_a_difference() -> None:
+    sample = next(edit_samples(Recolour, 1))
+    other = next(tone for tone in BACKGROUNDS if tone != sample.after.background)
+    picture = sample.picture(replace(sample.after, background=other))
+    assert judge_agreement(sample.picture(sample.after), picture).value == 5
+
+
+def test_agreement_of_photographs_falls_with_the_difference() -> None:
+    pictures = [Image.new("RGB", (8, 8), (level,) * 3) for level in (100, 105, 110, 200)]
+    marks = [mark_agreement(pictures[0], picture).value for picture in pictures]
+    assert marks == sorted(marks, reverse=True) and (marks[0], marks[-1]) == (10, 0)
+
+
+@pytest.mark.parametrize("groundscore", [0.0, 1.0])
+def test_expected_scores_are_the_written_ones(verifier: Served, groundscore: float) -> None:
+    """The whole path in both manners: a judge that is sure of its marks must give the same by its probabilities. Guards
+    the scale, the names of the grades that both sides agree on, and the order of pictures."""
+    judge = JudgeConfig(verifier.url)
+    sample = next(edit_samples(Recolour, 1))
+    source, target = sample.picture(sample.before), sample.picture(sample.after)
+    other = sample.picture(replace(sample.after, background=_other(sample.after.background)))
+    found: list[Score] = []
+    for expected in (False, True):
+        reward = RewardConfig(groundscore=groundscore, expected=expected)
+        with start_scorer(judge, 0, reward) as scorer:
+            for edited in (target, source, other):
+                outcome = scorer.submit(sample.instruction, source, edited, target).result(20)
+                assert isinstance(outcome, Score), outcome
+                found.append(outcome)
+    for written, by_token in zip(found[:3], found[3:], strict=True):
+        assert by_token.value == pytest.approx(written.value) and by_token.parts == pytest.approx(written.parts)
+    assert len({score.value for score in found[:3]}) == 3
+
+
+def test_any_picture_gives_every_grade(any_picture: Served) -> None:
+    """Guards: a rehearsal on photographs that cannot try these rewards."""
+    photograph, edited = Image.new("RGB", (64, 40), (90, 120, 60)), Image.new("RGB", (64, 40), (110, 140, 80))
+    reward = RewardConfig(groundscore=1.0, expected=True)
+    with start_scorer(JudgeConfig(any_picture.url), 0, reward) as scorer:
+        assert isinstance(scorer.submit("Make them stand up", photograph, edited, edited).result(20), Score)
+
+
+def test_an_instruction_from_elsewhere_has_no_expected_score(verifier: Served) -> None:
+    photograph = Image.new("RGB", (64, 40), (90, 120, 60))
+    with start_scorer(JudgeConfig(verifier.url), 0, RewardConfig(expected=True)) as scorer:
+        outcome = scorer.submit("Make them stand up", photograph, photograph).result(20)
+    assert isinstance(outcome, Unavailable) and outcome.refused
+
+
+def test_probabilities_are_those_of_a_token() -> None:
+    """A full mark is a sure 9; no more tokens are listed than were asked for."""
+    sample = next(edit_samples(Recolour, 1))
+    for top in (0, 1, 20):
+        answer = choice(VERIFIER, _question(sample, top_logprobs=top))
+        (token,) = answer["logprobs"]["content"]
+        assert token["token"] == answer["message"]["content"] == "9"
+        assert len(token["top_logprobs"]) == min(top, 1)
+        assert sum(math.exp(entry["logprob"]) for entry in token["top_logprobs"]) == pytest.approx(min(top, 1))
+
+
+def test_probabilities_of_two_grades_are_refused() -> None:
+    """Guards: the first of two marks in the place of the one that was meant."""
+    sample = next(edit_samples(Recolour, 1))
+    with pytest.raises(BadQuestion, match="Grade"):
+        choice(VERIFIER, _question(sample, grade=None))
+    with pytest.raises(BadQuestion, match="beauty"):
+        choice(VERIFIER, _question(sample, grade="beauty"))
+
+
+def _question(sample: EditSample, grade: str | None = "success", **settings: Any) -> dict[str, Any]:
+    lines = [f"Editing instruction: {sample.instruction}", *([f"Grade: {grade}"] if grade else [])]
+    encoder = PictureEncoder()
+    pictures = [sample.picture(scene) for scene in (sample.before, sample.after)]
+    urls = [encoder.data_url(picture, str(place)) for place, picture in enumerate(pictures)]
+    content = [
+        {"type": "text", "text": "\n".join(lines)},
+        *({"type": "image_url", "image_url": {"url": url}} for url in urls),
+    ]
+    return {"messages": [{"role": "user", "content": content}], "logprobs": True, **settings}
+
+
+def _other(background: str) -> str:
+    return next(tone for tone in BACKGROUNDS if tone != background)
