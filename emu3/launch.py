@@ -1,9 +1,12 @@
-"""A module on several processes of this machine, ended as one command.
+"""A module on several processes, on this machine or on several, ended as one command.
 
     python -m emu3.launch --ranks 4 rl.train CONFIG.jsonnet [key=value ...]
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 MASTER_PORT=29500 python -m emu3.launch --ranks 4 rl.train ...
 
 torchrun without its report at the end: a rank's `error: ...` stays the last line, and its exit code is the command's.
-For several machines use torchrun itself; the modules ask for nothing but its variables.
+With NNODES above 1 the same command runs on each machine, NODE_RANK counting them from 0 and MASTER_ADDR naming the
+first. A machine does not end because another one did, unless its own ranks find out: whatever started the commands has
+to (Slurm: `srun --kill-on-bad-exit`).
 """
 
 from __future__ import annotations
@@ -12,21 +15,29 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Mapping
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from emu3.errors import run_main
+from emu3.errors import UserError, run_main
+
+MASTER_PORT = "29500"
 
 
 def launch(ranks: int, module: str, arguments: list[str]) -> int:
-    """Run `python -m module arguments` with RANK 0 ... ranks-1; returns 0 or the first failed rank's exit code."""
+    """Run `python -m module arguments` in `ranks` processes of this machine, with torchrun's variables.
+
+    Returns 0 or the exit code of the rank that failed first. Raises UserError for variables that do not fit.
+    """
+    where = machines(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     # Its warnings and its summary of a failure would bury the one line that says what to do.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        run(parse_args(["--standalone", "--nproc-per-node", str(ranks), "-m", module, *arguments]))
+        run(parse_args([*where, "--nproc-per-node", str(ranks), "-m", module, *arguments]))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
@@ -35,9 +46,32 @@ def launch(ranks: int, module: str, arguments: list[str]) -> int:
     return 0
 
 
+def machines(environment: Mapping[str, str]) -> list[str]:
+    """torchrun's flags for one machine, or for NNODES of them. Raises UserError for variables that do not fit."""
+    count = _number(environment, "NNODES", "1")
+    if count < 2:
+        return ["--standalone"]
+    for name in ("NODE_RANK", "MASTER_ADDR"):
+        if not environment.get(name):
+            raise UserError(f"NNODES is {count}, but {name} is not set: NODE_RANK=0 ... {count - 1}, MASTER_ADDR=host")
+    rank = _number(environment, "NODE_RANK", "")
+    if rank >= count:
+        raise UserError(f"NODE_RANK is {rank}, but NNODES={count} machines count from 0 to {count - 1}")
+    port = _number(environment, "MASTER_PORT", MASTER_PORT)
+    address = environment["MASTER_ADDR"]
+    return [f"--nnodes={count}", f"--node-rank={rank}", f"--master-addr={address}", f"--master-port={port}"]
+
+
+def _number(environment: Mapping[str, str], name: str, default: str) -> int:
+    text = environment.get(name) or default
+    if not text.isdecimal():
+        raise UserError(f"{name} is {text!r}, not a number")
+    return int(text)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run a module on several processes of this machine.")
-    parser.add_argument("--ranks", type=int, required=True, help="number of processes, 1 or more")
+    parser = argparse.ArgumentParser(description="Run a module on several processes.")
+    parser.add_argument("--ranks", type=int, required=True, help="number of processes on this machine, 1 or more")
     parser.add_argument("module", help="such as rl.train")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for the module")
     options = parser.parse_args()

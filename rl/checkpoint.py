@@ -1,7 +1,8 @@
 """Checkpoints of a run: whole or absent, verified before use.
 
 `checkpoints/step_000100` is the state after 100 steps: `model/` (a folder that `Emu3ForCausalLM.from_pretrained`
-loads), the optimizer (`emu3.optimizer_state`), `state.json`, and `manifest.json` with the sha256 of each file. No
+loads), the optimizer, `state.json`, and `manifest.json` with the sha256 of each file. With LoRA, `adapter.safetensors`
+stands in for `model/`: the model under the adapters does not change. No
 random state is stored: every random number of a run is a function of (seed, step, prompt, sample),
 and the order of the prompts one of (seed, position).
 """
@@ -9,19 +10,25 @@ and the order of the prompts one of (seed, position).
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import Emu3ForCausalLM
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from emu3.errors import UserError
 from emu3.files import read_json, sha256_of, whole_folder, write_json
 from emu3.mllm.language_model import save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.optimizer_state import save_optimizer
+from rl.config import Config
+from rl.training.lora import ADAPTER
+from rl.training.protocol import Trainer
 
 MANIFEST = "manifest.json"
+WRITE_ERRORS = (OSError, SafetensorError)  # such as a full disk
 
 
 @dataclass(frozen=True)
@@ -32,29 +39,49 @@ class Checkpoint:
     step: int
     prompt_position: int
 
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
 
 def save(
     run: Path,
     step: int,
     prompt_position: int,
-    model: Emu3ForCausalLM,
+    trainer: Trainer,
     tokenizer: TextTokenizer,
-    optimizer: torch.optim.Optimizer,
-    keep: int,
+    config: Config,
+    *,
+    writes: bool,
 ) -> None:
-    """Write the checkpoint of `step` into the run's folder and remove all but the newest `keep`."""
-    with whole_folder(_folder(run, step)) as temporary:
-        save_checkpoint(model, tokenizer, temporary / "model")
-        save_optimizer(temporary, model, optimizer)
+    """Write the checkpoint of `step` into the run's folder and remove all but the newest `keep_checkpoints`.
+
+    All ranks take part, one `writes`, and only that one can raise: one of `WRITE_ERRORS`, with nothing left behind.
+    """
+    with whole_folder(_folder(run, step)) if writes else nullcontext() as temporary:
+        if config.lora is None:
+            save_model(temporary and temporary / "model", trainer, tokenizer)
+        else:
+            adapters = _gathered(trainer.named_adapters(), temporary)
+            if temporary is not None:
+                save_file(adapters, temporary / ADAPTER)
+        trainer.save_optimizer(temporary)
+        if temporary is None:
+            return
         write_json(temporary / "state.json", {"step": step, "prompt_position": prompt_position})
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         write_json(temporary / MANIFEST, {path.relative_to(temporary).as_posix(): sha256_of(path) for path in files})
-    for folder in _folders(run)[:-keep]:
+    for folder in _folders(run)[: -config.keep_checkpoints]:
         shutil.rmtree(folder)
+
+
+def save_model(folder: Path | None, trainer: Trainer, tokenizer: TextTokenizer) -> None:
+    """Write the policy, LoRA merged, as `emu3.mllm.language_model.save_checkpoint` does. All ranks take part; those
+    with None write nothing."""
+    state = _gathered(trainer.named_weights(), folder)
+    if folder is not None:
+        save_checkpoint(trainer.model, tokenizer, folder, state=state)
+
+
+def _gathered(tensors: Iterable[tuple[str, Tensor]], folder: Path | None) -> dict[str, Tensor]:
+    """The tensors in main memory on the rank that has a folder; nothing on the others, which only take part."""
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors if folder is not None}
 
 
 def newest(run: Path) -> Checkpoint | None:
@@ -65,6 +92,14 @@ def newest(run: Path) -> Checkpoint | None:
             return Checkpoint(folder, **read_json(folder / "state.json"))
         print(f"checkpoint {folder} is broken ({fault}); trying the one before", flush=True)
     return None
+
+
+def remove_rests(run: Path) -> None:
+    """Remove what writes that were killed have left in the run's folder: each is as large as a checkpoint."""
+    for place in (run, run / "checkpoints"):
+        for pattern in (".*.tmp", ".*.old"):
+            for rest in place.glob(pattern):
+                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
 
 
 def _fault(folder: Path) -> str | None:

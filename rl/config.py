@@ -24,9 +24,9 @@ class DataConfig:
 class VllmConfig:
     """The vLLM engine of `rollout.engine=vllm`; a `local` one reads none of this.
 
-    memory_share: of the device's memory that vLLM may take for weights, activations and key-value cache (on a CPU, the
-    cache alone: see the README there). sleep: whether it gives that memory back while the trainer works, on GPUs.
-    max_sequences: answers that are sampled at once.
+    memory_share: of the device's memory that vLLM may take for weights, activations and key-value cache; on a CPU a
+    bound on the cache, as a share of main memory over all ranks. sleep: whether it gives that memory back while the
+    trainer works, on GPUs. max_sequences: answers that are sampled at once.
     """
 
     memory_share: float = 0.45
@@ -101,10 +101,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """What a rollout's reward is: a weighted sum of scores, each 0 to 10.
+    """What a rollout's reward is: a weighted mean of scores, each 0 to 10, and so is the reward.
 
-    viescore, groundscore: weights of the two; GroundScore compares with the data set's own edit. expected: every grade
-    is the mean under the probabilities of the grade's token, so one token is decoded instead of an explanation.
+    viescore, groundscore: weights of the two; GroundScore compares with the data set's own edit, and needs one in every
+    row. expected: every grade is the mean under the probabilities of the grade's token, so one token is decoded instead
+    of an explanation; the judge must report them (`logprobs`).
     """
 
     viescore: float = 1.0
@@ -246,8 +247,8 @@ def check_ranges(config: Config) -> None:
         "optimizer.lr": config.optimizer.lr,
         "optimizer.max_grad_norm": config.optimizer.max_grad_norm,
         "rollout.vllm.memory_share": config.rollout.vllm.memory_share,
-        "lora.rank": config.lora and config.lora.rank,
-        "lora.alpha": config.lora and config.lora.alpha,
+        "lora.rank": config.lora.rank if config.lora else None,
+        "lora.alpha": config.lora.alpha if config.lora else None,
         "judge.deadline": config.judge.deadline,
         "objective.importance_cap": config.objective.importance_cap,
     }

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import types
 from collections.abc import Sequence
 from dataclasses import MISSING
@@ -34,6 +35,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree = json.loads(_jsonnet.evaluate_file(str(path), ext_vars=ext_vars))
     except RuntimeError as error:
+        if unset := re.search(r"undefined external variable: (\w+)", str(error)):
+            raise UserError(
+                f"config {path} needs the environment variable {unset[1]}: export {unset[1]}=..., or start it by "
+                "scripts/rl.sh, which has defaults"
+            ) from None
         raise UserError(f"config {path}: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"config {path}: want an object of keys, got {type(tree).__name__}")

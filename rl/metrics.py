@@ -1,22 +1,15 @@
-"""What a run says about itself: one JSON line per step in `metrics.jsonl`, one console line, wandb if asked for.
-
-The file continues over a resume: lines of steps that will be done again are dropped first, so it reads like the
-file of a run that was never interrupted (but for its seconds).
-"""
+"""The figures of a step: what is averaged, what is only counted, how long its phases took."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
-from emu3.files import whole_file
-from rl.config import Config
 from rl.reward.outcome import Outcome, Score, Unparsable
 
 
@@ -49,6 +42,7 @@ def reward_metrics(judged: Sequence[Judged]) -> dict[str, Any]:
         "unparsable": unparsable,
         "unavailable": len(judged) - len(scores) - unparsable,
         "answer_tokens": _mean([item.tokens for item in judged]),
+        "sampled_tokens": sum(item.tokens for item in judged),
     }
 
 
@@ -57,67 +51,39 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 class Timer:
-    """Seconds per phase of a step."""
+    """Seconds per phase of a step. A phase inside another counts for itself alone."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self._inner = 0.0  # seconds of phases inside the present one
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, outer, self._inner = time.perf_counter(), self._inner, 0.0
         yield
-        self.seconds[name] += time.perf_counter() - start
+        passed = time.perf_counter() - start
+        self.seconds[name] += passed - self._inner
+        self._inner = outer + passed
 
 
-class MetricsLog:
-    """Writes metrics. start: first step to come; lines of that step and later ones are dropped."""
-
-    def __init__(self, path: Path, start: int, config: Config) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        with whole_file(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines if _is_before(line, start)), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
-        self._wandb = None if config.watch.tracker is None else _start_wandb(config)
-
-    def write(self, metrics: dict[str, Any]) -> None:
-        self._file.write(json.dumps(metrics, allow_nan=False) + "\n")
-        self._file.flush()
-        print(console_line(metrics), flush=True)
-        if self._wandb is not None:
-            self._wandb.log(metrics, step=metrics["step"])
-
-    def close(self) -> None:
-        self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+def tokens_per_second(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Rates of a step's line: tokens of answers `sampled`, scored tokens `trained` on, over all ranks, by the seconds
+    of those phases on the main one. None where the phase did nothing."""
+    rates: dict[str, float | None] = {}
+    for name, phase in (("sampled", "sample"), ("trained", "train")):
+        tokens, seconds = metrics.get(f"{name}_tokens"), metrics["seconds"].get(phase)
+        rates[name] = tokens / seconds if tokens and seconds else None
+    return rates
 
 
-def console_line(metrics: dict[str, Any]) -> str:
-    """The step in one line."""
-    parts = " ".join(f"{name} {value:.2f}" for name, value in metrics["parts"].items())
-    seconds = " ".join(f"{name} {value:.2f}" for name, value in metrics["seconds"].items())
-    return (
-        f"step {metrics['step']}  reward {_shown(metrics['reward'], '.3f')}  [{parts}]"
-        f"  kl {_shown(metrics['kl'], '.4f')}  entropy {_shown(metrics['entropy'], '.3f')}"
-        f"  constant {metrics['constant_share']:.2f}  failed {metrics['failed']}/{metrics['rollouts']}"
-        f"  grad {_shown(metrics['grad_norm'], '.3f')}"
-        f"  lr {metrics['lr']:.2g}  seconds [{seconds}]"
-    )
+SETTLING = 1
+"""The first steps of a run, which load and compile, say nothing about the others."""
 
 
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def step_seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """Median over the last 50 lines of a run of the seconds of all phases; None before three lines have settled.
 
-
-def _is_before(line: str, step: int) -> bool:
-    try:
-        return bool(json.loads(line)["step"] < step)
-    except json.JSONDecodeError:  # the last line of a run that was killed while writing
-        return False
-
-
-def _start_wandb(config: Config) -> Any:
-    import wandb  # an extra; `rl.config` has checked that it is there
-
-    name = config.run_name
-    return wandb.init(project=config.watch.project, name=name, id=name, resume="allow", config=asdict(config))
+    Saving is no phase: of a run that saves rarely it is a small part.
+    """
+    totals = [sum(line["seconds"].values()) for line in lines[SETTLING:]][-50:]
+    return median(totals) if len(totals) >= 3 - SETTLING else None

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import Emu3ForCausalLM
 
 from emu3.errors import run_main
@@ -26,8 +25,9 @@ from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
 from emu3.speed.measure import Speed, machine, record, seconds, table
 from rl.head import chosen_logprobs
-from rl.logprobs import pack, token_logprobs
+from rl.logprobs import pack, scored_positions, token_logprobs
 from rl.rollout.protocol import Prompt, Rollout
+from rl.shared_prefix import ATTENTION
 
 GROUP = 8
 GRID = (16, 16)
@@ -35,14 +35,22 @@ LAYOUT = TokenLayout(text_ranks=300, codebook_size=2048)
 FULL = TokenLayout()
 HEAD_TOKENS, HEAD_WIDTH = 1024, 64
 
-# Peak of a process that scores once, with gradient.
-_HEAD = """
+Work = Callable[[], None]
+Ways = Callable[[], tuple[Work, Work]]
+
+# Peak of a process that does one of two things once.
+_PEAK = """
 import sys
 from emu3.speed.measure import added_memory
-from rl.speed import head_inputs, head_ours, head_peer
-inputs, work = head_inputs(), {"ours": head_ours, "peer": head_peer}[sys.argv[1]]
-print(added_memory(lambda: work(*inputs)))
+from rl import speed
+ours, peer = getattr(speed, sys.argv[1])()
+print(added_memory({"ours": ours, "peer": peer}[sys.argv[2]]))
 """
+
+
+def _peak(ways: Ways, who: str) -> float:
+    command = [sys.executable, "-c", _PEAK, ways.__name__, who]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def _model() -> Emu3ForCausalLM:
@@ -75,25 +83,36 @@ def _rows() -> list[tuple[Prompt, Rollout]]:
     ]
 
 
-def train_shared_prefix(turns: int) -> Speed:
-    """Forward and backward of a group, its prompt once, against its prompt once per answer."""
+def train_ways() -> tuple[Work, Work]:
+    """Forward and backward of a group, its prompt once, and its prompt once per answer."""
     model, rows = _model(), _rows()
-    shared = pack(rows, "grammar", 0)
+    model.set_attn_implementation(ATTENTION)
+    batch = pack(rows, "grammar", 0)
+    codes, _ = scored_positions(*rows[0], "grammar", 0)
+    places = torch.from_numpy(len(rows[0][0].ids) + codes - 1)
 
-    def plain() -> Tensor:
-        """All answers in one batch, each behind its own copy of the prompt; the head only where a token is scored."""
-        ids = torch.tensor([[*prompt.ids, *rollout.tokens] for prompt, rollout in rows])
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-        places_N = shared.prefix_length_U + shared.position_N  # one group, one prefix
-        head = model.lm_head.weight[LAYOUT.first_code : LAYOUT.vocab_size]
-        return chosen_logprobs(hidden[shared.row_N, places_N], head, shared.target_N, 1.0)[0]
-
-    def step(logprobs: Callable[[], Tensor]) -> None:
+    def ours() -> None:
         model.zero_grad()
-        logprobs().sum().backward()
+        token_logprobs(model, batch, 1.0)[0].sum().backward()
 
-    ours_s, peer_s = seconds(partial(step, lambda: token_logprobs(model, shared, 1.0)[0]), partial(step, plain), turns)
-    return Speed("train_shared_prefix", ours_s, peer_s, "s", 1.6, f"the prompt once per answer, {GROUP} answers")
+    def plain() -> None:
+        """All answers in one batch, each behind its own copy of the prompt; the head only where a token is scored."""
+        model.zero_grad()
+        ids = torch.tensor([[*prompt.ids, *rollout.tokens] for prompt, rollout in rows])
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, places].flatten(0, 1)
+        head = model.lm_head.weight[LAYOUT.first_code : LAYOUT.vocab_size]
+        chosen_logprobs(hidden, head, batch.target_N, 1.0)[0].sum().backward()
+
+    return ours, plain
+
+
+def train(turns: int) -> list[Speed]:
+    """Time and memory of a training step's pass over one group."""
+    peer_is = f"the prompt once per answer, {GROUP} answers"
+    return [
+        Speed("train_shared_prefix", *seconds(*train_ways(), turns), "s", 1.6, peer_is),
+        Speed("train_memory", _peak(train_ways, "ours"), _peak(train_ways, "peer"), "MB", None, peer_is),
+    ]
 
 
 def sample_shared_prompt(turns: int) -> Speed:
@@ -108,40 +127,32 @@ def sample_shared_prompt(turns: int) -> Speed:
     return Speed("sample_shared_prompt", ours_s, peer_s, "s", 1.3, f"the prompt once per answer, {GROUP} answers")
 
 
-def head_inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, the head of the real vocabulary at a small width, and codes as targets."""
+def head_ways() -> tuple[Work, Work]:
+    """Log-probabilities of codes and their gradient, at the real vocabulary and a small width: among the legal ids, a
+    chunk at a time, and with all logits of all ids, the illegal ones masked."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(HEAD_TOKENS, HEAD_WIDTH, generator=generator, requires_grad=True)
-    head = torch.randn(FULL.vocab_size, HEAD_WIDTH, generator=generator, requires_grad=True)
-    return hidden, head, torch.randint(FULL.codebook_size, (HEAD_TOKENS,), generator=generator)
+    weight = torch.randn(FULL.vocab_size, HEAD_WIDTH, generator=generator, requires_grad=True)
+    codes = torch.randint(FULL.codebook_size, (HEAD_TOKENS,), generator=generator)
 
+    def ours() -> None:
+        chosen_logprobs(hidden, weight[FULL.first_code :], codes, 1.0, chunk_bytes=2**24)[0].sum().backward()
 
-def head_ours(hidden: Tensor, head: Tensor, codes: Tensor) -> None:
-    """Log-probabilities among the legal ids, a chunk at a time, and their gradient."""
-    chosen_logprobs(hidden, head[FULL.first_code :], codes, 1.0, chunk_bytes=2**24)[0].sum().backward()
+    def peer() -> None:
+        logits = hidden @ weight.T
+        legal = torch.arange(FULL.first_code, FULL.vocab_size)
+        logprobs = (logits + torch.full((FULL.vocab_size,), -torch.inf).index_fill_(0, legal, 0.0)).log_softmax(-1)
+        logprobs.gather(-1, (codes + FULL.first_code)[:, None]).sum().backward()
 
-
-def head_peer(hidden: Tensor, head: Tensor, codes: Tensor) -> None:
-    """The same with all logits of all ids, the illegal ones masked."""
-    logits = hidden @ head.T
-    mask = torch.full((FULL.vocab_size,), -torch.inf).index_fill_(0, torch.arange(FULL.first_code, len(head)), 0.0)
-    logprobs = (logits + mask).log_softmax(-1)
-    logprobs.gather(-1, (codes + FULL.first_code)[:, None]).sum().backward()
+    return ours, peer
 
 
 def head(turns: int) -> list[Speed]:
     """Time and memory of the scored head at the real vocabulary."""
-    inputs = head_inputs()
-    times = seconds(partial(head_ours, *inputs), partial(head_peer, *inputs), turns)
-
-    def peak(who: str) -> float:
-        command = [sys.executable, "-c", _HEAD, who]
-        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
     peer_is = f"log-softmax over {FULL.vocab_size} ids, {HEAD_TOKENS} tokens"
     return [
-        Speed("head_time", *times, "s", 2.0, peer_is),
-        Speed("head_memory", peak("ours"), peak("peer"), "MB", 5.0, peer_is),
+        Speed("head_time", *seconds(*head_ways(), turns), "s", 2.0, peer_is),
+        Speed("head_memory", _peak(head_ways, "ours"), _peak(head_ways, "peer"), "MB", 5.0, peer_is),
     ]
 
 
@@ -201,7 +212,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="turns of each (default: 5)")
     options = parser.parse_args()
     results = [
-        train_shared_prefix(options.turns),
+        *train(options.turns),
         sample_shared_prompt(options.turns),
         *head(options.turns),
         grammar(options.turns),

@@ -7,7 +7,8 @@ A step: sample G answers per prompt under the grid grammar; decode each group an
 next ones are sampled; turn scores into advantages; take one optimizer step (or `objective.updates`) on the summed
 token losses. Gradients are sums over micro-batches and ranks with one common denominator, and each random number
 is a function of (seed, step, prompt, sample), so neither the micro-batch size nor the number of ranks changes what
-is computed. Left out: sharded weights (every rank holds all of them), samplers on other machines.
+is computed. Where the weights live, whole or sharded, with LoRA or without, is `rl.training`'s; who samples,
+`rl.rollout`'s. Left out: samplers on other machines.
 
 Axes on names: P prompts of this rank, G rollouts of a group, N scored tokens of a micro-batch, flat.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +25,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import Emu3ForCausalLM
 
-from emu3.errors import UserError, run_main
-from emu3.mllm.language_model import load_language_model, save_checkpoint
+from emu3.errors import UserError, one_line, run_main
+from emu3.hub import SMALL_FILES, local_folder
+from emu3.mllm.checkpoint_layouts import read_config
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.optimizer_state import load_optimizer
+from emu3.mllm.vllm.installed import check_installed
 from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
@@ -37,15 +39,22 @@ from rl import checkpoint
 from rl.advantages import constant_groups, group_advantages
 from rl.config import Config
 from rl.config_file import load_config, record_config
-from rl.logprobs import Batch, pack, token_logprobs
+from rl.logprobs import Batch, pack
 from rl.losses import OBJECTIVES, Tokens, Totals, k3
-from rl.metrics import Judged, MetricsLog, Timer, reward_metrics
+from rl.metrics import Judged, Timer, reward_metrics
 from rl.prompts import Prompts
-from rl.reward.outcome import Score
+from rl.reward.counters import judge_metrics
+from rl.reward.outcome import Outcome, Score
 from rl.reward.scorer import Scorer
-from rl.rollout.local import LocalEngine
+from rl.rollout.choose import make_engine
 from rl.rollout.protocol import Prompt, Rollout
 from rl.scoring import Episode, collect, start_scorer, submit_group
+from rl.training.choose import make_trainer
+from rl.training.policy import precision
+from rl.training.protocol import Trainer
+from rl.training.reference import Reference
+from rl.watch.estimate import announce
+from rl.watch.watch import Watch
 
 
 def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: Scorer) -> None:
@@ -55,6 +64,8 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
     prompts_per_step, group_size = config.rollout.prompts_per_step, config.rollout.group_size
     if prompts_per_step < ranks:
         raise UserError(f"rollout.prompts_per_step={prompts_per_step} is too few for {ranks} ranks")
+    if config.rollout.engine == "vllm":
+        check_installed()
 
     resumed = checkpoint.newest(run)
     tokenizer = TextTokenizer.from_pretrained(config.tokenizer or config.model)
@@ -63,33 +74,30 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
             f"{config.vision} has {codec.vq.config.codebook_size} codes, the language model's vocabulary "
             f"{tokenizer.layout.codebook_size}: they do not belong together"
         )
-    policy = _load(resumed.model if resumed else config.model, config, device)
-    reference = _load(config.model, config, device).requires_grad_(False) if config.objective.kl else None
-    optimizer = torch.optim.AdamW(
-        policy.parameters(),
-        lr=config.optimizer.lr,
-        betas=(config.optimizer.beta1, config.optimizer.beta2),
-        eps=config.optimizer.eps,
-        weight_decay=config.optimizer.weight_decay,
-        fused=True,
-    )
-    start, position = 0, 0
-    if resumed is not None:
-        load_optimizer(resumed.folder, policy, optimizer)
-        start, position = resumed.step, resumed.prompt_position
     prompts = Prompts(
-        config.data, tokenizer, policy.config.max_position_embeddings, config.rollout.think_tokens, config.seed
+        config.data,
+        tokenizer,
+        read_config(local_folder(config.model, SMALL_FILES) / "config.json").language_model.max_position_embeddings,
+        config.rollout.think_tokens,
+        config.seed,
+        targets=config.reward.groundscore > 0,
     )
     check_alike(prompts.sets, {"vision_sha256": weights_digest(config.vision)})
-    engine = LocalEngine(policy, tokenizer, config.rollout)
-    accelerator.print(f"{run}: step {start} of {config.steps}; {prompts.dropped} rows too long, left out", flush=True)
+    announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
+    start, position = (resumed.step, resumed.prompt_position) if resumed else (0, 0)
     if accelerator.is_main_process:
+        checkpoint.remove_rests(run)
         record_config(config, run / "config.json", resuming=resumed is not None)
-    log = MetricsLog(run / "metrics.jsonl", start, config) if accelerator.is_main_process else None
+    watch = Watch(run, config, start) if accelerator.is_main_process else None
+    trainer, reference = make_trainer(config, accelerator, resumed.folder if resumed else None)
+    engine = make_engine(config, trainer, tokenizer, device)
+    accelerator.print(f"{run}: step {start} of {config.steps}; {prompts.dropped} rows too long, left out", flush=True)
 
     def save(steps_done: int) -> None:
-        if accelerator.is_main_process:
-            checkpoint.save(run, steps_done, position, policy, tokenizer, optimizer, config.keep_checkpoints)
+        try:
+            checkpoint.save(run, steps_done, position, trainer, tokenizer, config, writes=accelerator.is_main_process)
+        except checkpoint.WRITE_ERRORS as error:
+            print(f"no checkpoint of step {steps_done}: {one_line(error)}; the run goes on without", flush=True)
         accelerator.wait_for_everyone()
 
     for step in range(start, config.steps):
@@ -99,23 +107,25 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
         # config has one, takes new prompts for those whose group prefers nothing.
         episodes: list[Episode] = []  # of the groups that are kept, one group after the other
         rewards: list[Tensor] = []
-        judged: list[Judged] = []
+        judged: list[tuple[Episode, Outcome]] = []  # of all groups
         taken, wanted, constant = 0, prompts_per_step, 0
+        filler: tuple[Prompt, Rollout] | None = None
         for _ in range(config.rollout.rounds):
             mine = range(rank, wanted, ranks)
             step_prompts = prompts.take(position + taken, wanted)
             prompts_P = [step_prompts[index] for index in mine]
             seeds_P_G = [[(config.seed, step, taken + index, sample) for sample in range(group_size)] for index in mine]
             sampled: list[Episode] = []
-            with timer.phase("sample"), _precision(config, device):
-                for prompt, rollouts_G in zip(prompts_P, engine.sample(prompts_P, seeds_P_G), strict=True):
-                    sampled += submit_group(scorer, codec, prompt, rollouts_G)
+            with timer.phase("sample"), precision(config, device):
+                try:
+                    for prompt, rollouts_G in zip(prompts_P, engine.sample(prompts_P, seeds_P_G), strict=True):
+                        sampled += submit_group(scorer, codec, prompt, rollouts_G)
+                except FloatingPointError as error:
+                    raise UserError(f"step {step}: {error}; start a new run with a lower optimizer.lr") from error
             with timer.phase("judge"):
                 outcomes = collect(sampled, scorer, config.judge, accelerator, on_pause=partial(save, step))
-            judged += [
-                Judged(episode.prompt.task, len(episode.rollout.tokens), outcome)
-                for episode, outcome in zip(sampled, outcomes, strict=True)
-            ]
+            filler = filler or (sampled[0].prompt, sampled[0].rollout)  # the first round has prompts for every rank
+            judged += zip(sampled, outcomes, strict=True)
             # What has no score is unknown, not bad: it is masked.
             values = [outcome.value if isinstance(outcome, Score) else torch.nan for outcome in outcomes]
             rewards_P_G = torch.tensor(values, dtype=torch.float64).view(len(prompts_P), group_size)
@@ -131,10 +141,9 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
                 break
 
         # Scores to advantages, and one optimizer step (or `objective.updates`) on what is left.
+        engine.sleep()
         with timer.phase("train"):
-            optimizer.param_groups[0]["lr"] = config.optimizer.lr * min(
-                1.0, (step + 1) / max(1, config.optimizer.warmup_steps)
-            )
+            lr = config.optimizer.lr * min(1.0, (step + 1) / max(1, config.optimizer.warmup_steps))
             advantages_P_G, trained_P_G = group_advantages(
                 torch.stack(rewards) if rewards else torch.empty(0, group_size, dtype=torch.float64),
                 drop_constant=config.objective.drop_constant,
@@ -143,44 +152,57 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
             chosen = trained_P_G.flatten().nonzero().flatten().tolist()
             rows = [(episodes[index].prompt, episodes[index].rollout) for index in chosen]
             advantages = advantages_P_G.flatten()[chosen].float()
-            update = _update(config, accelerator, policy, reference, optimizer, rows, advantages)
-            engine.sync(policy)
+            assert filler is not None
+            update = _update(config, accelerator, trainer, reference, rows, advantages, lr, filler, timer)
+        with timer.phase("sync"):
+            engine.sync()
         position += taken
 
-        # Log and save.
-        all_judged = gather_object(judged)
-        if log is not None:
-            log.write(
-                {
-                    "step": step,
-                    **reward_metrics(all_judged),
-                    "constant_share": constant / taken,
-                    "prompts": taken,
-                    **update,
-                    "lr": optimizer.param_groups[0]["lr"],
-                    "seconds": timer.seconds,
-                }
-            )
+        # Show and save.
+        counted = gather_object(
+            [Judged(episode.prompt.task, len(episode.rollout.tokens), outcome) for episode, outcome in judged]
+        )
+        judge = judge_metrics(gather_object([scorer.step()]), gather_object([timer.seconds["judge"]]))
+        if watch is not None:
+            metrics = {
+                "step": step,
+                **reward_metrics(counted),
+                "constant_share": constant / taken,
+                "prompts": taken,
+                **update,
+                "probe_gap": engine.probe_gap,
+                "lr": lr,
+                "judge": judge,
+                "seconds": timer.seconds,
+            }
+            watch.step(metrics, judged)
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             save(step + 1)
 
-    if log is not None:
-        log.close()
-        save_checkpoint(policy, tokenizer, run / "final")
+    if watch is not None:
+        watch.close()
+    try:
+        checkpoint.save_model(run / "final" if accelerator.is_main_process else None, trainer, tokenizer)
+    except checkpoint.WRITE_ERRORS as error:
+        raise UserError(
+            f"{run / 'final'} was not written: {one_line(error)}; then start the same command again"
+        ) from error
     accelerator.wait_for_everyone()
 
 
 def _update(
     config: Config,
     accelerator: Accelerator,
-    policy: Emu3ForCausalLM,
-    reference: Emu3ForCausalLM | None,
-    optimizer: torch.optim.Optimizer,
+    trainer: Trainer,
+    reference: Reference | None,
     rows: list[tuple[Prompt, Rollout]],
     advantages: Tensor,
+    lr: float,
+    filler: tuple[Prompt, Rollout],
+    timer: Timer,
 ) -> dict[str, float | None]:
     """Train on this rank's rollouts, one advantage each. The metrics are those of the first optimizer step,
-    but for `clip_share`: that of the last."""
+    but for `clip_share`: that of the last. filler: any rollout, for passes that only keep step with other ranks."""
     objective, device = config.objective, accelerator.device
     size = config.compute.micro_batch
     batches: list[Batch] = []
@@ -195,7 +217,8 @@ def _update(
     own_counts = torch.tensor(own, device=device)
     tokens, codes, answers = accelerator.reduce(own_counts, reduction="sum").tolist()
     if tokens == 0:  # no group prefers anything; a step would only follow the optimizer's old momentum
-        return dict.fromkeys(("loss", "kl", "entropy", "logprob_gap", "mismatch_kl", "clip_share", "grad_norm"))
+        unknown = ("loss", "kl", "entropy", "logprob_gap", "mismatch_kl", "clip_share", "grad_norm")
+        return {**dict.fromkeys(unknown), "trained_tokens": 0}
     longest = torch.stack([length_N.max() for length_N in lengths_N] or [own_counts.new_zeros(())]).max()
     totals = Totals(
         tokens=tokens,
@@ -204,26 +227,33 @@ def _update(
         rank_tokens=own_counts[0].item() * accelerator.num_processes,
     )
 
+    trained = len(batches)
+    if trainer.lockstep:
+        passes = accelerator.gather(torch.tensor([trained], device=device)).max().item()
+        batches += [pack([filler], objective.scheme, config.rollout.think_tokens, device)] * (passes - trained)
+    references: Sequence[Tensor | None] = [None] * len(batches)
+    if reference is not None:
+        with timer.phase("reference"):
+            references = reference.logprobs(batches)
     old: list[Tensor] = []
-    references: list[Tensor | None] = []
     metrics: dict[str, float | None] = {}
     for update in range(objective.updates):
-        optimizer.zero_grad()
         sums = torch.zeros(6, device=device)
         for index, batch in enumerate(batches):
-            with _precision(config, device):
-                logprobs_N, entropy_N = token_logprobs(policy, batch, config.rollout.temperature)
-                if update == 0:
-                    old.append(logprobs_N.detach())
-                    references.append(_reference_logprobs(reference, batch, config.rollout.temperature))
+            logprobs_N, entropy_N = trainer.score(batch)
+            last = index + 1 == len(batches)
+            if index >= trained:
+                trainer.backward(0 * logprobs_N.sum(), last=last)
+                continue
+            if update == 0:
+                old.append(logprobs_N.detach())
             part = Tokens(
                 logprobs_N, old[index], batch.sampled_N, references[index], advantages_N[index], lengths_N[index]
             )
             loss = OBJECTIVES[objective.preset](part, totals, objective)
-            loss.backward()
+            trainer.backward(loss, last=last)
             sums += _sums(loss, part, entropy_N, batch.codes, objective.clip)
-        _sum_gradients(policy, accelerator)
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optimizer.max_grad_norm).item()
+        norm = trainer.step(lr)
         if not math.isfinite(norm):
             raise UserError(
                 f"the gradient's norm is {norm}: the run diverged; start a new one with a lower optimizer.lr"
@@ -239,6 +269,7 @@ def _update(
                 "logprob_gap": gap_sum / codes,
                 "mismatch_kl": mismatch_sum / codes,
                 "grad_norm": norm,
+                "trained_tokens": tokens,
             }
             if gap_sum / codes > config.compute.max_logprob_gap:
                 raise UserError(
@@ -246,13 +277,7 @@ def _update(
                     f"compute.max_logprob_gap={config.compute.max_logprob_gap}: they do not hold the same weights"
                 )
         metrics["clip_share"] = clipped / tokens
-        optimizer.step()
     return metrics
-
-
-@torch.no_grad()
-def _reference_logprobs(reference: Emu3ForCausalLM | None, batch: Batch, temperature: float) -> Tensor | None:
-    return None if reference is None else token_logprobs(reference, batch, temperature)[0]
 
 
 @torch.no_grad()
@@ -268,27 +293,6 @@ def _sums(loss: Tensor, part: Tokens, entropy_N: Tensor, codes: int, clip: float
     return torch.stack([loss.detach(), kl_N.sum(), entropy_N.sum(), gap, mismatch, outside.sum()])
 
 
-def _sum_gradients(model: Emu3ForCausalLM, accelerator: Accelerator) -> None:
-    """Every rank gets the sum of all ranks' gradients; a rank without rollouts adds zeros."""
-    if accelerator.num_processes == 1:
-        return
-    parameters = list(model.parameters())
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="sum")
-    for parameter, part in zip(parameters, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        parameter.grad = part.view_as(parameter)
-
-
-def _load(folder: Path | str, config: Config, device: torch.device) -> Emu3ForCausalLM:
-    model: Emu3ForCausalLM = load_language_model(folder).to(device)  # type: ignore[arg-type]  # a wrapped stub
-    model.set_attn_implementation(config.compute.attention)
-    return model
-
-
-def _precision(config: Config, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="GRPO with a judge's score; see rl/README.md")
     parser.add_argument("config", type=Path, help="jsonnet file, for example rl/configs/shapes.jsonnet")
@@ -296,7 +300,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    with start_scorer(config.judge, accelerator.process_index) as scorer:
+    with start_scorer(config.judge, accelerator.process_index, config.reward) as scorer:
         codec = ImageCodec(StillVQ.from_pretrained(config.vision), accelerator.device)
         train(config, accelerator, codec, scorer)
     accelerator.end_training()

@@ -4,6 +4,9 @@
 # Further arguments go to emu3.train_image_editing.sft and win over those below.
 #
 #   DATAPATH="data/omniedit data/magic_brush" COEF="1 6" EXP_NAME=sft_s bash scripts/ie_sft.sh
+#
+# On several machines that share OUTPUT_DIR, the same line on each, number $I of 2 (scripts/slurm does it):
+#   NNODES=2 NODE_RANK=$I MASTER_ADDR=first-machine MASTER_PORT=29500 bash scripts/ie_sft.sh
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 
@@ -18,8 +21,9 @@ MAX_POS_EMB=${MAX_POS_EMB:-3000}
 OUTPUT_DIR=${OUTPUT_DIR:-runs}
 EXP_NAME=${EXP_NAME:-sft}
 DEEPSPEED=${DEEPSPEED:-$(dirname "$0")/zero3.json}
-GPUS=${GPUS:-$(gpu_count)}
+GPUS=${GPUS:-$(gpu_count)}                   # of this machine
 PER_DEVICE=${PER_DEVICE:-4}
+BATCH=128
 
 if [ "$GPUS" -gt 0 ]; then
     device=(--deepspeed "$DEEPSPEED" --bf16)
@@ -28,6 +32,11 @@ else
     device=(--use_cpu)
 fi
 processes=$((GPUS > 0 ? GPUS : 1))
+at_once=$((PER_DEVICE * processes * ${NNODES:-1}))
+if ((BATCH % at_once)); then
+    echo "error: $at_once rows at once (PER_DEVICE x processes x NNODES) do not divide $BATCH: choose another PER_DEVICE" >&2
+    exit 2
+fi
 
 # Unquoted on purpose: these hold lists.
 # shellcheck disable=SC2086
@@ -41,7 +50,7 @@ exec python -m emu3.launch --ranks "$processes" emu3.train_image_editing.sft \
     --max_position_embeddings "$MAX_POS_EMB" \
     --output_dir "$OUTPUT_DIR/$EXP_NAME" \
     --per_device_train_batch_size "$PER_DEVICE" \
-    --gradient_accumulation_steps $((128 / (PER_DEVICE * processes))) \
+    --gradient_accumulation_steps $((BATCH / at_once)) \
     --gradient_checkpointing True \
     --num_train_epochs 5 \
     --learning_rate 1e-4 \

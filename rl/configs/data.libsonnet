@@ -1,10 +1,10 @@
-// The tokenised training sets and how often each is seen: about 50,000 rows of every complex set, 100,000 simple ones.
+// The tokenised training sets and how often each is seen: about 50,000 rows of every complex set, 100,000 simple ones
+// beside them.
 local folder(name) = std.extVar('APP__DATA_DIR') + '/' + name + '/train';
 local mix(parts) = {
   sets: [folder(part[0]) for part in parts],
   coefficients: [part[1] for part in parts],
 };
-local simple = [['omniedit', 0.13]];
 local complex = [
   ['magic_brush', 6],
   ['aurora_ag', 6],
@@ -13,4 +13,8 @@ local complex = [
   ['vismin', 3.7],
   ['human-edit', 11],
 ];
-{ s: mix(simple), c: mix(complex), sc: mix(simple + complex) }
+{
+  s: mix([['omniedit', 1]]),
+  c: mix(complex),
+  sc: mix([['omniedit', 0.13]] + complex),
+}

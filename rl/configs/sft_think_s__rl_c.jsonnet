@@ -1,5 +1,4 @@
-(import 'base.jsonnet') + {
-  model: 'mair-lab/sft-think-simple',
+// Table 3: SFT think (S), RL (C).
+(import 'base.libsonnet') + (import 'bases.libsonnet').sft_think_s + {
   data: (import 'data.libsonnet').c,
-  rollout+: { think_tokens: 512 },
 }

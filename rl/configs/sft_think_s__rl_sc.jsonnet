@@ -1,5 +1,4 @@
-(import 'base.jsonnet') + {
-  model: 'mair-lab/sft-think-simple',
+// Table 3: SFT think (S), RL (S+C).
+(import 'base.libsonnet') + (import 'bases.libsonnet').sft_think_s + {
   data: (import 'data.libsonnet').sc,
-  rollout+: { think_tokens: 512 },
 }

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from transformers import Emu3ForCausalLM
 
 from emu3.mllm.grammar import GridGrammar
 
@@ -21,6 +20,7 @@ class Prompt:
     """One edit to sample.
 
     ids: tokens up to the answer, without `boi`; with thinking, its prefill included. source: uint16 codes (H, W).
+    target: those of the data set's own edit, None unless a reward compares with it.
     """
 
     id: str
@@ -29,6 +29,7 @@ class Prompt:
     source: np.ndarray
     instruction: str
     task: str | None
+    target: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,14 @@ class Rollout:
 
 
 class RolloutEngine(Protocol):
-    """Samples groups of rollouts under the grid grammar."""
+    """Samples groups of rollouts under the grid grammar from the policy that it was made for.
+
+    A step is `sample`, as often as needed, `sleep`, the update, `sync`. All ranks call `sync` at once.
+    """
+
+    probe_gap: float | None
+    """Mean distance, in nats per code, between the log-probabilities of engine and trainer on a small probe after the
+    last `sync`; None for an engine without weights of its own."""
 
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[tuple[int, ...]]]) -> Iterator[list[Rollout]]:
         """One group per prompt, in order, each as soon as it is there; one rollout per seed of that prompt.
@@ -56,6 +64,10 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def sync(self, model: Emu3ForCausalLM) -> None:
-        """From now on sample from `model`'s present weights."""
+    def sleep(self) -> None:
+        """Leave the device's memory to the trainer until the next `sync`."""
+        ...
+
+    def sync(self) -> None:
+        """From now on sample from the policy's present weights. Raises UserError if the engine proves not to."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
+from tiny_run import StubScorer, config_of
 
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
@@ -21,8 +21,6 @@ from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing.shards import EditRow, ShardWriter
 from rl.config import Config
-from rl.config_file import build_config
-from rl.reward.outcome import Outcome, Score
 from rl.train import train
 
 CODES, HEIGHT, WIDTH = 16, 2, 3
@@ -80,49 +78,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_config(world: Path, tmp_path: Path) -> Any:
-    """Builds a `Config` of the tiny world; keyword arguments replace or extend whole sections."""
-
-    def make(**changes: Any) -> Config:
-        tree: dict[str, Any] = {
-            "run_name": "run",
-            "output_dir": str(tmp_path),
-            "model": str(world / "model"),
-            "vision": str(world / "vision"),
-            "data": {"sets": [str(world / "data")]},
-            "judge": {"base_url": "http://stub/v1", "pause_seconds": 0.0, "pauses": 1},
-            "steps": 2,
-            "rollout": {"prompts_per_step": 3, "group_size": 4},
-            "objective": {"kl": 0.01},
-            "optimizer": {"lr": 3e-3},
-            "compute": {"micro_batch": 5, "attention": "eager"},
-        }
-        for key, value in changes.items():
-            tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
-        return build_config(tree)
-
-    return make
-
-
-class StubScorer:
-    """Scores the brightness of a picture's left half, at once.
-
-    fail: calls, by number, that give another outcome. constant: score for every picture.
-    """
-
-    def __init__(self, fail: dict[int, Outcome] | None = None, constant: float | None = None) -> None:
-        self.fail = fail or {}
-        self.constant = constant
-        self.calls = 0
-
-    def submit(self, instruction: str, source: Image.Image, edited: Image.Image) -> Future[Outcome]:
-        pixels = np.asarray(edited, dtype=np.float64)
-        brightness = float(pixels[:, : pixels.shape[1] // 2].mean() / 25.5)
-        value = brightness if self.constant is None else self.constant
-        outcome = self.fail.get(self.calls, Score(value, {"sc": value, "pq": 10.0}))
-        self.calls += 1
-        future: Future[Outcome] = Future()
-        future.set_result(outcome)
-        return future
+    """Builds a `Config` that writes into the test's folder."""
+    return partial(config_of, world, tmp_path)
 
 
 @pytest.fixture

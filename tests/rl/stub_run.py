@@ -1,4 +1,4 @@
-"""One rank of a run with a stub scorer: `torchrun ... stub_run.py CONFIG.json`."""
+"""One rank of runs with a stub scorer, one after the other: `torchrun ... stub_run.py CONFIG.json ...`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import sys
 from pathlib import Path
 
 from accelerate import Accelerator
-from conftest import StubScorer
+from tiny_run import StubScorer
 
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
 from rl.config_file import build_config
 from rl.train import train
 
-if __name__ == "__main__":
-    config = build_config(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+
+def run_all(paths: list[str]) -> None:
     accelerator = Accelerator(cpu=True)
-    train(config, accelerator, ImageCodec(StillVQ.from_pretrained(config.vision)), StubScorer())  # type: ignore[arg-type]
+    for path in paths:
+        config = build_config(json.loads(Path(path).read_text(encoding="utf-8")))
+        codec = ImageCodec(StillVQ.from_pretrained(config.vision))
+        train(config, accelerator, codec, StubScorer())  # type: ignore[arg-type]
     accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_all(sys.argv[1:])

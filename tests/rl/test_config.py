@@ -84,8 +84,7 @@ def test_every_config_of_the_repository_loads(path: Path, monkeypatch: pytest.Mo
     """None of the published configs of the paper's main rows parses as jsonnet."""
     for name in ("DATA_DIR", "BASE_EXP_DIR", "REWARD_FUNCTION_API_BASE", "RUN_NAME"):
         monkeypatch.setenv(f"APP__{name}", f"value-of-{name}")
-    overrides = [] if path.stem != "base" else ["model=m", 'data.sets=["d"]']
-    load_config(path, overrides)
+    load_config(path)
 
 
 def test_environment_reaches_the_paper_configs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from rl.logprobs import Scheme, pack, scored_positions, token_logprobs
 from rl.prompts import Prompts
 from rl.rollout.local import LocalEngine
 from rl.rollout.protocol import Prompt, Rollout
+from rl.shared_prefix import ATTENTION
 
 THINK = 5
 TEMPERATURE = 0.8
@@ -35,10 +37,13 @@ def model(world: Path) -> Emu3ForCausalLM:
 
 def sample(world: Path, model: Emu3ForCausalLM, think_tokens: int, group: int = 4) -> Rows:
     """Groups of three prompts, whose instructions have different lengths."""
+    model.set_attn_implementation("sdpa")
     tokenizer = TextTokenizer.from_pretrained(world / "model")
     prompts = Prompts(DataConfig((str(world / "data"),)), tokenizer, 96, think_tokens, seed=0).take(0, 3)
     assert len({len(prompt.ids) for prompt in prompts}) > 1
-    engine = LocalEngine(model, tokenizer, RolloutConfig(think_tokens=think_tokens, temperature=TEMPERATURE))
+    engine = LocalEngine(
+        lambda: nullcontext(model), tokenizer, RolloutConfig(think_tokens=think_tokens, temperature=TEMPERATURE)
+    )
     seeds = [[(7, index, number) for number in range(group)] for index in range(len(prompts))]
     return [
         (prompt, rollout)
@@ -73,7 +78,7 @@ def plain_batch(model: Emu3ForCausalLM, rows: Rows, scheme: Scheme, think: int) 
     return torch.cat([*codes, *others])
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", ATTENTION])
 @pytest.mark.parametrize("think", [0, THINK])
 @pytest.mark.parametrize("scheme", ["grammar", "split"])
 def test_equal_to_a_whole_forward(
@@ -81,8 +86,8 @@ def test_equal_to_a_whole_forward(
 ) -> None:
     """Values and gradients, in float64. Guards the shared prefix (mask, positions, owner), the slices of the head,
     off-by-one predictions, and what counts as forced; prompts differ in length, thinking answers too."""
-    model.set_attn_implementation(attention)
     rows = sample(world, model, think)
+    model.set_attn_implementation(attention)
     logprobs, entropies = token_logprobs(model, pack(rows, scheme, think), TEMPERATURE)
     expected = plain_batch(model, rows, scheme, think)
     torch.testing.assert_close(logprobs, expected, **VALUES)
@@ -122,6 +127,19 @@ def test_scored_with_a_sampler_log_probability(world: Path, model: Emu3ForCausal
     for prompt, rollout in sample(world, model, THINK, group=12):
         scored = np.concatenate(scored_positions(prompt, rollout, "grammar", THINK))
         assert sorted(scored) == np.flatnonzero(rollout.logprobs).tolist()
+
+
+def test_the_row_holds_each_prompt_once(world: Path, model: Emu3ForCausalLM) -> None:
+    """Guards the saving itself, which no number shows: without it the results are the same. And equal lengths side by
+    side, whatever order the rollouts come in: each run of them is a call of the attention kernel in every layer."""
+    rows = sample(world, model, THINK, group=12)
+    shared = pack(rows[::2] + rows[1::2], "grammar", THINK).shared
+    # A prompt's last token opens each of its branches, and no answer's last scored token is in the row.
+    prompts = {prompt.ids for prompt, _ in rows}
+    assert sorted(shared.prefixes) == list(shared.prefixes) == sorted(len(ids) - 1 for ids in prompts)
+    assert sum(map(sum, shared.branches)) < sum(len(rollout.tokens) for _, rollout in rows)
+    for lengths in shared.branches:
+        assert len(lengths) == 12 and list(lengths) == sorted(lengths)
 
 
 @pytest.mark.parametrize("sizes", [[1] * 8, [3, 5], [8]])

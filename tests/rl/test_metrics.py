@@ -1,26 +1,11 @@
-"""Metrics: what is averaged, what is only counted, and a file that reads on over a resume."""
+"""The figures of a step: what is averaged, what is only counted, and what is said about time."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+import pytest
 
-from rl.metrics import Judged, MetricsLog, console_line, reward_metrics
+from rl.metrics import Judged, Timer, reward_metrics, step_seconds, tokens_per_second
 from rl.reward.outcome import Score, Unavailable, Unparsable
-
-STEP: dict[str, Any] = {
-    "reward": None,
-    "parts": {},
-    "kl": None,
-    "entropy": None,
-    "constant_share": 1.0,
-    "failed": 4,
-    "rollouts": 4,
-    "grad_norm": None,
-    "lr": 1e-3,
-    "seconds": {"sample": 1.0},
-}
 
 
 def test_failures_are_counted_and_never_averaged() -> None:
@@ -36,20 +21,31 @@ def test_failures_are_counted_and_never_averaged() -> None:
     assert metrics["reward_by_task"] == {"add": 8.0, "count": 2.0}
     assert metrics["parts"] == {"sc": 5.5}
     assert (metrics["failed"], metrics["unparsable"], metrics["unavailable"]) == (2, 1, 1)
+    assert (metrics["answer_tokens"], metrics["sampled_tokens"]) == (15.0, 60)
     assert reward_metrics([Judged("add", 10, Unavailable("late"))])["reward"] is None
 
 
-def test_a_step_without_values_has_a_line() -> None:
-    """A step on which nothing was trained must not end the run in its own log."""
-    line = console_line({"step": 3, **STEP})
-    assert "reward -" in line and "failed 4/4" in line and "\n" not in line
+def test_a_step_without_training_has_no_rate() -> None:
+    """Guards a rate of 0, or a division by it, where nothing was trained; that is unknown."""
+    line = {"sampled_tokens": 60, "seconds": {"sample": 2.0, "train": 0.0}}
+    assert tokens_per_second(line) == {"sampled": 30.0, "trained": None}
+    assert tokens_per_second({**line, "trained_tokens": 0, "seconds": {"train": 1.0}}) == {
+        "sampled": None,
+        "trained": None,
+    }
 
 
-def test_resume_drops_the_lines_of_steps_to_come(make_config: Any, tmp_path: Path) -> None:
-    """Guards curves in which a stretch occurs twice; the line that a kill cut short goes as well."""
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(4)) + '{"step": 4, "rew')
-    log = MetricsLog(path, 2, make_config())
-    log.write({"step": 2, **STEP})
-    log.close()
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2]
+def test_time_per_step_is_said_after_three_steps_and_forgets_the_first() -> None:
+    """The first step loads and compiles; an estimate from it alone would be wrong for hours."""
+    lines = [{"seconds": {"sample": each, "train": 1.0}} for each in (500.0, 1.0, 3.0, 2.0)]
+    assert [step_seconds(lines[:count]) for count in range(5)] == [None, None, None, 3.0, 3.0]
+
+
+def test_a_phase_inside_another_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards phases whose sum is more than the step."""
+    ticks = iter([0.0, 1.0, 3.0, 10.0])
+    monkeypatch.setattr("rl.metrics.time.perf_counter", lambda: next(ticks))
+    timer = Timer()
+    with timer.phase("train"), timer.phase("reference"):
+        pass
+    assert timer.seconds == {"reference": 2.0, "train": 8.0}

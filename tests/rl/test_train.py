@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_run import run_ranks, without_times
 
 from emu3.errors import UserError, run_main
 from emu3.tokenizer.model import StillVQ
@@ -28,10 +28,6 @@ COMPARED = ("reward", "kl", "entropy", "grad_norm", "loss")
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
-
-
-def without_seconds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 def assert_same_curves(one: list[dict[str, Any]], other: list[dict[str, Any]], tolerance: float) -> None:
@@ -60,7 +56,7 @@ def test_resumed_run_equals_an_uninterrupted_one(make_config: Any, run: Any, tmp
     whole = run(dataclasses.replace(config, run_name="whole"))
     run(dataclasses.replace(config, run_name="parts", steps=3))
     resumed = run(dataclasses.replace(config, run_name="parts"))
-    assert without_seconds(resumed) == without_seconds(whole)
+    assert without_times(resumed) == without_times(whole)
     ours, theirs = weights(tmp_path / "parts" / "final"), weights(tmp_path / "whole" / "final")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -94,7 +90,7 @@ def test_a_judge_that_comes_back_costs_nothing(
     assert "paused: the judge at http://stub/v1 gave no score for 12 of 12 rollouts (connection refused)" in (
         capsys.readouterr().out
     )
-    assert without_seconds(lines) == without_seconds(undisturbed)
+    assert without_times(lines) == without_times(undisturbed)
 
 
 def test_a_judge_that_stays_away_ends_the_run_saved(
@@ -105,7 +101,7 @@ def test_a_judge_that_stays_away_ends_the_run_saved(
     with pytest.raises(UserError, match="the run is saved"):
         run(config, stub_scorer({call: Unavailable("gone") for call in range(12, 999)}))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000001"]
-    assert without_seconds(run(config)) == without_seconds(run(dataclasses.replace(config, run_name="undisturbed")))
+    assert without_times(run(config)) == without_times(run(dataclasses.replace(config, run_name="undisturbed")))
 
 
 def test_a_refusal_is_not_waited_for(make_config: Any, run: Any, stub_scorer: Any, tmp_path: Path) -> None:
@@ -173,13 +169,12 @@ def test_weights_that_were_not_handed_over_are_noticed(
     """Guards a sampler that goes on with old weights: nothing fails, and the run learns nothing."""
 
     class StaleEngine(LocalEngine):
-        def __init__(self, model: Any, *others: Any) -> None:
-            super().__init__(copy.deepcopy(model), *others)
+        def __init__(self, weights: Any, *others: Any) -> None:
+            with weights() as model:
+                old = copy.deepcopy(model)
+            super().__init__(lambda: nullcontext(old), *others)
 
-        def sync(self, model: Any) -> None:
-            pass
-
-    monkeypatch.setattr("rl.train.LocalEngine", StaleEngine)
+    monkeypatch.setattr("rl.rollout.choose.LocalEngine", StaleEngine)
     with pytest.raises(UserError, match="do not hold the same weights"):
         run(make_config(steps=5, optimizer={"lr": 0.1}, compute={"max_logprob_gap": 0.05}))
 
@@ -211,22 +206,10 @@ def test_data_of_another_vision_tokenizer_is_refused(make_config: Any, run: Any,
     assert not (tmp_path / "run").exists()
 
 
-def test_two_ranks_equal_one(make_config: Any, run: Any, tmp_path: Path) -> None:
+def test_two_ranks_equal_one(make_config: Any, run: Any) -> None:
     """Three prompts on two gloo ranks, of which one has two: guards sums that are means, and seeds by rank."""
     config = make_config(run_name="two", steps=2)
-    path = tmp_path / "two.json"
-    path.write_text(json.dumps(dataclasses.asdict(config)))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = str(Path(__file__).with_name("stub_run.py"))
-    done = subprocess.run(
-        [sys.executable, *command, script, str(path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    two = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    (two,) = run_ranks(2, [config])
     one = run(dataclasses.replace(config, run_name="one"))
     assert_same_curves(two, one, 1e-4)
     assert [line["rollouts"] for line in two] == [12, 12]

@@ -1,0 +1,54 @@
+"""Chains of thought for a data set of edits: rows with pictures in, the same rows with a text column out.
+
+    python -m rl.annotate --dataset-name pairs.parquet --source local --output-path data/annotated \\
+        --judge-url http://127.0.0.1:8000/v1 --original-image-key input --edited-image-key output
+    bash scripts/tokenize.sh --source local --dataset-name data/annotated --cot-keys reasoning_verbose ...
+
+The judge is a vision-language model behind an OpenAI address that counts boxes as Qwen2.5-VL does
+(`rl.annotate.steps`). Options are called as those of `prepare_data`, which reads the Parquet files: the columns keep
+their names, and `--cot-key` is added. A row whose answer has not the five steps, that cannot be read or has no target,
+is left out, recorded with its reason and counted. Call it again after an interruption: nothing is asked twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from emu3.errors import run_main
+from rl.annotate.run import Settings, annotate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write chains of thought for a data set.", allow_abbrev=False)
+    parser.add_argument("--dataset-name", required=True, help="Hub id, Parquet file, folder of them, or image folder")
+    parser.add_argument("--output-path", type=Path, required=True, help="folder of the annotated rows")
+    parser.add_argument("--judge-url", required=True, help="OpenAI-compatible address, up to and with /v1")
+    parser.add_argument("--judge-model", help="its name there (default: the only one that is served)")
+    parser.add_argument("--source", choices=("HF", "local"), default=Settings.source, help="where the data set is")
+    parser.add_argument("--split", help="files whose path names it")
+    parser.add_argument("--original-image-key", default=Settings.original_image_key, help="column of the source")
+    parser.add_argument(
+        "--edited-image-key", "--edited-image", default=Settings.edited_image_key, help="column of the target picture"
+    )
+    parser.add_argument(
+        "--edit-instruction-key",
+        "--edit-instruction",
+        default=Settings.edit_instruction_key,
+        help="column of the instruction",
+    )
+    parser.add_argument("--id-key", help="column of the row's id (default: its number, in a new column id)")
+    parser.add_argument("--task-key", help="column of the kind of edit")
+    parser.add_argument("--cot-key", "--CoT-key", default=Settings.cot_key, help="column to write")
+    parser.add_argument("--limit", type=int, help="take the first rows only")
+    parser.add_argument("--image-area", type=int, default=Settings.image_area, help="pixels that the judge sees")
+    parser.add_argument("--concurrency", type=int, default=Settings.concurrency, help="questions in flight")
+    parser.add_argument("--part-rows", type=int, default=Settings.part_rows, help="rows of one output file")
+    settings = Settings(**vars(parser.parse_args()))
+    summary = annotate(settings)
+    failed = ", ".join(f"{count} {kind}" for kind, count in summary["failed"].items()) or "none"
+    print(f"{settings.output_path}: {summary['annotated']} rows annotated, left out: {failed}")
+
+
+if __name__ == "__main__":
+    run_main(main)

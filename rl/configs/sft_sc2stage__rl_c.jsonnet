@@ -1,0 +1,4 @@
+// Table 2: SFT (S), then SFT (C), then RL (C).
+(import 'base.libsonnet') + (import 'unscaled.libsonnet') + (import 'bases.libsonnet').sft_sc2stage + {
+  data: (import 'data.libsonnet').c,
+}

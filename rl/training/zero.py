@@ -1,0 +1,152 @@
+"""The policy sharded over ranks by DeepSpeed: ZeRO-2 (gradients and optimizer) or ZeRO-3 (weights as well).
+
+DeepSpeed is called directly, not through accelerate's wrapper: a step has as many micro-batches as its prompts need,
+so where the last one is has to be said for each step. Its gradients are means over ranks, ours are sums: losses are
+multiplied by the number of ranks.
+
+Sampling and saving need the policy as an ordinary model. That is a twin: other modules around the same parameter
+objects, made before DeepSpeed puts its hooks on the first; while the parameters are gathered, the twin is whole.
+
+State on disk is by parameter and not by rank (`zero_state`), so that a run may go on with another number of ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import Emu3ForCausalLM
+
+from emu3.errors import UserError
+from rl.config import Config
+from rl.logprobs import Batch
+from rl.training import zero_state
+from rl.training.lora import adapters, merged
+from rl.training.optimizer import adamw
+from rl.training.policy import Score, TokenLogprobs
+
+
+class ZeroTrainer:
+    """A `Trainer` on DeepSpeed; `compute.zero` is its stage."""
+
+    lockstep = True
+
+    def __init__(self, model: Emu3ForCausalLM, config: Config, accelerator: Accelerator) -> None:
+        self.model = _twin(model, accelerator.device)
+        self._accelerator = accelerator
+        self._stage = config.compute.zero
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._engine = _initialize(
+            TokenLogprobs(model, config),
+            config,
+            config.compute.zero,
+            accelerator,
+            optimizer=adamw(trainable, config.optimizer),
+        )
+
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        scored: tuple[Tensor, Tensor] = self._engine(batch)
+        return scored
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self._accelerator.num_processes)
+
+    def step(self, lr: float) -> float:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    @contextmanager
+    def weights(self) -> Iterator[Emu3ForCausalLM]:
+        with self._gathered(list(self.model.parameters())):
+            yield self.model
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        return merged(self.model, self._gathered)
+
+    def named_adapters(self) -> Iterator[tuple[str, Tensor]]:
+        return adapters(self.model, self._gathered)
+
+    def save_optimizer(self, folder: Path | None) -> None:
+        zero_state.save(folder, self._engine, self.model)
+
+    def load_optimizer(self, folder: Path) -> None:
+        zero_state.load(folder, self._engine, self.model)
+
+    @contextmanager
+    def _gathered(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameters, enabled=self._stage == 3):
+            yield
+
+
+def sharded(frozen: TokenLogprobs, config: Config, accelerator: Accelerator) -> Score:
+    """A frozen model with its weights sharded over the ranks, whatever the stage of the policy."""
+    score: Score = _initialize(frozen, config, 3, accelerator, optimizer=None)
+    return score
+
+
+def _initialize(
+    module: TokenLogprobs,
+    config: Config,
+    stage: int,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer | None,
+) -> Any:
+    """DeepSpeed's engine around `module`."""
+    try:
+        import deepspeed
+        from deepspeed.utils import logger
+    except ImportError:
+        raise UserError(
+            "config key compute.zero is set, but deepspeed is not installed: pip install deepspeed"
+        ) from None
+    logger.setLevel(logging.ERROR)
+    if not torch.distributed.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed wants a launcher's variable, of one process too
+        torch.distributed.init_process_group(
+            "gloo" if accelerator.device.type == "cpu" else "nccl",
+            store=torch.distributed.HashStore(),
+            rank=0,
+            world_size=1,
+        )
+    buffers = [(buffer, buffer.data.clone()) for buffer in module.buffers()]
+    zero: dict[str, Any] = {"stage": stage}
+    if config.compute.offload_optimizer and optimizer is not None:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": accelerator.device.type == "cuda"}
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,  # only for its logs: a batch is what `backward` was given
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": config.compute.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+    # It casts buffers with the weights, but rotary frequencies in bfloat16 place tokens at wrong angles.
+    for buffer, original in buffers:
+        buffer.data = original.to(accelerator.device)
+    if stage == 3:
+        deepspeed.zero.register_external_parameter(module, module.model.lm_head.weight)
+    return engine
+
+
+def _twin(model: Emu3ForCausalLM, device: torch.device) -> Emu3ForCausalLM:
+    shared: dict[int, nn.Parameter] = {id(parameter): parameter for parameter in model.parameters()}
+    twin = copy.deepcopy(model, shared)  # type: ignore[arg-type]
+    for buffer in twin.buffers():
+        buffer.data = buffer.data.to(device)
+    return twin

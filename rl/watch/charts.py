@@ -1,0 +1,141 @@
+"""Drawings of a run over its steps as inline SVG; the page's style sheet colours them, for light and for dark.
+
+`line_chart` is one curve, the raw figures faint and a running mean over them; `lines_chart` the running means of
+several; `stacked_chart` parts of a sum. Whatever the number of steps, a curve has a few hundred points: of the steps
+that fall on one place the smallest and the largest figure are kept, so that no spike is lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 440, 220
+COLOURS = 6
+"""Curves of one chart have the classes `c0` to `c5`, in their order, then again."""
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 36
+_PLACES = 200
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One figure over steps. Steps ascend, values are finite, both have the same length, at least 1."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+class _Frame:
+    """From steps and values to places in the picture, and the lines that say where they are."""
+
+    def __init__(self, steps: tuple[float, float], bounds: tuple[float, float]) -> None:
+        self.y_ticks = nice_ticks(*bounds)
+        self.x_ticks = [tick for tick in nice_ticks(*steps) if steps[0] <= tick <= steps[1]]
+        self.low, self.high = min(self.y_ticks[0], bounds[0]), max(self.y_ticks[-1], bounds[1])
+        self.first, self.x_span, self.y_span = steps[0], (steps[1] - steps[0]) or 1.0, (self.high - self.low) or 1.0
+
+    def x(self, step: float) -> float:
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * (step - self.first) / self.x_span
+
+    def y(self, value: float) -> float:
+        return _TOP + (HEIGHT - _TOP - _BOTTOM) * (self.high - value) / self.y_span
+
+    def points(self, steps: Sequence[float], values: Sequence[float]) -> str:
+        return "L".join(f"{self.x(step):.1f} {self.y(value):.1f}" for step, value in zip(steps, values, strict=True))
+
+    def svg(self, label: str, drawn: str) -> Markup:
+        grid = "".join(
+            f'<path class="grid" d="M{_LEFT} {self.y(tick):.1f}H{WIDTH - _RIGHT}"/>'
+            f'<text x="{_LEFT - 7}" y="{self.y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
+            for tick in self.y_ticks
+        ) + "".join(
+            f'<text x="{self.x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick:g}</text>'
+            for tick in self.x_ticks
+        )
+        return Markup(
+            f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
+            f"{grid}{drawn}</svg>"
+        )
+
+
+def line_chart(name: str, steps: Sequence[float], values: Sequence[float]) -> Markup:
+    """One curve; steps and values as in a `Curve`."""
+    frame = _Frame((steps[0], steps[-1]), (min(values), max(values)))
+    smooth = running_mean(values)
+    return frame.svg(
+        f"{name} over steps {steps[0]:g} to {steps[-1]:g}: from {smooth[0]:.3g} to {smooth[-1]:.3g}",
+        f'<path class="raw" d="M{frame.points(*_thin(steps, values))}"/>'
+        f'<path class="smooth" d="M{frame.points(*_thin(steps, smooth))}"/>',
+    )
+
+
+def lines_chart(name: str, curves: Sequence[Curve], bounds: tuple[float, float] | None = None) -> Markup:
+    """The running means of curves, at least one. bounds: of the values, to have several charts on one scale."""
+    smooth = [running_mean(curve.values) for curve in curves]
+    frame = _Frame(
+        (min(curve.steps[0] for curve in curves), max(curve.steps[-1] for curve in curves)),
+        bounds or (min(map(min, smooth)), max(map(max, smooth))),
+    )
+    ends = ", ".join(f"{curve.name} {values[-1]:.3g}" for curve, values in zip(curves, smooth, strict=True))
+    return frame.svg(
+        f"{name}, at last: {ends}",
+        "".join(
+            f'<path class="line c{place % COLOURS}" d="M{frame.points(*_thin(curve.steps, values))}"/>'
+            for place, (curve, values) in enumerate(zip(curves, smooth, strict=True))
+        ),
+    )
+
+
+def stacked_chart(name: str, steps: Sequence[float], parts: Mapping[str, Sequence[float]]) -> Markup:
+    """Parts of a sum, the first at the bottom, each at least 0 and of the length of `steps`; means of what falls on
+    one place."""
+    count = min(len(steps), _PLACES)
+    places = [float(cell.mean()) for cell in np.array_split(np.asarray(steps), count)]
+    cells = [np.array_split(np.asarray(values), count) for values in parts.values()]
+    heights = np.array([[cell.mean() for cell in of_part] for of_part in cells])
+    tops = np.vstack([np.zeros(count), np.cumsum(heights, axis=0)])
+    frame = _Frame((steps[0], steps[-1]), (0.0, float(tops[-1].max()) or 1.0))
+    areas = (
+        f'<path class="area c{place % COLOURS}" d="M{frame.points(places, tops[place + 1].tolist())}'
+        f'L{frame.points(places[::-1], tops[place][::-1].tolist())}Z"/>'
+        for place in range(len(parts))
+    )
+    ends = ", ".join(f"{part} {height:.3g}" for part, height in zip(parts, heights[:, -1], strict=True))
+    return frame.svg(f"{name}, at last: {ends}", "".join(areas))
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Centred mean over about a twelfth of the curve, over fewer neighbours at its ends."""
+    half = len(values) // 24
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    return ((sums[last] - sums[first]) / (last - first)).tolist()
+
+
+def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """About `count` round numbers that span `low` to `high`; steps are 1, 2 or 5 times a power of ten."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
+
+
+def _thin(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """At most two points for each of `_PLACES` places, the smallest and the largest figure there, and both ends."""
+    if len(steps) <= 2 * _PLACES:
+        return list(steps), list(values)
+    array = np.asarray(values)
+    kept = {0, len(values) - 1}
+    for cell in np.array_split(np.arange(len(values)), _PLACES):
+        kept |= {int(cell[array[cell].argmin()]), int(cell[array[cell].argmax()])}
+    order = sorted(kept)
+    return [steps[index] for index in order], [values[index] for index in order]

@@ -1,0 +1,191 @@
+"""What a run will need, told before it starts, and refused where it cannot be had.
+
+    python -m rl.watch.estimate CONFIG.jsonnet [key=value ...] --ranks 4 --device-memory 80 --device H100
+
+Memory is counted (`rl.watch.memory`), time is computed where the device is known (`rl.watch.work`). The command needs
+neither GPU nor data nor weights, of the models only their config.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from transformers import Emu3TextConfig
+
+from emu3.errors import UserError, run_main
+from emu3.files import read_json
+from emu3.hub import local_folder
+from emu3.mllm.checkpoint_layouts import read_config
+from emu3.tokenizer.checkpoint import CONFIG_FILE
+from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.published import layout_of
+from rl.config import Config
+from rl.config_file import load_config
+from rl.rollout.protocol import Prompt
+from rl.watch.console import duration
+from rl.watch.memory import Memory, Parts, memory
+from rl.watch.remedies import remedies
+from rl.watch.sizes import ANSWER_TOKENS, PROMPT_TOKENS, Sizes
+from rl.watch.work import READ, USED, Seconds, seconds
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a rank runs on. name: of the GPU, None for a CPU. bytes: of its memory; on a CPU, this rank's share of the
+    machine's. machine_bytes: of main memory, None if unknown. ranks_here: that share the machine."""
+
+    name: str | None
+    bytes: float
+    machine_bytes: float | None
+    ranks_here: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs on a device. seconds: None where they cannot be known beforehand."""
+
+    sizes: Sizes
+    device: Device
+    memory: Memory
+    seconds: Seconds | None
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.device.bytes and not self.lacks_main_memory
+
+    @property
+    def lacks_main_memory(self) -> bool:
+        """Whether what a GPU's run keeps in main memory is more than there is; on a CPU it is the same memory."""
+        limit = self.device.machine_bytes
+        return self.device.name is not None and limit is not None and sum(self.memory.host.values()) > limit
+
+    @property
+    def lines(self) -> list[str]:
+        """What is printed before the start."""
+        device, needed = self.device, self.memory
+        told = [
+            f"estimate for {self.sizes.ranks} x {device.name or 'CPU process'}, prompts of {self.sizes.prompt_tokens} "
+            f"and answers of {self.sizes.answer_tokens} tokens",
+            f"  memory per {_place(device)}: {_sum(needed.peak)} of {_gb(device.bytes)} GB, most in "
+            f"{needed.largest_phase}",
+        ]
+        if device.name and any(needed.host.values()):
+            limit = "" if device.machine_bytes is None else f" of {_gb(device.machine_bytes)}"
+            told.append(f"  main memory: {_sum(needed.host)}{limit} GB")
+        if self.seconds is None:
+            told.append("  time per step: measured after the first steps")
+        else:
+            told.append(
+                f"  time per step: sampling at least {duration(self.seconds.sampling)} (at {READ:.0%} of the "
+                f"bandwidth), training about {duration(self.seconds.training)} (at {USED:.0%} of the bf16 peak), "
+                "judging unknown"
+            )
+        return told
+
+
+def estimate(sizes: Sizes, config: Config, device: Device) -> Estimate:
+    """Count what a run needs; computes nothing on the device."""
+    gpu = device.name is not None
+    needed = memory(sizes, config, gpu=gpu, device_bytes=device.bytes, ranks_here=device.ranks_here)
+    return Estimate(sizes, device, needed, seconds(sizes, config, device.name) if device.name else None)
+
+
+def refuse(sizes: Sizes, config: Config, device: Device) -> None:
+    """Raise UserError if the run cannot fit; it names the settings that would make it."""
+    wanted = estimate(sizes, config, device)
+    if wanted.fits:
+        return
+    if wanted.memory.total > device.bytes:
+        needed, limit, place = wanted.memory.total, device.bytes, f"per {_place(device)}, most in "
+        place += wanted.memory.largest_phase
+    else:
+        needed, limit, place = sum(wanted.memory.host.values()), device.machine_bytes or 0.0, "of main memory"
+    found = remedies(config, lambda changed: estimate(sizes, changed, device).fits)
+    advice = f"it fits with {', or with '.join(found)}" if found else "more or larger devices are needed"
+    raise UserError(f"this run needs {_gb(needed)} GB {place}, and there are {_gb(limit)} GB; {advice}")
+
+
+def announce(config: Config, accelerator: Accelerator, vision: StillVQ, prompts: Sequence[Prompt]) -> None:
+    """Before anything large is loaded: print the estimate, and refuse what cannot fit. Every rank takes part.
+
+    prompts: some of the run's, for their lengths.
+    """
+    ranks = accelerator.num_processes
+    sizes = Sizes(
+        model=_language_model(config),
+        vision=vision.config,
+        vision_parameters=sum(parameter.numel() for parameter in vision.parameters()),
+        ranks=ranks,
+        prompt_tokens=max(len(prompt.ids) for prompt in prompts),
+        answer_tokens=config.rollout.think_tokens + 1 + max(prompt.grammar.length for prompt in prompts),
+    )
+    device = this_device(accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    accelerator.print("\n".join(estimate(sizes, config, device).lines), flush=True)
+    refuse(sizes, config, device)
+
+
+def this_device(device: torch.device, ranks_here: int) -> Device:
+    """The device of this process on a machine that `ranks_here` share."""
+    machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    if device.type == "cpu":
+        return Device(None, machine / ranks_here, machine, ranks_here)
+    properties = torch.cuda.get_device_properties(device)
+    return Device(properties.name, float(properties.total_memory), machine, ranks_here)
+
+
+def read_sizes(config: Config, ranks: int, prompt_tokens: int, answer_tokens: int) -> Sizes:
+    """Sizes from the models' config.json alone. Raises UserError if one of them cannot be had."""
+    vision = layout_of(read_json(local_folder(config.vision, (CONFIG_FILE,)) / CONFIG_FILE)).config
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in StillVQ(vision).parameters())
+    return Sizes(_language_model(config), vision, parameters, ranks, prompt_tokens, answer_tokens)
+
+
+def _language_model(config: Config) -> Emu3TextConfig:
+    return read_config(local_folder(config.model, (CONFIG_FILE,)) / CONFIG_FILE).language_model
+
+
+def _place(device: Device) -> str:
+    return "device" if device.name else "process"
+
+
+def _gb(number: float) -> str:
+    return f"{number / GB:.1f}" if number < 20 * GB else f"{number / GB:.0f}"
+
+
+def _sum(parts: Parts) -> str:
+    """`weights 17.0 + gradients 8.5 = 25.5`; parts that would be shown as 0.0 are only in the sum."""
+    shown = [f"{name} {_gb(number)}" for name, number in parts.items() if number >= 0.05 * GB]
+    return " + ".join(shown) + (f" = {_gb(sum(parts.values()))}" if len(shown) != 1 else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Estimate memory and time of a run.", allow_abbrev=False)
+    parser.add_argument("config", type=Path, help="jsonnet file, for example rl/configs/shapes.jsonnet")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example compute.zero=3")
+    parser.add_argument("--ranks", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--device-memory", type=float, metavar="GB", help="of each GPU; default: this machine's device")
+    parser.add_argument("--device", default="GPU", help="its name, for the time, such as H100; with --device-memory")
+    parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS, help="default: %(default)s")
+    parser.add_argument("--answer-tokens", type=int, default=ANSWER_TOKENS, help="thinking included; %(default)s")
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.device_memory is None:
+        device = this_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"), arguments.ranks)
+    else:
+        device = Device(arguments.device, arguments.device_memory * GB, None, arguments.ranks)
+    sizes = read_sizes(config, arguments.ranks, arguments.prompt_tokens, arguments.answer_tokens)
+    print("\n".join(estimate(sizes, config, device).lines))
+    refuse(sizes, config, device)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Chains of thought for a data set of edits, written by a vision-language model: five numbered steps with boxes.
+# Call it again after an interruption: nothing is asked twice.
+#
+#   vllm serve Qwen/Qwen2.5-VL-72B-Instruct --tensor-parallel-size 4 --limit-mm-per-prompt '{"image": 2}' &
+#   bash scripts/annotate.sh --source local --dataset-name pairs.parquet --output-path data/annotated \
+#       --original-image-key input --edited-image-key output --edit-instruction-key instruction
+#   bash scripts/tokenize.sh --source local --dataset-name data/annotated --output-path data/thinking \
+#       --original-image-key input --edited-image output --edit-instruction instruction \
+#       --id-key id --CoT-keys reasoning_verbose
+#   COT_KEYS=reasoning_verbose DATAPATH=data/thinking bash scripts/ie_sft.sh
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+
+JUDGE_URL=${JUDGE_URL:-http://127.0.0.1:8000/v1}
+JUDGE_MODEL=${JUDGE_MODEL:-}     # empty: the only one that is served
+
+exec python -m rl.annotate --judge-url "$JUDGE_URL" ${JUDGE_MODEL:+--judge-model "$JUDGE_MODEL"} "$@"

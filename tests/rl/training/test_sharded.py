@@ -1,0 +1,130 @@
+"""Runs sharded by DeepSpeed on two gloo ranks against whole ones on one rank.
+
+All sharded runs are made by one launch: importing DeepSpeed takes longer than ten steps of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from tiny_run import config_of, run_ranks, without_times
+
+from emu3.errors import UserError
+from rl.config import Config
+from rl.training.choose import make_trainer
+from rl.training.protocol import Trainer
+from rl.training.zero import ZeroTrainer
+
+pytest.importorskip("deepspeed")
+
+COMPARED = ("reward", "kl", "entropy", "grad_norm", "loss", "logprob_gap")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "zero2": {"zero": 2},
+    "zero3": {"zero": 3, "reference": "sharded"},
+    "recomputed": {"zero": 3, "reference": "offloaded", "gradient_checkpointing": True},
+    "offloaded": {"zero": 2, "offload_optimizer": True},
+}
+RESUMED: dict[str, dict[str, Any]] = {
+    "two": {"compute": {"zero": 2}},
+    "three": {"compute": {"zero": 3}},
+    "bf16": {"compute": {"zero": 2, "precision": "bf16", "max_logprob_gap": 1.0}},
+    "lora": {"compute": {"zero": 3, "reference": "adapter_off"}, "lora": {"rank": 4, "alpha": 8.0}},
+}
+Lines = list[dict[str, Any]]
+
+
+def equal_config(world: Path, folder: Path, name: str, compute: dict[str, Any]) -> Config:
+    """Three prompts on two ranks make unequal numbers of micro-batches, thinking unequal lengths."""
+    changes = {"rollout": {"think_tokens": 6}, "objective": {"kl": 0.1, "updates": 2}, "compute": compute}
+    return config_of(world, folder, run_name=name, steps=3, **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sharded")
+
+
+@pytest.fixture(scope="module")
+def runs(world: Path, folder: Path) -> dict[str, Lines]:
+    """The lines of every sharded run, by name."""
+    configs = [equal_config(world, folder, name, compute) for name, compute in SETTINGS.items()]
+    for name, changes in RESUMED.items():
+        whole = config_of(world, folder, run_name=f"{name}-whole", steps=4, save_every=2, **changes)
+        parts = dataclasses.replace(whole, run_name=f"{name}-parts")
+        configs += [whole, dataclasses.replace(parts, steps=2), parts]
+    lines = run_ranks(2, configs)
+    return {config.run_name: found for config, found in zip(configs, lines, strict=True)}
+
+
+def assert_same(one: Lines, other: Lines, tolerance: float = 1e-4) -> None:
+    """1e-4: float32 sums in another order differ by about 1e-6 per step, and AdamW, which divides by the root of a
+    small second moment, hands that on enlarged; a wrong factor (mean for sum, a rank left out) is 50% or more."""
+    assert len(one) == len(other)
+    for first, second in zip(one, other, strict=True):
+        for key in COMPARED:
+            assert first[key] == pytest.approx(second[key], rel=tolerance, abs=tolerance / 100), (first["step"], key)
+
+
+@pytest.fixture(scope="module")
+def plain(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, equal_config(world, folder, "run", {})
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_sharded_ranks_equal_one_whole(
+    runs: dict[str, Lines], name: str, run: Any, plain: tuple[Path, Config], folder: Path
+) -> None:
+    """Guards the passes that only keep step, the global denominator, sums that DeepSpeed turns into means, and the
+    twin that samples."""
+    plain_folder, config = plain
+    assert_same(runs[name], run(config))
+    ours = load_file(folder / name / "final" / "model.safetensors")
+    theirs = load_file(plain_folder / "run" / "final" / "model.safetensors")
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_run_equals_an_uninterrupted_one(runs: dict[str, Lines], name: str, folder: Path) -> None:
+    """Bit for bit: guards moments, step count and master weights that are put together from shards and taken apart
+    again, and the adapters, which have a file of their own."""
+    whole, parts = runs[f"{name}-whole"], runs[f"{name}-parts"]
+    assert without_times(whole) == without_times(parts)
+    files = [folder / f"{name}-{kind}" / "final" / "model.safetensors" for kind in ("whole", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_state_is_by_parameter_and_not_by_rank(runs: dict[str, Lines], run: Any, world: Path, folder: Path) -> None:
+    """What two ranks wrote one rank takes up, and goes on as if it had been one rank from the start. A state that
+    lacks a parameter is refused before any is set."""
+    config = config_of(world, folder, run_name="three-parts", steps=6, save_every=2, compute={"zero": 3})
+    one = config_of(world, folder, run_name="one", steps=6)
+    assert_same(run(config), run(one))
+    (path,) = (folder / "three-parts" / "checkpoints" / "step_000006").glob("optimizer-*.safetensors")
+    tensors = load_file(path)
+    assert tensors["step"].item() == 6
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.norm.weight")}
+    save_file(state, path)
+    with pytest.raises(UserError, match="belongs to an optimizer of other parameters"):
+        _load(config, path.parent)
+
+
+def test_rotary_frequencies_stay_exact(world: Path, tmp_path: Path) -> None:
+    """DeepSpeed casts buffers with the weights: in bfloat16 tokens would stand at wrong angles, the further back the
+    wronger."""
+    config = config_of(world, tmp_path, compute={"zero": 3, "precision": "bf16"})
+    trainer = _load(config)
+    assert isinstance(trainer, ZeroTrainer)
+    for model in (trainer.model, trainer._engine.module.model):
+        assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.bfloat16}
+
+
+def _load(config: Config, checkpoint: Path | None = None) -> Trainer:
+    return make_trainer(config, Accelerator(cpu=True), checkpoint)[0]

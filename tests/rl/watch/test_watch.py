@@ -1,0 +1,72 @@
+"""The object that the trainer calls."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_lines import line
+from test_grid_pictures import judged
+
+from rl.config_file import record_config
+from rl.reward.outcome import Outcome, Score
+from rl.watch.watch import Watch
+
+SCORES: list[Outcome] = [Score(1.0, {}), Score(2.0, {}), Score(3.0, {})]
+
+
+def watched(config: Any, run: Path, start: int, stop: int) -> None:
+    run.mkdir(exist_ok=True)
+    record_config(config, run / "config.json", resuming=False)
+    watch = Watch(run, config, start)
+    for step in range(start, stop):
+        watch.step(line(step), judged(1, SCORES))
+    watch.close()
+
+
+def test_a_run_leaves_lines_pictures_and_a_report(
+    make_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    watched(make_config(steps=8, watch={"pictures_every": 3, "report_every": 2}), run, 0, 8)
+    assert [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()] == [
+        line(s) for s in range(8)
+    ]
+    assert sorted(path.name for path in (run / "pictures").iterdir()) == [f"step_00000{step}.png" for step in (0, 3, 6)]
+    assert "Finished · step 8 of 8" in (run / "report.html").read_text()
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 9
+    # Two steps of 119.2 and 120.2 seconds came after the first.
+    assert [text.split()[-2:] for text in (told[1], told[3], told[8])] == [["1.06k", "-"], ["10", "min"], ["0", "s"]]
+
+
+def test_every_edition_of_the_report_has_its_steps(make_config: Any, tmp_path: Path) -> None:
+    """A report that is one edition late, or only written at the end, shows nothing while it is needed."""
+    config = make_config(steps=9, watch={"report_every": 2})
+    run = tmp_path / "run"
+    run.mkdir()
+    record_config(config, run / "config.json", resuming=False)
+    watch = Watch(run, config, 0)
+    seen = []
+    for step in range(4):
+        watch.step(line(step), [])
+        seen.append((run / "report.html").read_text().split("step ")[1].split(" ")[0])
+    assert seen == ["1", "1", "3", "3"]
+
+
+def test_a_resumed_run_reads_as_an_uninterrupted_one(make_config: Any, tmp_path: Path) -> None:
+    """Steps that are done again replace their lines."""
+    config = make_config(steps=6, watch={"pictures_every": 2, "report_every": 1})
+    watched(config, tmp_path / "whole", 0, 6)
+    watched(config, tmp_path / "parts", 0, 5)
+    watched(config, tmp_path / "parts", 3, 6)
+    whole, parts = ((tmp_path / run / "metrics.jsonl").read_bytes() for run in ("whole", "parts"))
+    assert whole == parts
+    assert "step 6 of 6" in (tmp_path / "parts" / "report.html").read_text()
+
+
+def test_nothing_more_is_written_where_nothing_is_asked_for(make_config: Any, tmp_path: Path) -> None:
+    watched(make_config(steps=2, watch={"pictures_every": 0, "report_every": 0}), tmp_path / "run", 0, 2)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "metrics.jsonl"]
