@@ -1,1 +1,10 @@
-"""Evaluation in four steps with a file between them: evaluate, score, table, report."""
+"""Evaluation: four commands with a file between them, and the rooms that they are made of.
+
+    evaluate.py     1. an editor's pictures for a benchmark      benchmarks/, editors/
+    score.py        2. what a judge and other metrics say        judges/, metrics/
+    table.py        3. means with intervals                      tables/
+    report.py       4. one page with everything on it            page/
+
+What lies between them on disk is read and written in results/. Beside them stand commands of their own: paper_tables,
+agreement (how far a judge can be trusted), leaks (whether a benchmark was trained on), figure and screenshot.
+"""

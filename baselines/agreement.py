@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from baselines.bootstrap import mean_interval
-from baselines.cells import UNKNOWN, Interval, cell
-from baselines.correlation import RESAMPLES, Correlation, correlations
-from baselines.grid import Grid, to_markdown
-from baselines.ratings import Columns, Key, read_ratings
-from baselines.records import VIESCORE, ScoredSample, read_records, read_settings
-from baselines.summary import by_benchmark, by_source, of_metric
+from baselines.judges.correlation import RESAMPLES, Correlation, correlations
+from baselines.judges.ratings import Columns, Key, read_ratings
+from baselines.results.records import VIESCORE, ScoredSample, read_records, read_settings
+from baselines.tables.bootstrap import mean_interval
+from baselines.tables.cells import UNKNOWN, Interval, cell
+from baselines.tables.grid import Grid, to_markdown
+from baselines.tables.summary import by_benchmark, by_source, of_metric
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file, write_json
 

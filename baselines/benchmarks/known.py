@@ -1,4 +1,5 @@
-"""The six benchmarks of the paper, its section 4.2, and GEdit-Bench, on which editors are compared today.
+"""The six benchmarks of the paper, its section 4.2, PIE-Bench, on which it is compared with EditAR, and GEdit-Bench,
+on which editors are compared today.
 
 Files and columns are as published, the subsets those of the published evaluation. No revision is pinned: none is named
 with the published numbers. The commit that was read is kept with every run. Licences are the publishers' and
@@ -37,6 +38,8 @@ EMUEDIT = Benchmark(
     instruction="instruction",
     task="task",
     id="idx",
+    source_caption="input_caption",
+    target_caption="output_caption",
     split="simple",
     licence="CC BY-NC 4.0: no commercial use",
 )
@@ -112,6 +115,20 @@ GEDIT = Benchmark(
     licence="MIT",
 )
 
+PIE_BENCH = Benchmark(
+    name="piebench",
+    title="PIE-Bench",
+    rows=700,
+    source="image",
+    instruction="instruction",
+    task="task",
+    id="id",
+    source_caption="source_caption",
+    target_caption="target_caption",
+    mask="mask",
+    licence="given out by its authors on a form: see cure-lab/PnPInversion; baselines.benchmarks.pie_bench reads it",
+)
+
 BENCHMARKS: Mapping[str, Benchmark] = {
-    spec.name: spec for spec in (GENERIC, OMNIEDIT, EMUEDIT, AURORA, MAGICBRUSH, VISMIN, I2EBENCH, GEDIT)
+    spec.name: spec for spec in (GENERIC, OMNIEDIT, EMUEDIT, AURORA, MAGICBRUSH, VISMIN, I2EBENCH, PIE_BENCH, GEDIT)
 }

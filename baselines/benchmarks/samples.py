@@ -21,6 +21,7 @@ from PIL import Image
 
 from baselines.benchmarks.spec import SPLIT_COLUMN, Benchmark
 from emu3.errors import UserError
+from emu3.tokenizer.images import read_image
 from emu3.train_image_editing.image_rows import BadRow, Columns, read_row, row_id
 
 _BATCH_ROWS = 32
@@ -30,7 +31,8 @@ _BATCH_ROWS = 32
 class Sample:
     """One row; pictures are RGB. `target` is the picture that the data set calls right, or None.
 
-    `source_set` is the part of the benchmark that the row comes from, "" where it has no parts.
+    `source_set` is the part of the benchmark that the row comes from, "" where it has no parts. The captions describe
+    the picture before and after the edit; `mask`, of mode L and the source's size, is white where the edit belongs.
     """
 
     id: str
@@ -40,6 +42,9 @@ class Sample:
     instruction: str
     source: Image.Image
     target: Image.Image | None
+    source_caption: str | None = None
+    target_caption: str | None = None
+    mask: Image.Image | None = None
 
 
 class Samples(Sequence[Sample]):
@@ -60,8 +65,8 @@ class Samples(Sequence[Sample]):
             id=benchmark.id,
             task=benchmark.task,
         )
-        parts = [benchmark.source_set] if benchmark.source_set else []
-        self._names = list(dict.fromkeys([*self._columns.names(), *parts]))
+        more = (benchmark.source_set, benchmark.source_caption, benchmark.target_caption, benchmark.mask)
+        self._names = list(dict.fromkeys([*self._columns.names(), *filter(None, more)]))
         texts = pa.concat_tables(
             [_read_table(file, self._names, self._small_columns()) for file in files], promote_options="permissive"
         )
@@ -102,13 +107,14 @@ class Samples(Sequence[Sample]):
             return [self[row] for row in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        number, values = self._numbers[index], self._values(index)
+        number, values, spec = self._numbers[index], self._values(index), self.benchmark
         try:
             row = read_row(values, self._columns, number)
+            source = row.source.convert("RGB")
+            mask = _mask(values[spec.mask], spec.mask, source.size) if spec.mask else None
         except BadRow as error:
             name = row_id(values, self._columns, number)
             raise UserError(f"{self._file_of_row[number]}: row {name}: {error}") from None
-        spec = self.benchmark
         task = row.task or self._task_of_file(number) or spec.name
         return Sample(
             id=self._ids[number],
@@ -116,8 +122,11 @@ class Samples(Sequence[Sample]):
             split=values.get(SPLIT_COLUMN) or spec.splits.get(task, spec.split),
             source_set=str(values[spec.source_set] or "") if spec.source_set else "",
             instruction=row.instruction.removeprefix(spec.drop_prefix),
-            source=row.source.convert("RGB"),
+            source=source,
             target=row.edited.convert("RGB") if row.edited is not None else None,
+            source_caption=(values[spec.source_caption] or None) if spec.source_caption else None,
+            target_caption=(values[spec.target_caption] or None) if spec.target_caption else None,
+            mask=mask,
         )
 
     def _values(self, index: int) -> dict[str, Any]:
@@ -176,6 +185,21 @@ class Samples(Sequence[Sample]):
             if word in file.name:
                 return word
         raise UserError(f"{file}: the task of its rows is in its name, which has none of {', '.join(words)}")
+
+
+def _mask(cell: Any, column: str, size: tuple[int, int]) -> Image.Image | None:
+    """The mask in a cell. Raises `BadRow` for one that cannot be read, or belongs to a picture of another size."""
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    if data is None:
+        return None
+    try:
+        mask = read_image(io.BytesIO(data), column).convert("L").point(lambda level: 255 * (level > 127))
+    except UserError as error:
+        raise BadRow(str(error)) from None
+    if mask.size != size:
+        sizes = " and ".join(f"{width}x{height}" for width, height in (mask.size, size))
+        raise BadRow(f"the mask in {column} and the source have other sizes: {sizes}")
+    return mask
 
 
 def _read_table(file: Path, needed: Sequence[str], columns: Sequence[str]) -> pa.Table:

@@ -34,7 +34,8 @@ class Benchmark:
     """Column names of a benchmark, None where it has no such column, and the rules that choose and mend its rows.
 
     `source` and `target` hold pictures, `target` may be null in single rows. Without `id` the row number is the id.
-    `source_set` tells the part of the benchmark that a row comes from.
+    `source_set` tells the part of the benchmark that a row comes from. The captions describe the picture before and
+    after the edit; `mask` holds a picture of the source's size, white where the edit belongs. They may be null, too.
 
     hub: id on the Hugging Face Hub; None for data of one's own. revision: None takes the default branch. files: the
     Parquet files there, as patterns.
@@ -52,6 +53,9 @@ class Benchmark:
     task: str | None = None
     id: str | None = None
     source_set: str | None = None
+    source_caption: str | None = None
+    target_caption: str | None = None
+    mask: str | None = None
     split: str = "all"
     splits: Mapping[str, str] = field(default_factory=dict)
     hub: str | None = None

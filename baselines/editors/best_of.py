@@ -15,8 +15,8 @@ from typing import Protocol
 
 from PIL import Image
 
+from baselines.editors.pictures import Frame
 from baselines.editors.protocol import Answer, Edited, NoPicture
-from baselines.pictures import Frame
 from rl.reward.outcome import Outcome, Score, Unavailable
 from rl.reward.scorer import Scorer
 

@@ -1,4 +1,7 @@
-"""Our own models as chosen editors: plain, with a chain of thought, best of n."""
+"""Our own models as chosen editors: plain, with a chain of thought, best of n.
+
+The model's code, which takes seconds to import, comes with the model: a run that is finished needs neither.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,14 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from baselines.editors.best_of import BestOf
 from baselines.editors.device import local_device
-from baselines.editors.emu3 import Emu3Editor
 from baselines.editors.names import EMU3
 from baselines.editors.options import ChosenEditor, EditorOptions
 from baselines.editors.protocol import Predictor, seen_by
-from baselines.provenance import identity
+from baselines.results.provenance import identity
 from emu3.errors import UserError
 from emu3.hub import SAFE_FILES, SMALL_FILES, local_folder
-from emu3.mllm.editor import Editor
-from rl.reward.judge import Judge
 from rl.reward.prompts import prompts_from
-from rl.reward.scorer import Scorer
-from rl.reward.viescore import VieScore
 
 TEMPERATURE, TOP_K = 1.0, 2048  # as published
 # Bounds what is lost when a run ends, not the memory: `Editor` takes its own portions.
@@ -33,6 +30,7 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
     model, best_of = options.model, options.best_of or 1
     temperature = TEMPERATURE if options.temperature is None else options.temperature
     top_k = TOP_K if options.top_k is None else options.top_k
+    engine = options.engine or "local"
     if temperature < 0 or top_k < 0 or best_of < 1:
         raise UserError(f"temperature and top-k are 0 or more, best-of 1 or more: {temperature}, {top_k}, {best_of}")
     if best_of > 1 and (options.judge_url is None or options.judge_model is None):
@@ -54,6 +52,7 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
         },
         "temperature": temperature,
         "top_k": top_k,
+        "engine": engine,
         "think": options.think,
         "best_of": best_of,
         "device": device.type,
@@ -64,8 +63,11 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
 
     @contextmanager
     def load() -> Iterator[Predictor]:
+        from baselines.editors.emu3 import Emu3Editor
+        from emu3.mllm.editor import Editor
+
         editor = Emu3Editor(
-            Editor.from_pretrained(model, options.vision, options.tokenizer, device),
+            Editor.from_pretrained(model, options.vision, options.tokenizer, device, engine=engine),
             temperature=temperature,
             top_k=top_k or None,
             think=options.think,
@@ -74,6 +76,11 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
         if best_of == 1:
             yield seen_by(editor, name)
         else:
+            from baselines.editors.best_of import BestOf
+            from rl.reward.judge import Judge
+            from rl.reward.scorer import Scorer
+            from rl.reward.viescore import VieScore
+
             judge = Judge(options.judge_url or "", options.judge_model)
             with Scorer(VieScore(judge, prompts)) as scorer:
                 yield seen_by(BestOf(editor, best_of, scorer), name)

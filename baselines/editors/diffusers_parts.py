@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from baselines import provenance
+from baselines.results import provenance
 from emu3.errors import UserError, one_line
 from emu3.hub import local_folder
 
@@ -49,7 +49,7 @@ def pipeline_folder(name: str, parts: Sequence[str], weights: Sequence[str]) -> 
 
 
 def identity(name: str, folder: Path, parts: Sequence[str]) -> dict[str, str]:
-    """What a pipeline is, for the settings of a run (`baselines.provenance.identity`)."""
+    """What a pipeline is, for the settings of a run (`baselines.results.provenance.identity`)."""
     return provenance.identity(name, folder, _patterns(parts))
 
 

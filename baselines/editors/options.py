@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from baselines.editors.names import (
     AURORA,
@@ -29,7 +29,8 @@ class EditorOptions:
     """None takes the editor's default.
 
     model, vision, tokenizer: folders or Hub ids, `@revision` behind an id. temperature: 0 is greedy. top_k: 0 draws
-    among all codes. think: write a chain of thought before each picture. best_of: keep the best of so many, by the
+    among all codes. engine: what samples, "local" (the model itself) or "vllm" with its weights. think: write a chain
+    of thought before each picture. best_of: keep the best of so many, by the
     judge `judge_model` at `judge_url` with the wording `prompts` (a checkout of VIEScore's texts; ours without).
     steps: of a diffusion model. command: see `baselines.editors.command`. time_limit: seconds for one picture of it.
     pictures: folder of finished pictures.
@@ -40,6 +41,7 @@ class EditorOptions:
     tokenizer: str | None = None
     temperature: float | None = None
     top_k: int | None = None
+    engine: Literal["local", "vllm"] | None = None
     think: bool = False
     best_of: int | None = None
     judge_url: str | None = None
@@ -59,7 +61,7 @@ class EditorOptions:
                 raise UserError(f"editor {kind} does not take --{option.replace('_', '-')}")
 
 
-_SAMPLING = ("temperature", "top_k", "think", "best_of")
+_SAMPLING = ("temperature", "top_k", "engine", "think", "best_of")
 _TAKES: Mapping[str, tuple[str, ...]] = {
     EMU3: ("model", "vision", "tokenizer", *_SAMPLING, "judge_url", "judge_model", "prompts"),
     **dict.fromkeys((INSTRUCT_PIX2PIX, MAGICBRUSH, AURORA, OMNIGEN), ("model", "steps")),

@@ -1,12 +1,14 @@
 """A metric by its name. Libraries and weights are loaded for the one that is asked for.
 
 A name with `_source` behind it compares the edited picture with its source: for benchmarks without target pictures,
-where it says how much was changed and not how well.
+where it says how much was changed and not how well. With `_background` it does so outside the mask of the edit, where
+a benchmark has masks.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from baselines.metrics.protocol import AbsentMetric, AbsentSetMetric, Metric, Reference, SetMetric
 from baselines.metrics.weights import Absent
@@ -24,9 +26,16 @@ COMPARING = {
     "dino": True,
     "structure_distance": False,
 }
-SEEING_TEXT = ("clip_t", "clip_instruction", "clip_direction")
+OUTSIDE_THE_MASK = ("l1", "l2", "psnr", "ssim", "lpips")
+SEEING_TEXT = ("clip_t", "clip_t_edited", "clip_instruction", "clip_direction")
 OVER_A_SET = ("fid",)
-NAMES = (*COMPARING, *(f"{name}_source" for name in COMPARING), *SEEING_TEXT, *OVER_A_SET)
+NAMES = (
+    *COMPARING,
+    *(f"{name}_source" for name in COMPARING),
+    *(f"{name}_background" for name in OUTSIDE_THE_MASK),
+    *SEEING_TEXT,
+    *OVER_A_SET,
+)
 
 
 def metric_named(name: str, weights: Path | None = None) -> Metric | SetMetric:
@@ -44,11 +53,15 @@ def metric_named(name: str, weights: Path | None = None) -> Metric | SetMetric:
     except Absent as absent:
         if name in OVER_A_SET:
             return AbsentSetMetric(name, higher_is_better=False, needs_target=True, reason=str(absent))
-        base = name.removesuffix("_source")
+        base = name.removesuffix("_source").removesuffix("_background")
         return AbsentMetric(name, COMPARING.get(base, True), needs_target=name in COMPARING, reason=str(absent))
 
 
 def _load(name: str, weights: Path | None) -> Metric | SetMetric:
+    if name.endswith("_background"):
+        from baselines.metrics.masked import Masked
+
+        return Masked(name, cast(Metric, _load(f"{name.removesuffix('_background')}_source", weights)), "background")
     against: Reference = "source" if name.endswith("_source") else "target"
     match name.removesuffix("_source"):
         case "l1" | "l2" | "psnr" | "ssim" as base:
@@ -81,6 +94,10 @@ def _load(name: str, weights: Path | None) -> Metric | SetMetric:
             from baselines.metrics.clip import LARGE, ClipText, clip_encoder
 
             return ClipText(text_metric, clip_encoder(LARGE, weights))
+        case "clip_t_edited":
+            from baselines.metrics.masked import Masked
+
+            return Masked(name, cast(Metric, _load("clip_t", weights)), "edited")
         case "clip_direction":
             from baselines.metrics.clip import LARGE, ClipDirection, clip_encoder
 

@@ -26,8 +26,8 @@ from torch.nn.functional import cosine_similarity, normalize
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from baselines.metrics.protocol import Missing, Pictures
-from baselines.metrics.weights import device, folder_digest, load_model, model_folder, one_line, version_of
-from emu3.errors import UserError
+from baselines.metrics.weights import device, folder_digest, load_model, model_folder, version_of
+from emu3.errors import UserError, one_line
 from emu3.tokenizer.precision import plain_float32
 
 # ViT-B/32 is what the paper compares pictures by, ViT-L/14 what PIE-Bench compares pictures and captions by. The first

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from baselines.metrics.backbones import Stages, shift_tolerant_alexnet, squeezenet
 from baselines.metrics.frames import score_pairs
 from baselines.metrics.protocol import Missing, Pictures, Reference
-from baselines.metrics.weights import device, one_line, package_file, tensors, torch_file, version_of
-from emu3.errors import UserError
+from baselines.metrics.weights import device, package_file, tensors, torch_file, version_of
+from emu3.errors import UserError, one_line
 from emu3.files import sha256_of
 
 SQUEEZENET = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"

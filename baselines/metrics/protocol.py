@@ -19,7 +19,8 @@ Reference = Literal["target", "source"]
 @dataclass(frozen=True)
 class Pictures:
     """One sample; pictures are RGB. `target` is the picture that the data calls right; captions describe the picture
-    before and after the edit. What the data does not have is None.
+    before and after the edit; `mask`, of mode L and the source's size, is white where the edit belongs. What the data
+    does not have is None.
 
     The size rule for what is compared pixel by pixel stands in `baselines.metrics.frames`.
     """
@@ -30,6 +31,7 @@ class Pictures:
     instruction: str
     source_caption: str | None = None
     target_caption: str | None = None
+    mask: Image.Image | None = None
 
 
 @dataclass(frozen=True)

@@ -22,21 +22,23 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub import constants
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from emu3.errors import UserError
+from emu3.errors import UserError, one_line
 from emu3.files import sha256_of
 from emu3.hub import local_folder
+
+if TYPE_CHECKING:  # takes seconds to import, which pixels need nothing of
+    from transformers import PreTrainedModel
 
 # PyTorch's own convention: NAME-<first hex digits of the file's SHA-256>.pth
 HASHED_NAME = re.compile(r"(?P<stem>.+)-(?P<digest>[0-9a-f]{8,})\.pth")
 
-Model = TypeVar("Model", bound=PreTrainedModel)
+Model = TypeVar("Model", bound="PreTrainedModel")
 
 
 class Absent(Exception):
@@ -153,8 +155,3 @@ def tensors(file: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{file} holds something else than named tensors")
     return state
-
-
-def one_line(error: Exception) -> str:
-    """An exception's message on one line, cut at 200 characters."""
-    return " ".join(str(error).split())[:200]

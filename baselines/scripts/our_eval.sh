@@ -4,6 +4,7 @@
 #   MODEL_PATHS="mair-lab/sft-simple mair-lab/sft-simple.rl-simple-n-complex" TOKENIZER_PATH=BAAI/Emu3-Gen \
 #       bash baselines/scripts/our_eval.sh
 #   MODEL_PATHS=runs/sft/final DATA_DIR=data/benchmarks BENCHMARKS="aurora vismin" bash baselines/scripts/our_eval.sh
+#   MODEL_PATHS=runs/rl/final bash baselines/scripts/our_eval.sh --engine vllm
 #
 # Writes $SAVE_DIR/BENCHMARK/MODEL-seedN. Further arguments go to baselines.evaluate. Call it again after an
 # interruption: it goes on where it stopped. One process per GPU, GPUS of them.

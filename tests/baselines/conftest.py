@@ -12,7 +12,7 @@ import pytest
 from fake_judge import FakeJudge
 from noise_pictures import IMAGE, noise, png
 
-from baselines.records import Prediction, ScoredSample, write_records
+from baselines.results.records import Prediction, ScoredSample, write_records
 
 
 @pytest.fixture

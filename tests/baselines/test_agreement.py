@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from baselines import agreement
-from baselines.correlation import correlations
-from baselines.ratings import Columns
-from baselines.records import ScoredSample, write_records
+from baselines.judges.correlation import correlations
+from baselines.judges.ratings import Columns
+from baselines.results.records import ScoredSample, write_records
 from emu3.errors import UserError
 
 Make = Callable[..., ScoredSample]

@@ -12,12 +12,13 @@ import pytest
 from noise_pictures import IMAGE, noise, png
 from PIL import Image, ImageChops
 
-from baselines import evaluate, predictions
+from baselines import evaluate
 from baselines.benchmarks.samples import Samples
 from baselines.benchmarks.spec import Benchmark
 from baselines.editors import choose
 from baselines.editors.protocol import Answer, Edited, NoPicture
-from baselines.records import Prediction, read_records, read_settings
+from baselines.results import predictions
+from baselines.results.records import Prediction, read_records, read_settings
 from emu3.errors import UserError
 from emu3.tokenizer.images import fit_image
 

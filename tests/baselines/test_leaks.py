@@ -15,9 +15,10 @@ import pytest
 from noise_pictures import IMAGE, noise, png
 from PIL import Image
 
-from baselines import leak_index, leaks
+from baselines import leaks
+from baselines.benchmarks import leak_index
+from baselines.benchmarks.leak_index import ID, INSTRUCTION, PAIR, PICTURE, same_words
 from baselines.benchmarks.spec import Benchmark
-from baselines.leak_index import ID, INSTRUCTION, PAIR, PICTURE, same_words
 from emu3.errors import UserError
 from emu3.train_image_editing.image_rows import Columns
 from emu3.train_image_editing.shards import EditRow, ShardWriter

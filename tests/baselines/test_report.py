@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
-from baselines import gallery, report
-from baselines.charts import interval_bar, line_chart, nice_ticks, running_mean
-from baselines.curves import read_curves
-from baselines.headline import findings
-from baselines.records import Prediction, read_records, write_records
-from baselines.summary import Row, summarise
+from baselines import report
+from baselines.page import gallery
+from baselines.page.charts import interval_bar
+from baselines.page.curves import read_curves
+from baselines.page.headline import findings
+from baselines.results.records import Prediction, read_records, write_records
+from baselines.tables.summary import Row, summarise
 from emu3.errors import UserError
+from rl.watch.charts import line_chart
 
 MakeRun = Callable[..., Path]
 
@@ -271,12 +273,3 @@ def test_a_bar_is_as_long_as_its_score() -> None:
 def test_a_chart_of_hardly_any_data_is_still_a_chart(steps: list[float], values: list[float]) -> None:
     """Guards divisions by the span of one point or of a constant."""
     assert "nan" not in line_chart("x", steps, values).lower()
-
-
-def test_ticks_span_the_data_with_round_numbers() -> None:
-    assert nice_ticks(0.13, 0.87) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert nice_ticks(4.0, 4.0) == [4.0]
-
-
-def test_running_mean_keeps_a_constant_and_its_length() -> None:
-    assert running_mean([2.0] * 50) == pytest.approx([2.0] * 50)

@@ -11,11 +11,12 @@ import pytest
 from fake_judge import FakeJudge
 from noise_pictures import noise
 
-from baselines import judging, score
-from baselines.judging import Pace
+from baselines import score
+from baselines.judges import judging
+from baselines.judges.judging import Pace
 from baselines.metrics.protocol import Missing, Pictures
-from baselines.records import Prediction, ScoredSample, read_records, read_settings, write_records
-from baselines.usage import usage_of
+from baselines.results.records import Prediction, ScoredSample, read_records, read_settings, write_records
+from baselines.results.usage import usage_of
 from emu3.errors import UserError
 
 

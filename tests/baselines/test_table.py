@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from baselines import table
-from baselines.averages import average_rows, main_rows
-from baselines.published import benchmarks
-from baselines.records import ScoredSample, write_records
-from baselines.summary import by_task, summarise
+from baselines.results.records import ScoredSample, write_records
+from baselines.tables.averages import average_rows, main_rows
+from baselines.tables.published import benchmarks
+from baselines.tables.summary import by_task, summarise
 from emu3.errors import UserError
 
 Make = Callable[..., ScoredSample]

@@ -35,9 +35,10 @@ def test_every_metric_answers_each_row_without_any_weights(name: str, tmp_path: 
     """Name, direction and need of a target must be the same whether the weights are there or not."""
     metric = metric_named(name, tmp_path)
     assert metric.name == name
-    seeing_text = {"clip_t", "clip_instruction", "clip_direction"}
-    assert metric.needs_target == (not name.endswith("_source") and name not in seeing_text)
-    assert metric.higher_is_better == (name.removesuffix("_source") in {"psnr", "ssim", "clip_i", "dino"} | seeing_text)
+    seeing_text = {"clip_t", "clip_t_edited", "clip_instruction", "clip_direction"}
+    assert metric.needs_target == (not name.endswith(("_source", "_background")) and name not in seeing_text)
+    base = name.removesuffix("_source").removesuffix("_background")
+    assert metric.higher_is_better == (base in {"psnr", "ssim", "clip_i", "dino"} | seeing_text)
     assert metric.version
     if isinstance(metric, SetMetric):
         assert not hasattr(metric, "score")

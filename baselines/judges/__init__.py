@@ -1,0 +1,1 @@
+"""Asking a judge about predictions, and how far one can be trusted."""

@@ -1,0 +1,108 @@
+"""VIEScore of predictions: questions to the judge at a bounded pace, every answer kept word for word.
+
+The judge's client is the one of training (`rl.reward`). Around it stand a transcript, which hands each sample the
+answers that its score was read from, and a pace, which keeps the requests per minute below what a provider allows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextvars import ContextVar
+from pathlib import Path
+
+from PIL import Image
+
+from baselines.results.records import SCORED, UNAVAILABLE, UNPARSABLE, VIESCORE, Prediction, ScoredSample, scored_row
+from emu3.tokenizer.images import read_image
+from rl.reward.judge import Judge
+from rl.reward.outcome import Outcome, Score, Unavailable, Unparsable
+from rl.reward.scorer import Scorer
+
+# Pictures of this many samples are in memory at once: enough to keep every slot of the judge busy.
+WINDOW = 256
+QUESTIONS = 2
+"""Questions that a VIEScore asks."""
+
+_TRANSCRIPT: ContextVar[dict[str, str]] = ContextVar("transcript")
+
+
+class HeardJudge(Judge):
+    """A judge whose answers are written to the transcript of the sample that they are about: "sc" for the question
+    with source and edit, "pq" for that with the edit alone."""
+
+    async def ask(
+        self, text: str, images: list[Image.Image], accept: Callable[[str], bool] = bool
+    ) -> str | Unavailable:
+        answer = await super().ask(text, images, accept)
+        if isinstance(answer, str):
+            _TRANSCRIPT.get()["sc" if len(images) > 1 else "pq"] = answer
+        return answer
+
+
+class Pace:
+    """Lets samples through so that no more than `per_minute` requests go out in a minute, spread evenly over it.
+
+    counters: those of the scorer, by which questions that were answered from the cache cost nothing, and repeated
+    requests count.
+    """
+
+    def __init__(
+        self,
+        per_minute: float,
+        counters: Callable[[], dict[str, float]],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._per_second = per_minute / 60
+        self._counters = counters
+        self._clock = clock
+        self._sleep = sleep
+        self._start = clock()
+        self._asked = 0
+
+    def wait(self) -> None:
+        """Return when the questions of one more sample fit."""
+        while self._used() + QUESTIONS > QUESTIONS + self._per_second * (self._clock() - self._start):
+            self._sleep(0.02)
+        self._asked += QUESTIONS
+
+    def _used(self) -> float:
+        counters = self._counters()
+        free = counters["cache_hits"] + counters["shared"]
+        return self._asked - free + counters["retries"] + counters["reasks"]
+
+
+def judge_rows(rows: list[Prediction], folder: Path, scorer: Scorer, pace: Pace | None) -> Iterator[ScoredSample]:
+    """The rows' outcomes in their order, `WINDOW` of them under way. `scorer` asks a `HeardJudge`; paths of the rows
+    start from `folder`."""
+    pending: deque[tuple[Prediction, dict[str, str], Future[Outcome]]] = deque()
+    for row in rows:
+        if len(pending) == WINDOW:
+            first, answers, future = pending.popleft()
+            yield scored(first, future.result(), answers)
+        source, edited = (read_image(folder / name, str(folder / name)) for name in (row.source, row.edited))
+        if pace is not None:
+            pace.wait()
+        transcript: dict[str, str] = {}
+        # The scorer's loop runs each submission in the context that it was submitted from.
+        _TRANSCRIPT.set(transcript)
+        pending.append((row, transcript, scorer.submit(row.instruction, source, edited)))
+    for row, answers, future in pending:
+        yield scored(row, future.result(), answers)
+
+
+def scored(row: Prediction, outcome: Outcome, answers: dict[str, str]) -> ScoredSample:
+    """The row of the scores file for what came of a sample."""
+    status, value, parts, detail = SCORED, None, None, None
+    match outcome:
+        case Score():
+            value, parts = outcome.value, outcome.parts
+        case Unparsable():
+            status, detail = UNPARSABLE, outcome.answer
+        case Unavailable():
+            status, detail = UNAVAILABLE, outcome.reason
+    kept: dict[str, str] = {name: answers[name] for name in ("sc", "pq") if name in answers}
+    return scored_row(row, VIESCORE, status, value, parts=parts, answers=kept, detail=detail)

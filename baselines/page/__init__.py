@@ -1,0 +1,1 @@
+"""The parts of the report: gallery, charts, headline, and its templates."""

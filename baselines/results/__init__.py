@@ -1,0 +1,1 @@
+"""The files between the steps, and what else a run leaves: who wrote them, from what, at which cost."""

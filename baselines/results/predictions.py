@@ -1,0 +1,231 @@
+"""Predictions on disk: pictures and a line per finished sample, then one file over all of them.
+
+    OUT/settings.json                    what the run was asked for; written with the first sample
+    OUT/batches/000064/000070-edited.png the pictures of a batch, by row
+    OUT/rows-0.jsonl                     the finished samples (`baselines.results.sample_log`)
+    OUT/failures-0.json                  samples without a picture, if there are any, and why
+    OUT/predictions.parquet              written last: its presence says that all is there
+
+Several processes share the batches, and whoever finds all samples there at its end writes the last file. A batch that
+was cut short is computed again, since its seed belongs to all of it; what is finished of it stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from baselines.benchmarks.samples import Sample, Samples
+from baselines.editors.batches import Batch, Share, make_batches
+from baselines.editors.options import ChosenEditor
+from baselines.editors.pictures import Frame
+from baselines.editors.protocol import Edited, NoPicture
+from baselines.results.records import PREDICTIONS_FILE, Prediction, refuse_other_settings, write_records
+from baselines.results.sample_log import SampleLog, finished_samples
+from emu3.errors import UserError
+from emu3.files import read_json, write_json
+
+SETTINGS_FILE = "settings.json"
+
+GIVE_UP_AFTER = 8
+"""So many samples in a row without a picture end a run: the editor does not work."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked for, and all that led to its pictures.
+
+    `name` is the run's row in the tables, `benchmark` the rules that made the samples, `origin` and `data` tell the
+    files that they are from, `options` are the editor's, `image_area` is in pixels.
+    """
+
+    editor: str
+    name: str
+    benchmark: dict[str, Any]
+    origin: str
+    data: str
+    limit: int | None
+    seed: int
+    batch_size: int
+    image_area: int
+    options: dict[str, Any]
+    versions: dict[str, str]
+
+
+def write_predictions(
+    samples: Samples, rows: Sequence[int], editor: ChosenEditor, output_dir: Path, settings: Settings, share: Share
+) -> Path:
+    """Predict a share of `rows` of `samples`; returns the path of the predictions file, which is there once all shares
+    are done.
+
+    The editor is loaded only if a sample is missing, before anything is written. Raises `UserError` when `output_dir`
+    holds a run with other settings, for a picture that is none of its sample, and, at the end, for samples without a
+    picture; what is missing is made by the next call.
+    """
+    asked = json.loads(json.dumps(asdict(settings)))
+    whole = output_dir / PREDICTIONS_FILE
+    _check_folder(output_dir, asked, finished=whole.exists())
+    if whole.exists():
+        return whole
+    done = finished_samples(output_dir)
+    mine = share.of(make_batches(samples, rows, settings.batch_size, editor.equal_sizes))
+    missing = [batch for batch in mine if not done.keys() >= set(batch.rows)]
+    if missing:
+        run = _Run(samples, editor, output_dir, settings, asked, share)
+        run.predict(missing, len(rows), set(done))
+        done = finished_samples(output_dir)
+    if done.keys() >= set(rows):
+        os.sync()  # once for all pictures; they were not synced one by one
+        write_records(whole, [done[row] for row in rows], asked)
+    else:
+        print(f"{settings.name}: share {share.index} of {share.count} is done, others are not")
+    return whole
+
+
+def _check_folder(output_dir: Path, asked: dict[str, Any], finished: bool) -> None:
+    file = output_dir / SETTINGS_FILE
+    if file.exists():
+        found = read_json(file)
+        if finished and isinstance(found, dict):
+            # Nothing is added to it: with newer libraries it is still the run that it was.
+            found["versions"] = asked["versions"]
+        refuse_other_settings(output_dir, _flat(found), _flat(asked))
+    elif output_dir.exists() and any(not path.name.startswith(".") for path in output_dir.iterdir()):
+        raise UserError(f"{output_dir} is not empty and holds no run of this command: choose another folder")
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+class _Run:
+    """One process at work on its share."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        editor: ChosenEditor,
+        output_dir: Path,
+        settings: Settings,
+        asked: dict[str, Any],
+        share: Share,
+    ) -> None:
+        self._samples = samples
+        self._editor = editor
+        self._output_dir = output_dir
+        self._settings = settings
+        self._asked = asked
+        self._share = share
+        self._failures: dict[str, str] = {}
+        self._failures_in_a_row = 0
+
+    def predict(self, batches: Sequence[Batch], total: int, done: set[int]) -> None:
+        with self._editor.load() as predictor, SampleLog(self._output_dir, self._share.index) as log:
+            for batch in batches:
+                drawn = [self._samples[row] for row in batch.rows]
+                began = time.perf_counter()
+                answers = predictor(drawn, batch.seed(self._settings.seed))
+                seconds = (time.perf_counter() - began) / len(batch.rows)
+                trouble: UserError | None = None
+                for row, sample, answer in zip(batch.rows, drawn, answers, strict=True):
+                    if row in done:
+                        continue
+                    if isinstance(answer, NoPicture):
+                        self._failures[sample.id] = answer.reason
+                        self._failures_in_a_row += 1
+                        continue
+                    try:
+                        pictures = self._pictures(sample, answer)
+                    except UserError as error:
+                        trouble = trouble or error
+                        continue
+                    self._keep(batch, row, sample, answer, pictures, seconds, log)
+                    self._failures_in_a_row = 0
+                    done.add(row)
+                if trouble is not None:
+                    raise trouble
+                print(f"{self._settings.name}: {len(done)} of {total}", flush=True)
+                if self._failures_in_a_row >= GIVE_UP_AFTER:
+                    break
+        self._tell_failures()
+
+    def _pictures(self, sample: Sample, answer: Edited) -> dict[str, Any]:
+        """What a judge or a reader sees of a sample, by kind, all of one size rule."""
+        try:
+            frame = Frame(sample.source, self._settings.image_area)
+        except UserError as error:
+            raise UserError(f"sample {sample.id}: {error}") from None
+        size = answer.image.size
+        if size != frame.shown.size and not frame.holds(size):
+            raise UserError(
+                f"sample {sample.id}: {self._settings.name} gave a picture of {size[0]}x{size[1]} pixels for one of "
+                f"{sample.source.width}x{sample.source.height}, which is another shape"
+            )
+        pictures = {"source": frame.shown, "edited": frame.fit(answer.image)}
+        if sample.target is not None:
+            pictures["target"] = frame.fit_target(sample.target)
+        if sample.mask is not None:
+            pictures["mask"] = frame.fit_mask(sample.mask)
+        return pictures
+
+    def _keep(
+        self,
+        batch: Batch,
+        row: int,
+        sample: Sample,
+        answer: Edited,
+        pictures: dict[str, Any],
+        seconds: float,
+        log: SampleLog,
+    ) -> None:
+        """Write a sample. File names hold the row, never the id, which may be any text."""
+        settings = self._settings
+        # Not before: a run that fails at once leaves no folder that refuses the corrected one.
+        if not (self._output_dir / SETTINGS_FILE).exists():
+            write_json(self._output_dir / SETTINGS_FILE, self._asked)
+        folder = self._output_dir / f"batches/{batch.start:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = {kind: f"batches/{folder.name}/{row:06d}-{kind}.png" for kind in pictures}
+        for kind, picture in pictures.items():
+            picture.save(self._output_dir / paths[kind])
+        prediction = Prediction(
+            id=sample.id,
+            benchmark=settings.benchmark["name"],
+            split=sample.split,
+            task=sample.task,
+            source_set=sample.source_set,
+            instruction=sample.instruction,
+            source=paths["source"],
+            edited=paths["edited"],
+            target=paths.get("target"),
+            model=settings.name,
+            editor=settings.editor,
+            seed=settings.seed,
+            seconds=seconds,
+            reasoning=answer.reasoning,
+            source_caption=sample.source_caption,
+            target_caption=sample.target_caption,
+            mask=paths.get("mask"),
+        )
+        log.append(row, prediction, answer.candidates)
+
+    def _tell_failures(self) -> None:
+        file = self._output_dir / f"failures-{self._share.index}.json"
+        if not self._failures:
+            file.unlink(missing_ok=True)
+            return
+        if self._output_dir.exists():
+            write_json(file, self._failures)
+        id, reason = next(iter(self._failures.items()))
+        others = f"; {len(self._failures) - 1} more without one" if len(self._failures) > 1 else ""
+        kept = f", listed in {file}; all others are kept" if file.exists() else ""
+        raise UserError(f"{self._settings.name} gave no picture for sample {id}: {reason}{others}{kept}")

@@ -1,0 +1,169 @@
+"""The two files between the steps: predictions and scores, one row per sample, as Parquet.
+
+Paths in a predictions file are relative to its folder, so that a run folder can be moved. The settings that led to a
+file stand in its schema metadata: a number can be traced, and a file is never continued under other settings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emu3.errors import UserError
+from emu3.files import whole_file
+
+PREDICTIONS_FILE = "predictions.parquet"
+SCORES_FILE = "scores.parquet"
+
+SCORED, UNPARSABLE, UNAVAILABLE, MISSING = "score", "unparsable", "unavailable", "missing"
+VIESCORE = "viescore"
+WHOLE_SET = "*"
+_SETTINGS = b"settings"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One edited picture. `source` is the picture as the judge sees it; `target` is None where the data has none.
+
+    `source_set` is the part of a benchmark that a row comes from, "" where there are no parts. `model` is the name of
+    the row in the tables, `editor` the kind of editor, `seconds` the sample's share of the time that its batch took.
+    `reasoning` is the chain of thought that the editor wrote before the picture, or None. What the data has of captions
+    of the picture before and after the edit, and of a mask (white where the edit belongs), stands beside it.
+    """
+
+    id: str
+    benchmark: str
+    split: str
+    task: str
+    source_set: str
+    instruction: str
+    source: str
+    edited: str
+    target: str | None
+    model: str
+    editor: str
+    seed: int
+    seconds: float
+    reasoning: str | None
+    source_caption: str | None = None
+    target_caption: str | None = None
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """One prediction under one metric. `value` is null unless `status` is "score": a failure is never a number.
+
+    `metric` is VIESCORE or the name of another metric, `parts` holds the figures behind the value. `answers` keeps
+    what the judge said, by question; it is empty for other metrics. `detail` says why there is no value, else null.
+    A figure of a whole benchmark, such as FID, is one row with the id WHOLE_SET, its sample count as `parts["n"]`.
+    """
+
+    id: str
+    benchmark: str
+    split: str
+    task: str
+    source_set: str
+    model: str
+    editor: str
+    metric: str
+    status: str
+    value: float | None
+    parts: dict[str, float]
+    answers: dict[str, str]
+    detail: str | None
+
+
+def scored_row(
+    row: Prediction,
+    metric: str,
+    status: str,
+    value: float | None,
+    *,
+    parts: dict[str, float] | None = None,
+    answers: dict[str, str] | None = None,
+    detail: str | None = None,
+) -> ScoredSample:
+    """The row of a scores file about the prediction `row`."""
+    return ScoredSample(
+        id=row.id,
+        benchmark=row.benchmark,
+        split=row.split,
+        task=row.task,
+        source_set=row.source_set,
+        model=row.model,
+        editor=row.editor,
+        metric=metric,
+        status=status,
+        value=value,
+        parts=parts or {},
+        answers=answers or {},
+        detail=detail,
+    )
+
+
+_TEXT, _NUMBER = pa.string(), pa.float64()
+_SCHEMAS = {
+    Prediction: pa.schema(
+        [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "source_set", "instruction")]
+        + [(name, _TEXT) for name in ("source", "edited", "target", "model", "editor")]
+        + [("seed", pa.int64()), ("seconds", _NUMBER)]
+        + [(name, _TEXT) for name in ("reasoning", "source_caption", "target_caption", "mask")]
+    ),
+    ScoredSample: pa.schema(
+        [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "source_set")]
+        + [(name, _TEXT) for name in ("model", "editor", "metric", "status")]
+        + [("value", _NUMBER), ("parts", pa.map_(_TEXT, _NUMBER)), ("answers", pa.map_(_TEXT, _TEXT))]
+        + [("detail", _TEXT)]
+    ),
+}
+
+Record = TypeVar("Record", Prediction, ScoredSample)
+
+# Columns that came later, and what they are in a file that was written before.
+_LATER: dict[str, Any] = {"source_set": "", "reasoning": None, "metric": VIESCORE, "answers": {}}
+_LATER |= dict.fromkeys(("source_caption", "target_caption", "mask"))
+
+
+def write_records(path: Path, records: Sequence[Prediction] | Sequence[ScoredSample], settings: dict[str, Any]) -> None:
+    """Write one kind of record, whole or not at all; the same records and settings give the same bytes."""
+    schema = _SCHEMAS[type(records[0])].with_metadata({_SETTINGS: json.dumps(settings, sort_keys=True).encode()})
+    with whole_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], schema=schema), temporary)
+
+
+def read_records(path: Path, kind: type[Record]) -> list[Record]:
+    """Read a file of `kind`. Raises `UserError` if it is missing or holds something else."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is not a Parquet file: {error}") from None
+    names = [field.name for field in fields(kind)]
+    if missing := [name for name in names if name not in table.column_names and name not in _LATER]:
+        raise UserError(f"{path} is no file of {kind.__name__} rows: it lacks {', '.join(missing)}")
+    later = {name: _LATER[name] for name in names if name not in table.column_names}
+    rows = table.select([name for name in names if name not in later]).to_pylist(maps_as_pydicts="strict")
+    return [kind(**row, **later) for row in rows]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that `write_records` put beside the rows; empty for a file from elsewhere."""
+    return json.loads((pq.read_schema(path).metadata or {}).get(_SETTINGS, b"{}"))
+
+
+def refuse_other_settings(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise `UserError` naming the first setting in which a run that is already there differs from this one."""
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            raise UserError(
+                f"{where} already holds a run with {key}={found.get(key)!r}, this one has {key}={wanted.get(key)!r}: "
+                "choose another folder or delete that one"
+            )

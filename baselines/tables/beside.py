@@ -1,0 +1,165 @@
+"""Figures of our own beside the paper's, in the layout of the paper's table.
+
+A model takes four lines: ours with its 95% interval, the published figure, the difference, and how many samples were
+judged and failed. The difference is marked where the published figure lies outside our interval. Published figures
+come without intervals, so the mark says less than a test would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from baselines.results.records import WHOLE_SET, ScoredSample
+from baselines.tables.bootstrap import RESAMPLES, average_interval, mean_interval
+from baselines.tables.cells import UNKNOWN, Interval, fixed
+from baselines.tables.grid import Grid
+from baselines.tables.published import (
+    MAIN_TABLE,
+    PublishedColumn,
+    PublishedRow,
+    PublishedTable,
+    model_key,
+    normal,
+    row_of,
+    tables,
+)
+from emu3.errors import UserError
+
+OUTSIDE = "*"
+NOTE = f"Ours with its 95% bootstrap interval; {OUTSIDE} marks a published figure outside it."
+
+Index = dict[tuple[str, str, str], list[ScoredSample]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Our side of one cell. values: float (n,), those of the samples behind it; empty where nothing was scored."""
+
+    mean: float | None
+    ci95: Interval | None
+    n: int
+    failed: int
+    values: np.ndarray
+
+
+def printed(table: PublishedTable) -> Grid:
+    """The published table as it is printed."""
+    rows = [[row.name, *(f"{cell:.{table.decimals}f}" for cell in row.cells)] for row in table.rows]
+    return Grid(_title(table), ["", *(column.title for column in table.columns)], rows, table.note)
+
+
+def compare(
+    table: PublishedTable, scores: Sequence[ScoredSample], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Grid:
+    """The published table with our figures between its lines; models that were not run keep their published line."""
+    index = _index(scores)
+    lines: list[list[str]] = []
+    for row in table.rows:
+        ours = _measure_row(row, table.columns, index, resamples, seed)
+        if any(figure.n or figure.failed for figure in ours):
+            lines += _block(row, ours, table.decimals)
+        else:
+            lines.append([row.name, "published", *(f"{cell:.{table.decimals}f}" for cell in row.cells)])
+    columns = ["", "", *(column.title for column in table.columns)]
+    return Grid(_title(table), columns, lines, " ".join(filter(None, [NOTE, table.note])), blocks=True)
+
+
+def comparison_of(
+    models: Sequence[str], scores: Sequence[ScoredSample], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Grid | None:
+    """Those of `models` that the paper has a row for, beside it; None where nothing of theirs can be compared."""
+    main = next(table for table in tables() if table.number == MAIN_TABLE)
+    index = _index(scores)
+    lines: list[list[str]] = []
+    for model in models:
+        row = row_of(model)
+        if row is not None:
+            own = PublishedRow(f"`{model}`", (model_key(model),), row.cells)
+            ours = _measure_row(own, main.columns, index, resamples, seed)
+            lines += _block(own, ours, main.decimals) if any(figure.n for figure in ours) else []
+    if not lines:
+        return None
+    return Grid(
+        "Beside the published figures", ["", "", *(column.title for column in main.columns)], lines, NOTE, blocks=True
+    )
+
+
+def _title(table: PublishedTable) -> str:
+    return f"Table {table.number}: {table.title}"
+
+
+def _index(scores: Sequence[ScoredSample]) -> Index:
+    index: Index = {}
+    for score in scores:
+        index.setdefault((model_key(score.model), normal(score.benchmark), score.metric), []).append(score)
+    return index
+
+
+def _measure_row(
+    row: PublishedRow, columns: Sequence[PublishedColumn], index: Index, resamples: int, seed: int
+) -> list[Measured]:
+    figures: list[Measured] = []
+    for column in columns:
+        if column.average:
+            figures.append(_average(figures, resamples, seed))
+        else:
+            figures.append(_measure(row, column, index, resamples, seed))
+    return figures
+
+
+def _measure(row: PublishedRow, column: PublishedColumn, index: Index, resamples: int, seed: int) -> Measured:
+    found = [score for model in row.models for score in index.get((model, column.benchmark, column.metric), [])]
+    if len(names := sorted({score.model for score in found})) > 1:
+        raise UserError(f"{' and '.join(names)} are both known as {row.name!r}: keep one of them, or rename the other")
+    if column.tasks:
+        found = [score for score in found if {normal(score.task), normal(score.source_set)} & set(column.tasks)]
+    scored = [score for score in found if score.value is not None]
+    kept = [score.value if row.part is None else score.parts.get(row.part) for score in scored]
+    values = column.scale * np.array([value for value in kept if value is not None], dtype=np.float64)
+    return Measured(
+        mean=float(values.mean()) if len(values) else None,
+        ci95=mean_interval(values, resamples=resamples, seed=seed),
+        n=sum(int(score.parts["n"]) if score.id == WHOLE_SET else 1 for score in scored),
+        failed=len(found) - len(scored),
+        values=values,
+    )
+
+
+def _average(figures: Sequence[Measured], resamples: int, seed: int) -> Measured:
+    means = [figure.mean for figure in figures if figure.mean is not None]
+    whole = len(means) == len(figures)
+    return Measured(
+        mean=float(np.mean(means)) if whole else None,
+        ci95=average_interval([figure.values for figure in figures], resamples=resamples, seed=seed),
+        n=sum(figure.n for figure in figures),
+        failed=sum(figure.failed for figure in figures),
+        values=np.array([]),
+    )
+
+
+def _block(row: PublishedRow, ours: Sequence[Measured], decimals: int) -> list[list[str]]:
+    pairs = list(zip(ours, row.cells, strict=True))
+    return [
+        [row.name, "ours", *(_with_interval(figure, decimals) for figure in ours)],
+        ["", "published", *(f"{cell:.{decimals}f}" for cell in row.cells)],
+        ["", "difference", *(_difference(figure, cell, decimals) for figure, cell in pairs)],
+        ["", "n (failed)", *(f"{figure.n} ({figure.failed})" for figure in ours)],
+    ]
+
+
+def _with_interval(figure: Measured, decimals: int) -> str:
+    if figure.mean is None:
+        return UNKNOWN
+    if figure.ci95 is None:
+        return f"{figure.mean:.{decimals}f}"
+    return f"{figure.mean:.{decimals}f} [{figure.ci95[0]:.{decimals}f}, {figure.ci95[1]:.{decimals}f}]"
+
+
+def _difference(figure: Measured, published: float, decimals: int) -> str:
+    if figure.mean is None:
+        return UNKNOWN
+    outside = figure.ci95 is not None and not figure.ci95[0] <= published <= figure.ci95[1]
+    return fixed(figure.mean - published, decimals, "+") + (OUTSIDE if outside else "")

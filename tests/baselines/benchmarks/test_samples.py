@@ -1,0 +1,124 @@
+"""Reading a benchmark: columns, splits, and rows that must not pass silently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pytest
+from noise_pictures import IMAGE, noise, png
+
+from baselines.benchmarks.known import AURORA
+from baselines.benchmarks.samples import Samples
+from baselines.benchmarks.spec import GENERIC, Benchmark, Subset
+from emu3.errors import UserError
+
+FULL = Benchmark("data", source="input", instruction="instruction", target="output", task="task", id="id")
+AURORA_FILE = Path(__file__).parents[3] / "../shared/data/aurora-bench-dev.parquet"
+
+
+def test_takes_the_columns_that_it_is_told(make_data: Callable[..., Path]) -> None:
+    samples = Samples(FULL, [make_data(rows=3)])
+    assert [(sample.id, sample.task, sample.split) for sample in samples] == [
+        ("sample-0", "counting", "complex"),
+        ("sample-1", "colour", "simple"),
+        ("sample-2", "counting", "complex"),
+    ]
+    assert samples[1].instruction == "change number 1"
+    assert samples[1].target is not None and samples[1].target.tobytes() != samples[1].source.tobytes()
+
+
+def test_split_without_a_column_is_that_of_the_task_then_of_the_benchmark(make_data: Callable[..., Path]) -> None:
+    spec = Benchmark("b", "input", "instruction", task="task", split="complex", splits={"colour": "simple"})
+    assert [sample.split for sample in Samples(spec, [make_data(rows=2, split=None)])] == ["complex", "simple"]
+
+
+def test_without_columns_a_row_has_its_number_and_the_benchmark(make_data: Callable[..., Path]) -> None:
+    sample = Samples(GENERIC, [make_data()])[1]
+    assert (sample.id, sample.task, sample.target) == ("1", "data", None)
+
+
+def test_limit_keeps_the_first_rows(make_data: Callable[..., Path]) -> None:
+    assert [sample.id for sample in Samples(FULL, [make_data()], limit=2)] == ["sample-0", "sample-1"]
+
+
+def test_reads_files_in_order(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    for place in (0, 1):
+        make_data(rows=2, id=[f"{place}-a", f"{place}-b"]).rename(tmp_path / f"{place}.parquet")
+    samples = Samples(FULL, [tmp_path / "0.parquet", tmp_path / "1.parquet"])
+    assert [sample.id for sample in samples] == ["0-a", "0-b", "1-a", "1-b"]
+
+
+@pytest.mark.parametrize(("total", "rows"), [(3589, 1000), (1000, 1000), (40, 7)])
+def test_a_subset_is_that_of_datasets(total: int, rows: int) -> None:
+    """Guards the published rows: another shuffle would be another benchmark."""
+    theirs = datasets.Dataset.from_dict({"row": list(range(total))}).shuffle(seed=42).select(range(rows))
+    assert Subset(seed=42, rows=rows).of(total) == theirs["row"][:]
+
+
+def test_a_subset_comes_shuffled_with_ids_of_the_whole(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    """Guards pictures, texts and ids that part when rows are chosen; across files, in an order that is not theirs."""
+    files = []
+    for place in range(3):
+        pictures = [{"bytes": png(noise(4 * place + row)), "path": None} for row in range(4)]
+        data = make_data(
+            rows=4, input=pa.array(pictures, IMAGE), instruction=[f"{4 * place + row}" for row in range(4)]
+        )
+        files.append(data.rename(tmp_path / f"{place}.parquet"))
+    spec = Benchmark("b", "input", "instruction", target="output", subset=Subset(seed=42, rows=5))
+    samples = Samples(spec, files)
+    order = Subset(seed=42, rows=5).of(12)
+    assert order != sorted(order)
+    for sample, row in zip(samples, order, strict=True):
+        assert (sample.id, sample.instruction) == (str(row), str(row))
+        assert sample.source.tobytes() == noise(row).tobytes()
+    assert samples.rows_in_files == 12 and samples.rows_with_target() == [0, 1, 2, 3, 4]
+    assert [sample.id for sample in Samples(spec, files, limit=2)] == [str(row) for row in order[:2]]
+
+
+def test_only_rows_with_the_wanted_value_count(make_data: Callable[..., Path]) -> None:
+    spec = Benchmark("b", "input", "instruction", where=("task", "colour"))
+    assert [sample.id for sample in Samples(spec, [make_data(rows=5)])] == ["1", "3"]
+    with pytest.raises(UserError, match="holds no row with 'x' in column 'task'"):
+        Samples(Benchmark("b", "input", "instruction", where=("task", "x")), [make_data()])
+
+
+def test_repeated_ids_of_published_data_are_told_apart(make_data: Callable[..., Path]) -> None:
+    """I2EBench counts from 1 within each task."""
+    spec = Benchmark("b", "input", "instruction", id="id", hub="org/name")
+    samples = Samples(spec, [make_data(rows=3, id=["1", "2", "1"])])
+    assert [sample.id for sample in samples] == ["1#0", "2", "1#2"]
+
+
+def test_missing_column_is_named_with_those_that_exist(make_data: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match=r"no column 'task'; it has id, input, output, instruction, split"):
+        Samples(FULL, [make_data(task=None)])
+
+
+def test_an_id_that_occurs_twice_is_refused(make_data: Callable[..., Path]) -> None:
+    """Guards the pairing of models by id."""
+    with pytest.raises(UserError, match="'x' in column 'id' occurs more than once"):
+        Samples(FULL, [make_data(rows=3, id=["x", "y", "x"])])
+
+
+def test_a_broken_picture_names_its_row(make_data: Callable[..., Path]) -> None:
+    broken = pa.array([b"no picture"] * 2)
+    with pytest.raises(UserError, match="row sample-0: input cannot be read as an image"):
+        Samples(FULL, [make_data(rows=2, input=broken)])[0]
+
+
+def test_no_rows_is_an_error(make_data: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="no rows"):
+        Samples(GENERIC, [make_data(rows=0)])
+
+
+@pytest.mark.skipif(not AURORA_FILE.is_file(), reason="no AURORA-Bench at hand")
+def test_aurora_bench_as_published() -> None:
+    samples = Samples(AURORA, [AURORA_FILE])
+    assert len(samples) == 200 and len(samples.rows_with_target()) == 124
+    assert len({sample.task for sample in samples}) == 8
+    assert all(sample.task == sample.source_set for sample in samples)
+    first_without = next(row for row in range(200) if row not in samples.rows_with_target())
+    assert samples[first_without].target is None and samples[first_without].split == "complex"
