@@ -35,8 +35,6 @@ def save(folder: Path | None, engine: Any, model: nn.Module) -> None:
 
 def load(folder: Path, engine: Any, model: nn.Module) -> None:
     """Put back what `save` wrote. Raises UserError if it belongs to other parameters."""
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     paths = sorted(folder.glob("optimizer-*.safetensors"))
     found = set()
@@ -50,6 +48,8 @@ def load(folder: Path, engine: Any, model: nn.Module) -> None:
                     found.add(key.rpartition("/")[0])
     if found != parameters.keys():
         raise UserError(f"{folder} belongs to an optimizer of other parameters")
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
     if step is not None:
         _make_moments(engine, step)
     for path in paths:

@@ -3,44 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.optimizer_state import load_optimizer
 from rl import checkpoint
+from rl.training.choose import make_trainer
 
 
 @pytest.fixture
-def saved(world: Path, tmp_path: Path) -> Path:
+def saved(make_config: Any, tmp_path: Path) -> Path:
     """A run with checkpoints of steps 1, 2 and 3, of which the newest two are kept."""
-    model = load_language_model(world / "model")
-    tokenizer = TextTokenizer.from_pretrained(world / "model")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    config = make_config(keep_checkpoints=2)
+    trainer, _ = make_trainer(config, Accelerator(cpu=True))
+    tokenizer = TextTokenizer.from_pretrained(config.model)
     for step in (1, 2, 3):
-        for parameter in model.parameters():
+        for parameter in trainer.model.parameters():
             parameter.grad = torch.full_like(parameter, float(step))
-        optimizer.step()
-        checkpoint.save(tmp_path, step, 10 * step, model, tokenizer, optimizer, keep=2)
+        trainer.step(0.1)
+        checkpoint.save(tmp_path, step, 10 * step, trainer, tokenizer, config, writes=True)
     return tmp_path
 
 
 def test_optimizer_comes_back_bit_for_bit(saved: Path) -> None:
-    """Guards moments that are attached to other parameters, and a step count that starts again at 0."""
+    """Guards moments that are attached to other parameters, and a step count that starts again at 0. Gradients are
+    clipped to a norm of 1 together, so the moments of equal gradients are equal."""
     found = checkpoint.newest(saved)
     assert found is not None and (found.step, found.prompt_position) == (3, 30)
-    model = load_language_model(found.model)
+    model = load_language_model(found.folder / "model")
     optimizer = torch.optim.AdamW(model.parameters(), lr=7.0, fused=True)
     load_optimizer(found.folder, model, optimizer)
     state = optimizer.state_dict()
     assert state["param_groups"][0]["lr"] == 0.1
     assert len(state["state"]) == len(list(model.parameters()))
+    clipped = sum(parameter.numel() for parameter in model.parameters()) ** -0.5
     for index, parameter in enumerate(model.parameters()):
         moments = state["state"][index]
         assert moments["step"] == 3 and moments["exp_avg"].shape == parameter.shape
-        torch.testing.assert_close(moments["exp_avg"], torch.full_like(parameter, 0.561))
+        expected = torch.full_like(parameter, (1 - 0.9**3) * clipped)
+        torch.testing.assert_close(moments["exp_avg"], expected, rtol=1e-4, atol=0)
 
 
 def test_only_the_newest_are_kept(saved: Path) -> None:

@@ -6,20 +6,21 @@ All sharded runs are made by one launch: importing DeepSpeed takes longer than t
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from tiny_run import config_of, run_ranks, without_times
 
 from emu3.errors import UserError
+from emu3.mllm.language_model import load_language_model
 from rl.config import Config
-from rl.training.choose import make_trainer
-from rl.training.protocol import Trainer
-from rl.training.zero import ZeroTrainer
+from rl.training import zero_state
 
 pytest.importorskip("deepspeed")
 
@@ -101,30 +102,35 @@ def test_resumed_run_equals_an_uninterrupted_one(runs: dict[str, Lines], name: s
 
 
 def test_state_is_by_parameter_and_not_by_rank(runs: dict[str, Lines], run: Any, world: Path, folder: Path) -> None:
-    """What two ranks wrote one rank takes up, and goes on as if it had been one rank from the start. A state that
-    lacks a parameter is refused before any is set."""
+    """What two ranks wrote one rank takes up, and goes on as if it had been one rank from the start."""
     config = config_of(world, folder, run_name="three-parts", steps=6, save_every=2, compute={"zero": 3})
     one = config_of(world, folder, run_name="one", steps=6)
-    assert_same(run(config), run(one))
-    (path,) = (folder / "three-parts" / "checkpoints" / "step_000006").glob("optimizer-*.safetensors")
+    (lines,) = run_ranks(1, [config])
+    assert_same(lines, run(one))
+
+
+def test_state_of_other_parameters_is_refused(runs: dict[str, Lines], folder: Path, tmp_path: Path) -> None:
+    """Before anything is set: half a state would train on as if it were whole."""
+    run = folder / "two-whole"
+    model = load_language_model(run / "final")
+    (path,) = (run / "checkpoints" / "step_000004").glob("optimizer-*.safetensors")
     tensors = load_file(path)
-    assert tensors["step"].item() == 6
-    state = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.norm.weight")}
-    save_file(state, path)
+    assert tensors["step"].item() == 4
+    assert {name.rpartition("/")[2] for name in tensors} == {"step", "master", "exp_avg", "exp_avg_sq"}
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.norm.weight")}
+    save_file(rest, tmp_path / path.name)
     with pytest.raises(UserError, match="belongs to an optimizer of other parameters"):
-        _load(config, path.parent)
+        zero_state.load(tmp_path, None, model)
 
 
 def test_rotary_frequencies_stay_exact(world: Path, tmp_path: Path) -> None:
     """DeepSpeed casts buffers with the weights: in bfloat16 tokens would stand at wrong angles, the further back the
     wronger."""
     config = config_of(world, tmp_path, compute={"zero": 3, "precision": "bf16"})
-    trainer = _load(config)
-    assert isinstance(trainer, ZeroTrainer)
-    for model in (trainer.model, trainer._engine.module.model):
-        assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
-    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.bfloat16}
-
-
-def _load(config: Config, checkpoint: Path | None = None) -> Trainer:
-    return make_trainer(config, Accelerator(cpu=True), checkpoint)[0]
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    script = Path(__file__).with_name("stored_dtypes.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "config.json")], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {"buffers": ["torch.float32"], "weights": ["torch.bfloat16"]}
