@@ -17,15 +17,9 @@ from pathlib import Path
 from emu3.errors import UserError, run_main
 from emu3.hub import HUB_ID
 from rl.config import Config
-from rl.config_file import load_config
+from rl.config_file import load_config, stand_in
 
 CONFIGS = Path(__file__).parent / "configs"
-STAND_INS = {
-    "APP__DATA_DIR": "DATA_DIR",
-    "APP__BASE_EXP_DIR": "BASE_EXP_DIR",
-    "APP__RUN_NAME": "RUN_NAME",
-    "APP__REWARD_FUNCTION_API_BASE": "http://127.0.0.1:4877/v1",
-}
 # In APP__DATA_DIR, as mair-lab/earl-datasets has them.
 PAPER_SETS = {
     f"{name}/train" for name in ("omniedit", "magic_brush", "aurora_ag", "aurora_kubric", "ss2", "vismin", "human-edit")
@@ -37,7 +31,7 @@ COLUMNS: tuple[str, ...] = ("config", "base", "steps", "lr", "kl", "think", "jud
 def check_config(path: Path) -> Config:
     """The config of a run. Raises UserError, in one line that names the file, if the run could not start.
 
-    The variables of `STAND_INS` have to be set.
+    The variables of `rl.config_file.STAND_INS` have to be set.
     """
     try:
         config = load_config(path)
@@ -98,8 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Check the configs of RL runs.")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="jsonnet files; default: rl/configs")
     arguments = parser.parse_args()
-    for name, value in STAND_INS.items():
-        os.environ.setdefault(name, value)
+    stand_in()
     print(check_all(arguments.files or sorted(CONFIGS.glob("*.jsonnet"))))
 
 

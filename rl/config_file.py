@@ -25,6 +25,12 @@ from emu3.files import read_json, write_json
 from rl.config import Config, check_ranges
 
 DECISIVE = ("model", "vision", "tokenizer", "seed", "data", "rollout", "objective", "optimizer", "lora", "reward")
+STAND_INS = {
+    "APP__DATA_DIR": "DATA_DIR",
+    "APP__BASE_EXP_DIR": "BASE_EXP_DIR",
+    "APP__RUN_NAME": "RUN_NAME",
+    "APP__REWARD_FUNCTION_API_BASE": "http://127.0.0.1:4877/v1",
+}
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -46,6 +52,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _override(tree, override)
     return build_config(tree)
+
+
+def stand_in() -> None:
+    """Set the variables of the shipped configs that are not set, for a command that reads none of what they name."""
+    for name, value in STAND_INS.items():
+        os.environ.setdefault(name, value)
 
 
 def build_config(tree: dict[str, Any]) -> Config:

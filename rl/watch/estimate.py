@@ -26,7 +26,7 @@ from emu3.tokenizer.checkpoint import CONFIG_FILE
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.published import layout_of
 from rl.config import Config
-from rl.config_file import load_config
+from rl.config_file import load_config, stand_in
 from rl.rollout.protocol import Prompt
 from rl.watch.console import duration
 from rl.watch.memory import Memory, Parts, memory
@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS, help="default: %(default)s")
     parser.add_argument("--answer-tokens", type=int, default=ANSWER_TOKENS, help="thinking included; %(default)s")
     arguments = parser.parse_intermixed_args()
+    stand_in()
     config = load_config(arguments.config, arguments.overrides)
     if arguments.device_memory is None:
         device = this_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"), arguments.ranks)

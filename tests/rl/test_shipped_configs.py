@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from emu3.errors import UserError
-from rl.check_configs import CONFIGS, STAND_INS, check_all, check_config
+from rl.check_configs import CONFIGS, check_all, check_config
 from rl.config import Config
+from rl.config_file import STAND_INS
 
 README = CONFIGS.parent / "README.md"
 SIMPLE = {"omniedit": 1.0}
