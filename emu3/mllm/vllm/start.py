@@ -90,7 +90,8 @@ def _start(config: Emu3TextConfig, settings: VllmSettings, device: torch.device)
         except ValueError as error:  # what vLLM raises for settings and memory
             raise UserError(f"vLLM does not start: {one_line(error)}") from error
     # With an engine vLLM ends every process group of the process, the trainer's among them: leave that to the exit.
-    engine.engine_core._finalizer.detach()
+    core: Any = engine.engine_core  # `_finalizer` is no part of its type
+    core._finalizer.detach()
     gc.unfreeze()  # vLLM takes all objects there are, the caller's too, from the garbage collector
     return engine
 
