@@ -9,14 +9,9 @@ first ones of the data that the filters let through.
 from __future__ import annotations
 
 import argparse
-import io
-import shutil
 from pathlib import Path
 
-from PIL import Image
-
 from emu3.errors import UserError, run_main
-from emu3.files import whole_file
 
 WIDTH, HEIGHT, SCALE, GAP = 1000, 1130, 1.4, 24
 """CSS pixels of each half, device pixels per CSS pixel, and CSS pixels between the halves."""
@@ -24,14 +19,17 @@ WIDTH, HEIGHT, SCALE, GAP = 1000, 1130, 1.4, 24
 
 def run(report: Path, *, one: str, two: str, output: Path, split: str = "") -> Path:
     """Write the picture; returns `output`. Raises `UserError` if there is no such page or model, or no browser."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    # Imported here: playwright is a run-time dependency of this command alone.
+    from playwright.sync_api import sync_playwright
+
+    from emu3.demo.screenshot import find_browser
+    from rl.watch.screenshot import write_beside
+
+    browser = find_browser()
     if browser is None:
         raise UserError("there is no chromium on the PATH to open the report with")
     if not report.is_file():
         raise UserError(f"{report} does not exist: run baselines.report first")
-    # Imported here: a run-time dependency of this command alone.
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=SCALE)
@@ -46,13 +44,7 @@ def run(report: Path, *, one: str, two: str, output: Path, split: str = "") -> P
         page.wait_for_function("() => [...document.images].slice(0, 9).every(image => image.complete)")
         gallery = page.screenshot()
         chromium.close()
-    halves = [Image.open(io.BytesIO(half)).convert("RGB") for half in (head, gallery)]
-    gap = round(GAP * SCALE)
-    picture = Image.new("RGB", (sum(half.width for half in halves) + gap, halves[0].height), "white")
-    picture.paste(halves[0], (0, 0))
-    picture.paste(halves[1], (halves[0].width + gap, 0))
-    with whole_file(output) as temporary:
-        picture.quantize(256).save(temporary, format="png", optimize=True)
+    write_beside([head, gallery], round(GAP * SCALE), output)
     return output
 
 

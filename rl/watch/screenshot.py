@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -39,14 +40,19 @@ def take(report: Path, output: Path) -> Path:
             page.wait_for_function("() => [...document.images].every(image => image.complete)")
             halves.append(page.screenshot())
         chromium.close()
-    images = [Image.open(io.BytesIO(half)).convert("RGB") for half in halves]
-    step = images[0].width + round(GAP * SCALE)
-    picture = Image.new("RGB", (step * len(images) - round(GAP * SCALE), images[0].height), "white")
+    write_beside(halves, round(GAP * SCALE), output)
+    return output
+
+
+def write_beside(shots: Sequence[bytes], gap: int, output: Path) -> None:
+    """Write PNG screenshots of one size beside each other, `gap` pixels apart, in few colours."""
+    images = [Image.open(io.BytesIO(shot)).convert("RGB") for shot in shots]
+    step = images[0].width + gap
+    picture = Image.new("RGB", (step * len(images) - gap, images[0].height), "white")
     for place, image in enumerate(images):
         picture.paste(image, (place * step, 0))
     with whole_file(output) as temporary:
         picture.quantize(256).save(temporary, format="png", optimize=True)
-    return output
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,23 +18,9 @@ from rl.scoring import start_scorer
 from shapes.any_picture import mark_agreement
 from shapes.edits import Edit
 from shapes.edits.simple import Recolour
-from shapes.grading import ANY_PICTURE, VERIFIER, BadQuestion, choice
+from shapes.grading import VERIFIER, BadQuestion, choice
 from shapes.scene import BACKGROUNDS
 from shapes.verifier import judge_agreement
-
-
-@pytest.fixture(scope="module")
-def verifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(VERIFIER, tmp_path_factory.mktemp("verifier") / "judge.url")
-    yield served
-    served.close()
-
-
-@pytest.fixture(scope="module")
-def any_picture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(ANY_PICTURE, tmp_path_factory.mktemp("any") / "judge.url")
-    yield served
-    served.close()
 
 
 @EVERY_KIND

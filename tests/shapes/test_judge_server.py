@@ -10,7 +10,6 @@ import struct
 import time
 import urllib.request
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,20 +27,6 @@ from shapes.any_picture import NOTICE
 from shapes.edits import COMPLEX, SIMPLE
 from shapes.edits.simple import Recolour
 from shapes.judge_server import ANY_PICTURE, VERIFIER, serve
-
-
-@pytest.fixture(scope="module")
-def verifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(VERIFIER, tmp_path_factory.mktemp("verifier") / "judge.url")
-    yield served
-    served.close()
-
-
-@pytest.fixture(scope="module")
-def any_picture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(ANY_PICTURE, tmp_path_factory.mktemp("any") / "judge.url")
-    yield served
-    served.close()
 
 
 def scorer(served: Served) -> Scorer:

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from served_judge import Served
+from tiny_vision import save_tiny_vision
 
 from baselines.results.records import ScoredSample, read_records
 from emu3.errors import UserError
-from emu3.tokenizer.config import StillVQConfig
-from emu3.tokenizer.model import StillVQ
 from shapes.judge_server import ANY_PICTURE, VERIFIER
 
 ROOT = Path(__file__).parents[2]
@@ -46,20 +44,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 @pytest.fixture
 def checkpoints(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a vision tokenizer and language model without training, and the first rows' codes."""
-    config = StillVQConfig(
-        base_channels=32,
-        channel_multiplier=(1,),
-        num_res_blocks=0,
-        attn_resolutions=(),
-        codebook_size=64,
-        temporal_downsample_factor=1,
-        patch_size=8,
-        norm="position",
-        middle_attention=False,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        StillVQ(config).save_pretrained(tmp_path / "vision")
+    save_tiny_vision(tmp_path / "vision")
     model = ("--output-dir", tmp_path / "init", "--layers", 1, "--width", 32)
     command("shapes.new_model", "--data", AURORA, "--vision", tmp_path / "vision", *model)
     command(
