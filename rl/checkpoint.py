@@ -24,7 +24,7 @@ from emu3.files import read_json, sha256_of, whole_folder, write_json
 from emu3.mllm.language_model import save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
 from rl.config import Config
-from rl.training.lora import ADAPTER
+from emu3.training.lora import ADAPTER
 from rl.training.protocol import Trainer
 
 MANIFEST = "manifest.json"

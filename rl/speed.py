@@ -24,7 +24,7 @@ from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
 from emu3.speed.measure import Speed, machine, record, seconds, table
-from rl.head import chosen_logprobs
+from emu3.training.head import chosen_logprobs
 from rl.logprobs import pack, scored_positions, token_logprobs
 from rl.rollout.protocol import Prompt, Rollout
 from rl.shared_prefix import ATTENTION

@@ -26,7 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from emu3.files import read_json, whole_folder, write_json
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.optimizer_state import load_optimizer, save_optimizer
+from emu3.training.optimizer_state import load_optimizer, save_optimizer
 from emu3.train_image_editing.loss import mean_per_row, weighted_sum
 from emu3.train_image_editing.metrics import MetricsLog, output_folder
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from rl.config import Config
-from rl.training.lora import ADAPTER, add_lora
+from emu3.training.lora import ADAPTER, add_lora
 from rl.training.policy import load_model
 from rl.training.protocol import Trainer
 from rl.training.reference import Reference, frozen_reference
@@ -21,7 +21,7 @@ def make_trainer(
     """resumed: folder of the checkpoint to go on from. The reference is None without a KL term."""
     whole_checkpoint = resumed is not None and config.lora is None
     model = load_model(resumed / "model" if resumed and whole_checkpoint else config.model, config)
-    adapted = add_lora(model, config.lora, config.seed) if config.lora else None
+    adapted = add_lora(model, config.lora.rank, config.lora.alpha, config.seed) if config.lora else None
     if adapted is not None and resumed is not None:
         model.load_state_dict(load_file(resumed / ADAPTER), strict=False)
     if config.compute.gradient_checkpointing:

@@ -28,8 +28,8 @@ from transformers import Emu3ForCausalLM
 from emu3.errors import UserError
 from rl.config import Config
 from rl.logprobs import Batch
-from rl.training import zero_state
-from rl.training.lora import adapters, merged
+from emu3.training import zero_state
+from emu3.training.lora import adapters, merged
 from rl.training.optimizer import adamw
 from rl.training.policy import Score, TokenLogprobs
 

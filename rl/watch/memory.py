@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from emu3.tokenizer.codec import BATCH_PIXELS
 from rl.config import Config
-from rl.head import CHUNK_BYTES
+from emu3.training.head import CHUNK_BYTES
 from rl.watch.sizes import Sizes
 
 ZERO_BUCKET = 5 * 10**8

@@ -24,7 +24,7 @@ from rl.rollout.choose import make_engine
 from rl.rollout.local import LocalEngine
 from rl.rollout.protocol import Prompt
 from rl.rollout.vllm import VllmEngine
-from rl.training.lora import add_lora
+from emu3.training.lora import add_lora
 from rl.training.whole import WholeTrainer
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def make(make_config: Any, model_folder: Path) -> Any:
         config: Config = make_config(model=str(model_folder), rollout=rollout, **changes)
         model = load_language_model(model_folder)
         if config.lora is not None:
-            add_lora(model, config.lora, seed=0)
+            add_lora(model, config.lora.rank, config.lora.alpha, seed=0)
         trainer = WholeTrainer(model, config, Accelerator(cpu=True))
         tokenizer = TextTokenizer.from_pretrained(model_folder)
         return trainer, tokenizer, make_engine(config, trainer, tokenizer, CPU)

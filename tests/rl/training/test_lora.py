@@ -12,11 +12,10 @@ from safetensors.torch import load_file
 from tiny_run import without_times
 
 from emu3.mllm.language_model import load_language_model
-from rl.config import LoraConfig
 
 pytest.importorskip("peft")
 
-from rl.training.lora import add_lora, merged
+from emu3.training.lora import add_lora, merged
 
 LORA = {"rank": 4, "alpha": 8.0}
 
@@ -24,7 +23,7 @@ LORA = {"rank": 4, "alpha": 8.0}
 def trained_model(world: Path) -> tuple[Any, Any]:
     """A model with adapters that do something."""
     model = load_language_model(world / "model")
-    adapted = add_lora(model, LoraConfig(**LORA), seed=0)
+    adapted = add_lora(model, **LORA, seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

@@ -20,7 +20,7 @@ from tiny_run import config_of, run_ranks, without_times
 from emu3.errors import UserError
 from emu3.mllm.language_model import load_language_model
 from rl.config import Config
-from rl.training import zero_state
+from emu3.training import zero_state
 
 pytest.importorskip("deepspeed")
 

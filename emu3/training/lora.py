@@ -18,23 +18,22 @@ from torch import Tensor, nn
 from transformers import Emu3ForCausalLM
 
 from emu3.errors import UserError
-from rl.config import LoraConfig
 
 ADAPTER = "adapter.safetensors"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def add_lora(model: Emu3ForCausalLM, lora: LoraConfig, seed: int) -> Any:
+def add_lora(model: Emu3ForCausalLM, rank: int, alpha: float, seed: int) -> Any:
     """Freeze `model` and put adapters into its projections, in place; returns peft's model around it.
 
-    seed: of the matrices A. Raises UserError where peft is not installed.
+    rank: of each adapter. alpha: its output is scaled by alpha / rank. seed: of the matrices A.
+    Raises UserError where peft is not installed.
     """
     try:
-        from peft import LoraConfig as PeftConfig
-        from peft import get_peft_model
+        from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise UserError("config key lora is set, but peft is not installed: pip install peft") from None
-    settings = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=TARGETS)  # type: ignore[arg-type]
+        raise UserError("LoRA is asked for, but peft is not installed: pip install peft") from None
+    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(model, settings)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from emu3.errors import UserError
-from rl.training.tensor_writer import TensorWriter
+from emu3.training.tensor_writer import TensorWriter
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MASTER = "master"
