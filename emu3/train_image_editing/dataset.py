@@ -122,7 +122,7 @@ class Collator:
     pad: token id for padding. changed_token_weight: loss weight of the target codes that differ from the source.
     prompt_token_weight: loss weight of the prompt's tokens, 0 for a loss on the target only.
     input_ids: int64 (B, T). targets: int64 (B, K), what follows the last K inputs, -100 where nothing is to be
-    learned. weights: float32 (B, K), 0 where targets are -100.
+    learned. weights: float32 (B, K), 0 where targets are -100. lengths: int64 (B,), inputs that are not padding.
     """
 
     pad: int
@@ -146,4 +146,5 @@ class Collator:
             "input_ids": torch.from_numpy(tokens[:, :-1]),
             "targets": torch.from_numpy(targets[:, first:]),
             "weights": torch.from_numpy(weights[:, first:]),
+            "lengths": torch.tensor([len(example.tokens) - 1 for example in examples]),
         }

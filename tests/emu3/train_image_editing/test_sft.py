@@ -296,7 +296,7 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_whole(
     values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
 
     def killed(path: Path, value: Any) -> None:
-        if path.name == WHOLE and path.parent.name == "checkpoint-2":
+        if path.name == WHOLE and "checkpoint-2" in path.parent.name:
             raise KeyboardInterrupt
         write_json(path, value)
 
