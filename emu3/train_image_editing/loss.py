@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from emu3.train_image_editing.dataset import IGNORED
-from emu3.training.head import chosen_logprobs
+from emu3.training.head import CHUNK_BYTES, chosen_logprobs
 
 
 class TargetLosses(nn.Module):
@@ -26,11 +26,13 @@ class TargetLosses(nn.Module):
 
     A module, because DeepSpeed gathers sharded weights in hooks around forward passes, and the head's weight is used
     here and not in a forward pass of its own. transformers' Trainer asks a model for the two things below.
+    chunk_bytes: bound on the logits that are there at once.
     """
 
-    def __init__(self, model: Emu3ForCausalLM) -> None:
+    def __init__(self, model: Emu3ForCausalLM, chunk_bytes: int = CHUNK_BYTES) -> None:
         super().__init__()
         self.model = model
+        self._chunk_bytes = chunk_bytes
 
     @property
     def config(self) -> Emu3TextConfig:
@@ -47,7 +49,7 @@ class TargetLosses(nn.Module):
         states = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
         learned = targets != IGNORED
         hidden = states[:, -targets.shape[1] :][learned]
-        logprobs, _ = chosen_logprobs(hidden, self.model.lm_head.weight, targets[learned], 1.0)
+        logprobs, _ = chosen_logprobs(hidden, self.model.lm_head.weight, targets[learned], 1.0, self._chunk_bytes)
         return -logprobs
 
 

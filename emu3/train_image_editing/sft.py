@@ -48,6 +48,7 @@ from emu3.training.lora import ADAPTER, add_lora
 
 FINAL = "final"
 ARGUMENTS = "sft_arguments.json"
+FINISHED = "finished.json"
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,11 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
     check_alike([*train_rows, *eval_rows], wanted)
     settings = _settings(arguments, training)
     _check_same_run(settings, output)
+    length = {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
+    if (output / FINISHED).is_file() and read_json(output / FINISHED) == length:
+        if training.process_index == 0:
+            print(f"{output / FINAL} is finished: nothing to do", flush=True)
+        return output / FINAL
 
     checkpoint = _checkpoint(training, output)
     if training.deepspeed:
@@ -149,6 +155,8 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
             print(f"{rows.folder}: {len(part)} rows" + (f", dropped {dropped}" if dropped else ""), flush=True)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_final(output / FINAL)
+    if trainer.is_world_process_zero():
+        write_json(output / FINISHED, length)
     return output / FINAL
 
 

@@ -153,6 +153,12 @@ class EditTrainer(Trainer):
                 )
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *arguments, **options)
 
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """Nothing for a run that went on from its last step: the Trainer would take one more."""
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
+            super()._run_epoch(*arguments, **options)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """tokens: read, without padding, on all ranks. seconds: in steps, without evaluating and saving. memory_gb:
         this rank's peak, of its GPU or else of its process. All but the last since the entry before."""
@@ -212,9 +218,8 @@ class EditTrainer(Trainer):
         """Whole or absent, and older ones go afterwards. A disk that cannot take it costs this checkpoint alone."""
         run, step = output_folder(self.args), self.state.global_step
         folder = run / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        if self.state.best_global_step:
-            best = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-            self.state.best_model_checkpoint = str(best) if best == folder or best.is_dir() else None
+        best = self._best()
+        self.state.best_model_checkpoint = None if best is None else str(best)
         try:
             if self.is_world_process_zero():
                 with whole_folder(folder) as temporary:
@@ -237,18 +242,26 @@ class EditTrainer(Trainer):
     def save_final(self, folder: Path) -> None:
         """Write the model as the whole of `folder`: weights, config and tokenizer files, as they are now, or those of
         the best checkpoint where the best one was asked for. All ranks have to call it."""
-        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        best = self._best() if self.args.load_best_model_at_end else None
+        if best is not None and not best.is_dir():
+            print(f"{best} was the best checkpoint, but it is not there: {folder} is the last step's", flush=True)
+            best = None
         if self.is_world_process_zero():
             with whole_folder(folder) as temporary:
                 if best is None:
                     self._write_weights(temporary)
                 else:
-                    for path in Path(best).iterdir():
+                    for path in best.iterdir():
                         if not path.name.startswith(("optimizer", ADAPTER, SCHEDULE, TRAINER_STATE_NAME, WHOLE)):
                             shutil.copy2(path, temporary)
         elif best is None:
             self._write_weights(None)
         self.accelerator.wait_for_everyone()
+
+    def _best(self) -> Path | None:
+        """Where the checkpoint with the smallest evaluation loss is or is about to be; None before there is one."""
+        step = self.state.best_global_step
+        return output_folder(self.args) / f"{PREFIX_CHECKPOINT_DIR}-{step}" if step else None
 
     def _write_weights(self, folder: Path | None) -> None:
         """LoRA merged, and its adapters beside. All ranks take part, those with None write nothing."""
@@ -280,10 +293,14 @@ class StopOnPlateau(TrainerCallback):
     def __init__(self, patience: int) -> None:
         self._patience = patience
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A run that was interrupted after its last evaluation ends where it would have."""
+        self.on_evaluate(args, state, control)
+
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        since = len(losses) - 1 - losses.index(min(losses))
-        if since >= self._patience and not control.should_training_stop:
+        since = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+        if since >= self._patience:
             control.should_training_stop = True
             if state.is_world_process_zero:
                 print(f"the evaluation loss has not become smaller {since} times: training ends here", flush=True)

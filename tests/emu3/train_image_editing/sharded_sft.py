@@ -18,10 +18,10 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from emu3.train_image_editing import loss, sft
+from emu3.train_image_editing import sft, trainer
+from emu3.train_image_editing.loss import TargetLosses
 from emu3.train_image_editing.sft import SftArguments
 from emu3.train_image_editing.trainer import EditTrainer
-from emu3.training.head import chosen_logprobs
 
 
 def seen(trainer: EditTrainer) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def main() -> None:
 
     EditTrainer.save_final = record  # type: ignore[method-assign]
     for run in json.loads(Path(sys.argv[1]).read_text()):
-        loss.chosen_logprobs = partial(chosen_logprobs, chunk_bytes=run["chunk_bytes"])
+        trainer.TargetLosses = partial(TargetLosses, chunk_bytes=run["chunk_bytes"])  # type: ignore[misc]
         with contextlib.suppress(KeyboardInterrupt):
             EditTrainer.get_batch_samples = partialmethod(stopping, run.get("stop_after"))  # type: ignore[assignment]
             sft.train(SftArguments(**run["sft"]), TrainingArguments(**run["training"]))
