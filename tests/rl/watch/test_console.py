@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from run_lines import NOTHING, line
-
 from rl.watch.console import REPEAT, Table, cells, duration
+from run_lines import NOTHING, line
 
 
 def test_a_step_fits_a_log_of_200_columns_below_its_heading() -> None:

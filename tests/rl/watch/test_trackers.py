@@ -9,10 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from rl.watch.trackers import start_tracker
 from run_lines import NOTHING, line
 
 from emu3.errors import UserError
-from rl.watch.trackers import start_tracker
 
 
 class FakeTracker(ModuleType):

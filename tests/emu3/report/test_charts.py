@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rl.watch.charts import HEIGHT, Curve, line_chart, lines_chart, nice_ticks, running_mean, stacked_chart
+from emu3.report.charts import HEIGHT, Curve, line_chart, lines_chart, nice_ticks, running_mean, stacked_chart
 
 
 def paths(svg: str, kind: str) -> list[list[tuple[float, float]]]:

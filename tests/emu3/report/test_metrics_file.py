@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from rl.watch.metrics_file import MetricsFile, read_lines
 
 from emu3.errors import UserError
-from rl.watch.metrics_file import MetricsFile, read_lines
 
 
 def test_resume_drops_the_lines_of_steps_to_come(tmp_path: Path) -> None:
