@@ -11,7 +11,8 @@ from run_lines import NOTHING, line, write_run
 
 from emu3.demo.screenshot import find_browser
 from emu3.errors import UserError
-from rl.watch.report import REFRESH, write_report
+from emu3.report.page import REFRESH
+from rl.watch.report import write_report
 
 
 def page_of(run: Path) -> str:
