@@ -69,14 +69,14 @@ class _Frame:
         )
 
 
-def line_chart(name: str, steps: Sequence[float], values: Sequence[float]) -> Markup:
-    """One curve; steps and values as in a `Curve`."""
+def line_chart(name: str, steps: Sequence[float], values: Sequence[float], exact: bool = False) -> Markup:
+    """One curve; steps and values as in a `Curve`. exact: of values without noise, which a mean would bend."""
     frame = _Frame((steps[0], steps[-1]), (min(values), max(values)))
-    smooth = running_mean(values)
+    smooth = values if exact else running_mean(values)
+    raw = "" if exact else f'<path class="raw" d="M{frame.points(*_thin(steps, values))}"/>'
     return frame.svg(
         f"{name} over steps {steps[0]:g} to {steps[-1]:g}: from {smooth[0]:.3g} to {smooth[-1]:.3g}",
-        f'<path class="raw" d="M{frame.points(*_thin(steps, values))}"/>'
-        f'<path class="smooth" d="M{frame.points(*_thin(steps, smooth))}"/>',
+        f'{raw}<path class="smooth" d="M{frame.points(*_thin(steps, smooth))}"/>',
     )
 
 

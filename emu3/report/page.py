@@ -42,11 +42,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Metric:
-    """What is read from a line; None where the line has it not."""
+    """What is read from a line; None where the line has it not. exact: without noise, drawn without a running mean."""
 
     title: str
     note: str
     of: Callable[[Line], float | None]
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def last_written(path: Path) -> datetime.datetime:
 def panels(lines: Sequence[Line], metrics: Iterable[Metric]) -> list[Panel]:
     """A chart of each metric that moved."""
     return [
-        Panel(metric.title, metric.note, line_chart(metric.title, curve.steps, curve.values))
+        Panel(metric.title, metric.note, line_chart(metric.title, curve.steps, curve.values, metric.exact))
         for metric, curve in curves(lines, metrics)
         if min(curve.values) < max(curve.values)
     ]

@@ -45,6 +45,9 @@ ARGUMENTS = "sft_arguments.json"
 REPORT_SECONDS, REPORT_SHARE = 15.0, 0.02
 """Seconds between two editions of the page: at least so many, and so many that writing takes this share at most."""
 
+SECOND_HALF = 20
+"""Entries in the second half of a run for which its losses get a chart of their own."""
+
 
 def _value(name: str) -> Callable[[Mapping[str, Any]], float | None]:
     return lambda line: line.get(name)
@@ -53,12 +56,12 @@ def _value(name: str) -> Callable[[Mapping[str, Any]], float | None]:
 LOSSES = (Metric("training", "", _value("loss")), Metric("evaluation", "", _value("eval_loss")))
 LEARNING = (
     Metric("Gradient norm", "before clipping", _value("grad_norm")),
-    Metric("Learning rate", "", _value("learning_rate")),
+    Metric("Learning rate", "", _value("learning_rate"), exact=True),
 )
 WORK = (
     Metric("Tokens per second", "over all ranks, without padding", _value("tokens_per_second")),
     Metric("Seconds per step", "", _value("seconds_per_step")),
-    Metric("Memory", "peak of the first rank, GB", _value("memory_gb")),
+    Metric("Memory", "peak of the first rank, GB", _value("memory_gb"), exact=True),
 )
 
 
@@ -202,17 +205,25 @@ def _write(run: Path, lines: Sequence[Mapping[str, Any]], finished: bool, best: 
         settings=read_json(arguments) if arguments.is_file() else {},
     )
     sections = [
-        Section("Learning", [*_loss_panel(lines), *panels(lines, LEARNING)]),
+        Section("Learning", [*_loss_panels(lines), *panels(lines, LEARNING)]),
         Section("Speed and memory", panels(lines, WORK), unmoved(lines, [*LEARNING, *WORK])),
     ]
     return write_page(run / REPORT, head, sections)
 
 
-def _loss_panel(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """Both losses on one scale."""
-    found = [replace(curve, raw=metric is LOSSES[0]) for metric, curve in curves(lines, LOSSES)]
-    names = [curve.name for curve in found]
-    return [Panel("Loss", "nats per target token", lines_chart("Loss", found), names)] if found else []
+def _loss_panels(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Both losses on one scale; once they are many, the second half again, which the fall at the start flattens."""
+    middle = lines[-1]["step"] / 2
+    late = [line for line in lines if line["step"] >= middle]
+    titles = [("Loss", "nats per target token", lines)]
+    if len(late) >= SECOND_HALF:
+        titles.append(("Loss, second half", f"from step {late[0]['step']} on", late))
+    panels = []
+    for title, note, shown_lines in titles:
+        found = [replace(curve, raw=metric is LOSSES[0]) for metric, curve in curves(shown_lines, LOSSES)]
+        if found:
+            panels.append(Panel(title, note, lines_chart(title, found), [curve.name for curve in found]))
+    return panels
 
 
 def _facts(lines: Sequence[Mapping[str, Any]], best: str | None) -> dict[str, str]:
@@ -223,7 +234,8 @@ def _facts(lines: Sequence[Mapping[str, Any]], best: str | None) -> dict[str, st
     facts = {"Loss": f"{smooth[0]:.3f} → {smooth[-1]:.3f}" if smooth else "–"}
     if evaluations:
         lowest, step = min(evaluations)
-        facts["Evaluation loss"] = f"{evaluations[-1][0]:.3f}, lowest {lowest:.3f} at step {step}"
+        last = evaluations[-1][0]
+        facts["Evaluation loss"] = f"{last:.3f}" + (f", lowest {lowest:.3f} at step {step}" if lowest < last else "")
     if best is not None:
         facts["Best checkpoint"] = best
     trained = [line for line in lines if "loss" in line]

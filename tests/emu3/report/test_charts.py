@@ -75,6 +75,13 @@ def test_ticks_are_round_and_span() -> None:
     assert nice_ticks(3.0, 3.0) == [3.0]
 
 
+def test_an_exact_curve_is_drawn_through_its_values() -> None:
+    """The running mean of a schedule bends at its ends, and a jump of the memory becomes a slope."""
+    svg = line_chart("memory", range(200), [60.0] * 100 + [70.0] * 100, exact=True)
+    (drawn,) = paths(svg, "smooth")
+    assert len({y for _, y in drawn}) == 2 and not paths(svg, "raw")
+
+
 def test_a_curve_of_one_point_is_seen() -> None:
     """A path of one place draws nothing: the page of a run after its first step had empty frames."""
     for svg in (line_chart("x", [3], [1.0]), lines_chart("x", [Curve("a", [3], [1.0])])):

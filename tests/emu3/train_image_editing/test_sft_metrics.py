@@ -163,13 +163,21 @@ def test_the_page_shows_the_run(tmp_path: Path) -> None:
         "Left": "80 s",
     }.items():
         assert f"<dt>{fact}</dt><dd>{value}</dd>" in page
-    assert page.count('class="raw"') == 4 and '<i class="c0"></i>training <i class="c1"></i>evaluation' in page
+    assert page.count('class="raw"') == 3 and '<i class="c0"></i>training <i class="c1"></i>evaluation' in page
     for title in ("Loss", "Gradient norm", "Learning rate", "Tokens per second"):
         assert f"<figcaption>{title} " in page
     assert "seconds per step 2; memory 61.25." in page
     assert "<b>m" not in page and "lr_scheduler_kwargs.min_lr" in page and "http://" not in page
     run.finish()
     assert "Finished · step 60 of 100" in page_of(tmp_path) and "Left" not in page_of(tmp_path)
+
+
+def test_a_long_run_shows_its_second_half_on_a_scale_of_its_own(tmp_path: Path) -> None:
+    """The fall from 12 to 4 in the first steps leaves a flat line where one has to see whether it still learns."""
+    run = Run(tmp_path).begin().add(*(entry(step, loss=12.0 / step) for step in range(1, 39)))
+    assert "second half" not in page_of(tmp_path)
+    run.finish()
+    assert "<figcaption>Loss, second half <span>from step 19 on</span>" in page_of(tmp_path)
 
 
 def test_the_page_can_be_made_from_the_files(tmp_path: Path) -> None:
@@ -267,7 +275,7 @@ def test_it_opens_in_a_browser_without_a_complaint(tmp_path: Path, scheme: Any) 
         ]
         age = page.inner_text("#age")
         browser.close()
-    assert not said and width <= 390 and "min before this page was loaded" in age
+    assert not said and width <= 390 and "days before this page was loaded" in age
     expected = (
         ["rgb(194, 65, 12)", "rgb(37, 99, 168)"] if scheme == "light" else ["rgb(255, 154, 92)", "rgb(120, 178, 245)"]
     )

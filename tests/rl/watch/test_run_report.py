@@ -104,4 +104,4 @@ def test_it_opens_in_a_browser_without_a_complaint(tmp_path: Path, scheme: str) 
         browser.close()
     assert not said and width <= 390
     assert stroke == ("rgb(194, 65, 12)" if scheme == "light" else "rgb(255, 154, 92)")
-    assert "min before this page was loaded" in age
+    assert "days before this page was loaded" in age
