@@ -39,7 +39,7 @@ from emu3.report.page import (
     unmoved,
     write_page,
 )  # fmt: skip
-from emu3.report.table import Table, duration, seconds, settled_median, short, shown, step_of
+from emu3.report.table import Table, duration, settled_median, short, shown, step_of
 
 ARGUMENTS = "sft_arguments.json"
 REPORT_SECONDS, REPORT_SHARE = 15.0, 0.02
@@ -139,7 +139,7 @@ def cells(lines: Sequence[Mapping[str, Any]], evaluates: bool) -> dict[str, str]
         "grad": shown(line.get("grad_norm"), ".3f"),
         "lr": shown(line.get("learning_rate"), ".2e"),
         "tokens/s": short(line["tokens_per_second"]),
-        "s/step": seconds(line["seconds_per_step"]),
+        "s/step": shown(line["seconds_per_step"], ".3g"),
         "GB": shown(line.get("memory_gb"), ".1f"),
         "left": "-" if left is None else duration(left),
     }
