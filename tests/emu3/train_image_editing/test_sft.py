@@ -247,11 +247,13 @@ def test_the_console_has_one_line_per_logging_step(
     sft.train(arguments(model, train_data, eval_data=[str(train_data)]), training)
     told = capsys.readouterr()
     assert told.err == ""
-    steps = [line for line in told.out.splitlines() if line.startswith("step ")]
-    assert [line.split("  ")[0] for line in steps] == ["step 2/4", "step 4/4", "step 4/4", "step 4/4"]
-    assert re.fullmatch(r"step 2/4  loss \d\.\d{4}  grad \d+\.\d{3}  lr \S+", steps[0])
-    assert re.fullmatch(r"step 4/4  evaluation loss \d\.\d{4}", steps[2])
-    assert re.fullmatch(r"step 4/4  done in \d+ s", steps[3])
+    heading, *steps = told.out.splitlines()[2:]  # after one line per folder of rows
+    assert heading.split() == ["step", "loss", "eval", "loss", "grad", "lr", "tokens/s", "s/step", "GB", "left"]
+    speed = r"( +(-|\d\S*)){3} +(-|\d\S*( \S+)*)"
+    assert re.fullmatch(rf" *2/4 +\d\.\d{{4}} +- +\d+\.\d{{3}} +\d\.\d\de-\d\d{speed}", steps[0])
+    assert re.fullmatch(rf" *4/4 +\d\.\d{{4}} +- +\d+\.\d{{3}} +\d\.\d\de-\d\d{speed}", steps[1])
+    assert re.fullmatch(r" *4/4 +- +\d\.\d{4} +- +- +- +- +- +(-|0 s)", steps[2])
+    assert re.fullmatch(r"4 of 4 steps done in \S+ s", steps[3]) and len(steps) == 4
 
 
 def test_data_of_two_tokenizers_is_refused(model: Path, train_data: Path, tmp_path: Path) -> None:
@@ -289,7 +291,7 @@ def test_checkpoints_hold_no_pickle_and_old_ones_go(model: Path, train_data: Pat
     sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
     kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
-    assert kinds <= {".json", ".jsonl", ".safetensors", ".tiktoken", ".txt"}
+    assert kinds <= {".html", ".json", ".jsonl", ".safetensors", ".tiktoken", ".txt"}
 
 
 def test_the_old_checkpoint_stays_until_the_new_one_is_whole(
