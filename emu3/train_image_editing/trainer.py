@@ -80,7 +80,7 @@ class EditTrainer(Trainer):
         self._lora = lora
         self._dropout = Dropout(model, dropout, self.args.seed, self.args.process_index) if dropout else None
         self._micro_batch = 0
-        self._tokens, self._seconds, self._since = 0, 0.0, time.perf_counter()
+        self._tokens, self._steps, self._seconds, self._since = 0, 0, 0.0, time.perf_counter()
         for noisy in (ProgressCallback, PrinterCallback):
             self.remove_callback(noisy)
         self.add_callback(MetricsLog())
@@ -100,7 +100,7 @@ class EditTrainer(Trainer):
         counts = torch.tensor([float(weight), float(tokens)], dtype=torch.float64, device=device)
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
-        self._tokens += int(counts[1])
+        self._tokens, self._steps = self._tokens + int(counts[1]), self._steps + 1
         return batches, counts[0]
 
     def training_step(
@@ -160,11 +160,12 @@ class EditTrainer(Trainer):
             super()._run_epoch(*arguments, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """tokens: read, without padding, on all ranks. seconds: in steps, without evaluating and saving. memory_gb:
-        this rank's peak, of its GPU or else of its process. All but the last since the entry before."""
+        """Adds, since the entry before: steps; tokens, read without padding on all ranks; seconds of these steps,
+        without evaluating and saving. And memory_gb, this rank's peak, of its GPU or else of its process."""
         if "loss" in logs:
-            logs |= {"tokens": self._tokens, "seconds": self._seconds, "memory_gb": _peak_memory(self.args.device)}
-            self._tokens, self._seconds = 0, 0.0
+            logs |= {"steps": self._steps, "tokens": self._tokens, "seconds": self._seconds}
+            logs["memory_gb"] = _peak_memory(self.args.device)
+            self._tokens, self._steps, self._seconds = 0, 0, 0.0
         super().log(logs, start_time)
 
     # Preparing, and going on from a checkpoint. Its weights are those that the model was made with.
