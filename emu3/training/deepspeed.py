@@ -6,6 +6,7 @@ DeepSpeed is imported in the functions: it is an extra, and importing it takes s
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,6 +26,8 @@ def start_communication(device: torch.device) -> None:
         from deepspeed import comm
     except ImportError:
         raise UserError("DeepSpeed is asked for, but it is not installed: pip install deepspeed") from None
+    # DeepSpeed calls torch by names of before: a warning from every rank for each of its collectives.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     backend = "gloo" if device.type == "cpu" else "nccl"
     if not torch.distributed.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")  # a launcher's variable, which it wants of one process too
