@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from emu3.tokenizer import quantizer
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
