@@ -41,9 +41,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from emu3.errors import UserError, one_line
 from emu3.files import read_json, whole_folder, write_json
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.train_image_editing.dropout import Dropout
-from emu3.train_image_editing.loss import TargetLosses, mean_per_row, weighted_sum
 from emu3.train_image_editing.metrics import MetricsLog, output_folder
+from emu3.train_image_editing.objective import Dropout, TargetLosses, mean_per_row, weighted_sum
 from emu3.training import zero_state
 from emu3.training.deepspeed import exact_buffers, gathered
 from emu3.training.lora import ADAPTER, adapters, merged
