@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -100,15 +100,13 @@ def _host_group() -> Any:
 
 
 def _surely(collective: Callable[[], Any]) -> None:
-    """Run a collective of the host's group. Raises UserError if another rank is gone."""
+    """Run a collective of the host's group. Raises UserError if another rank is gone.
+
+    That rank has said why. Its message stays the last one if this rank waits for the launcher, which ends it soon.
+    """
     try:
         collective()
     except RuntimeError as error:
-        _mourn(error)
-
-
-def _mourn(error: RuntimeError) -> NoReturn:
-    """Another rank is gone, and has said why. Its message stays the last one if this rank waits for the launcher,
-    which ends it in a moment."""
-    time.sleep(LAUNCHER_SECONDS)
-    raise UserError(f"another rank is gone, and its messages say why ({one_line(error)})") from error
+        time.sleep(LAUNCHER_SECONDS)
+        reason = one_line(error).partition(". ")[0]
+        raise UserError(f"another rank is gone, and its messages say why ({reason})") from error

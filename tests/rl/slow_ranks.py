@@ -1,0 +1,84 @@
+"""One rank of a run whose device group gives up after 5 seconds while rank 0 takes 8: `slow_ranks.py CONFIG.json WHAT`.
+
+WHAT: `host` for the run as it is; `device` lets ranks wait for each other in the device's group, as they did.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import time
+from concurrent.futures import Future
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from tiny_run import StubScorer
+
+from emu3.errors import run_main
+from emu3.tokenizer.codec import ImageCodec
+from emu3.tokenizer.model import StillVQ
+from emu3.training import ranks
+from rl import checkpoint
+from rl.config_file import build_config
+from rl.reward.outcome import Outcome
+from rl.train import train
+
+SLOW = 8.0
+
+
+class SlowOnce(Future[Outcome]):
+    def result(self, timeout: float | None = None) -> Outcome:
+        time.sleep(SLOW)
+        return super().result(timeout)
+
+
+class SlowScorer(StubScorer):
+    """Takes its time for the first answer of the run."""
+
+    def submit(self, *pictures: Any, **options: Any) -> Future[Outcome]:
+        future = super().submit(*pictures, **options)
+        if self.calls > 1:
+            return future
+        slow = SlowOnce()
+        slow.set_result(future.result())
+        return slow
+
+
+def make_saving_slow() -> None:
+    """The model of the first checkpoint takes its time, that of the second meets a full disk."""
+    write, calls = checkpoint.save_checkpoint, 0
+
+    def slow(*arguments: Any, **options: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            time.sleep(SLOW)
+        if calls == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", "model")
+        write(*arguments, **options)
+
+    checkpoint.save_checkpoint = slow
+
+
+def main() -> None:
+    config = build_config(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    timeout = InitProcessGroupKwargs(timeout=timedelta(seconds=config.compute.timeout))
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[timeout])
+    scorer = StubScorer()
+    if accelerator.is_main_process:
+        make_saving_slow()
+        scorer = SlowScorer()
+    if sys.argv[2] == "device":
+        ranks._host_group = lambda: dist.group.WORLD
+        ranks.LAUNCHER_SECONDS = 0.0
+    train(config, accelerator, ImageCodec(StillVQ.from_pretrained(config.vision)), scorer)  # type: ignore[arg-type]
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_main(main)
