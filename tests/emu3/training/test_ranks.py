@@ -57,7 +57,7 @@ def test_the_first_ranks_faults_are_everybodys(found: list[dict[str, Any]]) -> N
 
 
 def test_groups_of_libraries_get_the_timeout_too(found: list[dict[str, Any]]) -> None:
-    """`init_process_group(timeout=...)` sets that of the first group alone; DeepSpeed works in one that it makes. Breaks
+    """`init_process_group(timeout=...)` sets that of the first group alone; DeepSpeed works in one of its own. Breaks
     when torch moves `distributed_c10d._world` or `_set_pg_timeout`."""
     for one in found:
         assert one["before"] == [2.0, 86400.0, 1800.0]
