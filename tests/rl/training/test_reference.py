@@ -18,7 +18,7 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
 
 
 class Device:
-    """What a visit does: which memory was pinned, what was fetched and whether somebody waited, what was computed on."""
+    """What a visit does: which memory was pinned, what was fetched and whether that waited, what was computed on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pinned: dict[int, Tensor] = {}
@@ -53,7 +53,7 @@ class Device:
 def test_on_a_gpu_it_is_pinned_once_and_fetched_without_waiting(
     make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pageable memory goes through a buffer of the driver's, at a third of the speed, in every step. And nothing is
+    """Pageable memory goes through a buffer of the driver's in every step, and the host waits for it. And nothing is
     copied back or stays on the device, whatever happens there."""
     config = make_config(compute={"reference": "offloaded", "precision": "bf16", "zero": 2})
     exact = tensors_of(load_model(config.model, config))
