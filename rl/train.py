@@ -297,14 +297,19 @@ def _sums(loss: Tensor, part: Tokens, entropy_N: Tensor, codes: int, clip: float
     return torch.stack([loss.detach(), kl_N.sum(), entropy_N.sum(), gap, mismatch, outside.sum()])
 
 
+def start_ranks(config: Config) -> Accelerator:
+    """The process group, if the launcher has started several processes, with the run's timeout."""
+    timeout = InitProcessGroupKwargs(timeout=timedelta(seconds=config.compute.timeout))
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="GRPO with a judge's score; see rl/README.md")
     parser.add_argument("config", type=Path, help="jsonnet file, for example rl/configs/shapes.jsonnet")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-5")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
-    timeout = InitProcessGroupKwargs(timeout=timedelta(seconds=config.compute.timeout))
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout])
+    accelerator = start_ranks(config)
     with start_scorer(config.judge, accelerator.process_index, config.reward) as scorer:
         codec = ImageCodec(StillVQ.from_pretrained(config.vision), accelerator.device)
         train(config, accelerator, codec, scorer)

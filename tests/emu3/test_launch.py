@@ -60,7 +60,7 @@ sys.stderr.write(os.environ["TORCH_CPP_LOG_LEVEL"])
 """
 
 
-@pytest.mark.parametrize(("given", "told"), [(None, "ERROR"), ("INFO", "INFO")])
+@pytest.mark.parametrize(("given", "told"), [(None, "ERROR"), ("WARNING", "WARNING")])
 def test_torch_says_nothing_behind_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, told: str
 ) -> None:
@@ -73,7 +73,7 @@ def test_torch_says_nothing_behind_the_error(
     command = [sys.executable, "-m", "emu3.launch", "--ranks", "1", "rank_module"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert ended.stderr.splitlines()[-1] == told
+    assert ended.stderr == told
 
 
 MEETING_MODULE = """

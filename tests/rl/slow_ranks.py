@@ -10,14 +10,12 @@ import json
 import sys
 import time
 from concurrent.futures import Future
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from tiny_run import StubScorer
+from torch.distributed import distributed_c10d
 
 import rl.train
 from emu3.errors import run_main
@@ -71,8 +69,7 @@ def is_for_the_first(*_: Any) -> None:
 
 def main() -> None:
     config = build_config(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    timeout = InitProcessGroupKwargs(timeout=timedelta(seconds=config.compute.timeout))
-    accelerator = Accelerator(cpu=True, kwargs_handlers=[timeout])
+    accelerator = rl.train.start_ranks(config)
     scorer = StubScorer()
     if accelerator.is_main_process:
         make_saving_slow()
@@ -83,6 +80,9 @@ def main() -> None:
         ranks._host_group = lambda: dist.group.WORLD
         ranks.LAUNCHER_SECONDS = 0.0
     rl.train.train(config, accelerator, ImageCodec(StillVQ.from_pretrained(config.vision)), scorer)  # type: ignore[arg-type]
+    backends = [group._get_backend(accelerator.device) for group in distributed_c10d._world.pg_map]
+    found = sorted({backend.options._timeout.total_seconds() for backend in backends})
+    accelerator.print(f"timeouts of {len(backends)} groups: {found}", flush=True)
     accelerator.end_training()
 
 
