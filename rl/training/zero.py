@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import Emu3ForCausalLM
 
 from emu3.errors import UserError
-from emu3.training import zero_state
+from emu3.training import ranks, zero_state
 from emu3.training.lora import adapters, merged
 from rl.config import Config
 from rl.logprobs import Batch
@@ -68,13 +68,16 @@ class ZeroTrainer:
 
     @contextmanager
     def weights(self) -> Iterator[Emu3ForCausalLM]:
+        self._meet()
         with self._gathered(list(self.model.parameters())):
             yield self.model
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        self._meet()
         return merged(self.model, self._gathered)
 
     def named_adapters(self) -> Iterator[tuple[str, Tensor]]:
+        self._meet()
         return adapters(self.model, self._gathered)
 
     def save_optimizer(self, folder: Path | None) -> None:
@@ -82,6 +85,11 @@ class ZeroTrainer:
 
     def load_optimizer(self, folder: Path) -> None:
         zero_state.load(folder, self._engine, self.model)
+
+    def _meet(self) -> None:
+        """Before weights are gathered: ranks come from work of their own, such as the run's report."""
+        if self._stage == 3:
+            ranks.meet()
 
     @contextmanager
     def _gathered(self, parameters: Sequence[Tensor]) -> Iterator[None]:
@@ -121,7 +129,6 @@ def _initialize(
             rank=0,
             world_size=1,
         )
-    buffers = [(buffer, buffer.data.clone()) for buffer in module.buffers()]
     zero: dict[str, Any] = {"stage": stage}
     if config.compute.offload_optimizer and optimizer is not None:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": accelerator.device.type == "cuda"}
@@ -135,10 +142,8 @@ def _initialize(
         "bf16": {"enabled": config.compute.precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},
     }
+    ranks.meet()  # they were loading
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-    # It casts buffers with the weights, but rotary frequencies in bfloat16 place tokens at wrong angles.
-    for buffer, original in buffers:
-        buffer.data = original.to(accelerator.device)
     if stage == 3:
         deepspeed.zero.register_external_parameter(module, module.model.lm_head.weight)
     return engine
