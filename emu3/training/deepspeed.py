@@ -1,4 +1,4 @@
-"""What stands around every use of DeepSpeed: its process group, float buffers, and sharded weights made whole.
+"""What stands around every use of DeepSpeed: its process group, and sharded weights made whole.
 
 DeepSpeed is imported in the functions: it is an extra, and importing it takes seconds.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emu3.errors import UserError
 
@@ -34,18 +34,6 @@ def start_communication(device: torch.device) -> None:
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     if not comm.is_initialized():
         comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-
-
-@contextmanager
-def exact_buffers(module: nn.Module) -> Iterator[None]:
-    """Whatever is done to `module` inside, its buffers keep their dtype and values, wherever they are moved to.
-
-    Rotary frequencies in bfloat16 would place tokens at wrong angles, the further apart the wronger.
-    """
-    before = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
-    yield
-    for name, buffer in module.named_buffers():
-        buffer.data = before[name].to(buffer.device)
 
 
 @contextmanager
