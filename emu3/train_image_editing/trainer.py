@@ -18,6 +18,7 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -181,6 +182,8 @@ class EditTrainer(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         ranks.meet()  # they were loading
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        # DeepSpeed's own groups have the backend's default, NCCL's ten minutes.
+        ranks.set_device_timeout(timedelta(seconds=self.args.ddp_timeout))
         head = self.language_model.lm_head.weight
         if hasattr(head, "ds_id"):
             import deepspeed
