@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import Emu3ForCausalLM
 
@@ -30,7 +29,7 @@ from emu3.errors import UserError
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.lanes import Lanes
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.sampling import choose, uniform_numbers
+from emu3.mllm.sampling import choose, head_logits, uniform_numbers
 from emu3.mllm.thinking import NO_THOUGHT, Thought, think
 
 THINK_TOKENS = 512
@@ -177,7 +176,7 @@ def _draw_codes(
     codes: list[Tensor] = []
     logprobs: list[Tensor] = []
     for cell, uniform in enumerate(uniforms.unbind(-1)):
-        code, logprob = choose(F.linear(lanes.hidden, head), uniform, temperature, top_k)
+        code, logprob = choose(head_logits(lanes.hidden, head), uniform, temperature, top_k)
         codes.append(code)
         logprobs.append(logprob)
         if cell + 1 < len(free):

@@ -9,9 +9,10 @@ over with softmax and gradient.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from emu3.mllm.sampling import head_logits
 
 CHUNK_BYTES = 2**27
 
@@ -37,8 +38,7 @@ def chosen_logprobs(
 
 
 def _score(hidden_N_D: Tensor, head_V_D: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits_N_V = F.linear(hidden_N_D, head_V_D)
-    logits_N_V = logits_N_V.to(torch.promote_types(logits_N_V.dtype, torch.float32))
+    logits_N_V = head_logits(hidden_N_D, head_V_D)
     if temperature != 1:  # by far the most common; spares a pass over all logits, and another one backward
         logits_N_V = logits_N_V / temperature
     logprobs_N_V = logits_N_V.log_softmax(-1)

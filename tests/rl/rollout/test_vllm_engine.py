@@ -18,13 +18,13 @@ from emu3.errors import UserError
 from emu3.mllm.language_model import load_language_model, new_language_model, save_checkpoint
 from emu3.mllm.sequence import THINK_PREFILL, edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
+from emu3.training.lora import add_lora
 from rl.config import Config
 from rl.logprobs import pack
 from rl.rollout.choose import make_engine
 from rl.rollout.local import LocalEngine
 from rl.rollout.protocol import Prompt
 from rl.rollout.vllm import VllmEngine
-from emu3.training.lora import add_lora
 from rl.training.whole import WholeTrainer
 
 CPU = torch.device("cpu")
