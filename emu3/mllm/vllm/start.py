@@ -71,6 +71,7 @@ def _start(config: Emu3TextConfig, settings: VllmSettings, device: torch.device)
             load_format="dummy",
             skip_tokenizer_init=True,
             dtype=str(settings.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+            hf_overrides={"head_dtype": "float32"},  # logits are sums that are not rounded, as in `head_logits`
             max_model_len=config.max_position_embeddings,
             max_num_seqs=settings.max_sequences,
             logprobs_mode="processed_logprobs",

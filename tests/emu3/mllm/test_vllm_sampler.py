@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from emu3.mllm.editor import Editor
 from emu3.mllm.generate import Sample, generate
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
-from emu3.mllm.vllm.sampler import VllmSampler, sampler_of
-from emu3.mllm.vllm.start import VllmSettings, start_engine
+from emu3.mllm.vllm.sampler import Preemptions, VllmSampler, sampler_of
+from emu3.mllm.vllm.start import CPU_BLOCK, VllmSettings, start_engine
 from emu3.mllm.vllm.weights import named_weights
 
 CPU = torch.device("cpu")
@@ -153,6 +154,47 @@ def test_new_weights_sample(sampler: VllmSampler) -> None:
         for sample in group:
             expected = teacher_forced(model, MIXED[0], sample, 1.0, 0)
             np.testing.assert_allclose(sample.logprobs, expected, rtol=0, atol=1e-4)
+
+
+def test_preemptions_are_counted_and_change_nothing(sampler: VllmSampler, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twelve answers in a cache for two or three of them: vLLM interrupts some and computes them again, and nobody knew."""
+    requests = [world_request(prompt, 4, LARGE, length=60) for prompt in range(3)]
+    expected = tokens(sampler.sample(requests))
+    assert sampler.preemptions == Preemptions(0, 0)
+
+    config = world_model().config
+    block = 2 * config.num_hidden_layers * config.num_key_value_heads * 32 * torch.float32.itemsize * CPU_BLOCK
+    share = 10.5 * block / (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    crowded = VllmSampler(config, VllmSettings(torch.float32, max_sequences=8, memory_share=share), CPU)
+    crowded.load(named_weights(world_model()))
+    capsys.readouterr()
+    for _ in range(2):
+        assert tokens(crowded.sample(requests)) == expected
+    assert crowded.preemptions.requests >= 2 and crowded.preemptions.tokens > 60 * crowded.preemptions.requests
+    assert capsys.readouterr().err.count("vLLM's cache of 288 tokens is too small") == 1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_of_half_precision_are_not_rounded(tied: bool) -> None:
+    """Guards vLLM's half of an equality, head_dtype: the last product's sums stay float32, also after an update of the
+    weights. In bfloat16 every logit of size 1 would be a multiple of 1/128."""
+    model = world_model(4, tied).to(torch.bfloat16)
+    half = sampler_of(model, 4, CPU)
+    worker = half._engine.model_executor.driver_worker.worker
+    compute, seen = worker.model_runner.model.compute_logits, []
+
+    def noting(hidden: torch.Tensor) -> torch.Tensor:
+        logits = compute(hidden)
+        seen.append((hidden, logits.clone()))
+        return logits
+
+    worker.model_runner.model.compute_logits = noting
+    list(half.sample([MIXED[0]]))
+    assert len(seen) > SMALL.height * SMALL.width
+    for hidden, logits in seen:
+        assert hidden.dtype == torch.bfloat16 and logits.dtype == torch.float32
+        exact = hidden.double() @ model.lm_head.weight.detach().double().T
+        torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_that_diverged_are_told(sampler: VllmSampler) -> None:
