@@ -157,7 +157,7 @@ def test_new_weights_sample(sampler: VllmSampler) -> None:
 
 
 def test_preemptions_are_counted_and_change_nothing(sampler: VllmSampler, capsys: pytest.CaptureFixture[str]) -> None:
-    """Twelve answers in a cache for two or three of them: vLLM interrupts some and computes them again, and nobody knew."""
+    """Guards against silence: of twelve answers in a cache for two, vLLM interrupts some and computes them again."""
     requests = [world_request(prompt, 4, LARGE, length=60) for prompt in range(3)]
     expected = tokens(sampler.sample(requests))
     assert sampler.preemptions == Preemptions(0, 0)

@@ -1,11 +1,12 @@
-"""What `start_engine` asks of vLLM on an H100, found on a CPU: `python vllm_on_a_gpu.py [none | v1 | v2]` prints JSON.
+"""What `start_engine` asks of vLLM on an H100, found on a CPU: `python vllm_on_a_gpu.py RANKS` prints JSON.
 
-vLLM's own code resolves the arguments for a platform that says that it is one; only the engine is not made. A process of
-its own, because the platform is put in place of the one that vLLM's modules have.
+vLLM's own code resolves the arguments for a platform that says that it is one; only the engine is not made. It takes a
+process of its own, because the platform is put in place of the one that vLLM's modules have.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import types
@@ -20,7 +21,7 @@ import emu3.mllm.vllm.start as start
 def pretend() -> None:
     """Every module of vLLM that is imported from now on, or was, sees an H100 with Triton."""
     import vllm.config
-    import vllm.engine.arg_utils  # noqa: F401
+    import vllm.engine.arg_utils
     from vllm import platforms
 
     for library in ("_C_stable_libtorch", "_moe_C_stable_libtorch"):  # the CUDA build's, imported for their operators
@@ -74,10 +75,8 @@ def resolved() -> dict[str, Any]:
 
     LLMEngine.from_vllm_config = stop  # type: ignore[method-assign, assignment]
     settings = start.VllmSettings(torch.bfloat16, max_sequences=96, memory_share=0.3, sleep=True)
-    try:
+    with contextlib.suppress(Enough):
         start.start_engine(world_model().config, settings, torch.device("cuda", 1))
-    except Enough:
-        pass
     config, options = found
     from vllm.v1.executor.abstract import Executor
 
@@ -103,4 +102,6 @@ def resolved() -> dict[str, Any]:
 
 if __name__ == "__main__":
     pretend()
+    ranks = int(sys.argv[1])
+    start._ranks = lambda: ranks
     print(json.dumps(resolved()))
