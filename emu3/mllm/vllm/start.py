@@ -88,7 +88,7 @@ def _start(config: Emu3TextConfig, settings: VllmSettings, device: torch.device)
             if device.index is not None and _ranks() == 1:
                 engine_config.device_config.device = device
             engine = LLMEngine.from_vllm_config(engine_config, disable_log_stats=True)
-        except ValueError as error:  # what vLLM raises for settings and memory
+        except (ValueError, torch.OutOfMemoryError) as error:  # what vLLM raises for settings, and for memory
             raise UserError(f"vLLM does not start: {one_line(error)}") from error
     # With an engine vLLM ends every process group of the process, the trainer's among them: leave that to the exit.
     core: Any = engine.engine_core  # `_finalizer` is no part of its type

@@ -229,6 +229,19 @@ def test_heads_that_cannot_run_are_named() -> None:
         start_engine(model.config, VllmSettings(torch.float32), CPU)
 
 
+@pytest.mark.parametrize("error", [ValueError("Free memory"), torch.OutOfMemoryError("CUDA out of memory. Tried")])
+def test_too_little_memory_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that others use ends in one or the other, by how far vLLM gets."""
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(LLMEngine, "from_vllm_config", fail)
+    with pytest.raises(UserError, match=f"vLLM does not start: {error}"):
+        start_engine(world_model().config, VllmSettings(torch.float32), CPU)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vllm")
