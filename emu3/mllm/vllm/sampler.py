@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
-from emu3.mllm.generate import THINK_TOKENS, Request, Sample
+from emu3.mllm.generate import THINK_TOKENS, Request, Sample, check_settings
 from emu3.mllm.vllm.rules import AnswerRule
 from emu3.mllm.vllm.start import VllmSettings, start_engine
 from emu3.mllm.vllm.weights import named_weights, with_head
@@ -92,6 +92,7 @@ class VllmSampler:
         The settings and the errors are those of `emu3.mllm.generate.generate`, but for `top_k`: log-probabilities are
         those after the cut. The caller checks that the answers fit the model (`check_fits`).
         """
+        check_settings(temperature, top_k)
         if self._asleep:
             raise RuntimeError("the engine sleeps: it has no weights until the next load")
         rules = [AnswerRule(request.grammar, think_tokens if request.think else None) for request in requests]
