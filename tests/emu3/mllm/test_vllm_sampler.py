@@ -156,22 +156,61 @@ def test_new_weights_sample(sampler: VllmSampler) -> None:
             np.testing.assert_allclose(sample.logprobs, expected, rtol=0, atol=1e-4)
 
 
+def share_of(blocks: int) -> float:
+    """The share of this machine's memory that holds `blocks` of the cache, and the one that is vLLM's own."""
+    config = world_model().config
+    block = 2 * config.num_hidden_layers * config.num_key_value_heads * 32 * torch.float32.itemsize * CPU_BLOCK
+    return (blocks + 1.5) * block / (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
 def test_preemptions_are_counted_and_change_nothing(sampler: VllmSampler, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards against silence: of twelve answers in a cache for two, vLLM interrupts some and computes them again."""
     requests = [world_request(prompt, 4, LARGE, length=60) for prompt in range(3)]
     expected = tokens(sampler.sample(requests))
     assert sampler.preemptions == Preemptions(0, 0)
 
-    config = world_model().config
-    block = 2 * config.num_hidden_layers * config.num_key_value_heads * 32 * torch.float32.itemsize * CPU_BLOCK
-    share = 10.5 * block / (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    crowded = VllmSampler(config, VllmSettings(torch.float32, max_sequences=8, memory_share=share), CPU)
+    crowded = VllmSampler(world_model().config, VllmSettings(torch.float32, 8, memory_share=share_of(9)), CPU)
     crowded.load(named_weights(world_model()))
     capsys.readouterr()
     for _ in range(2):
         assert tokens(crowded.sample(requests)) == expected
     assert crowded.preemptions.requests >= 2 and crowded.preemptions.tokens > 60 * crowded.preemptions.requests
     assert capsys.readouterr().err.count("vLLM's cache of 288 tokens is too small") == 1
+
+
+@pytest.mark.parametrize("blocks", [100, 8])
+def test_asynchronous_scheduling_gives_the_same_samples(
+    sampler: VllmSampler, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs schedule a step while the last one's tokens are on their way, which vLLM does not do on CPUs by itself.
+    Guards the processor, for which they are missing for a while, steps that are left over when all is answered, the
+    caller has gone, or the engine sleeps, and answers that are interrupted meanwhile (`blocks` of cache)."""
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    expected = tokens(sampler.sample(MIXED, think_tokens=6))
+    make = LLMEngine.from_vllm_config
+
+    def ahead(config: Any, **options: Any) -> LLMEngine:
+        config.scheduler_config.async_scheduling = True
+        return make(config, **options)
+
+    monkeypatch.setattr(LLMEngine, "from_vllm_config", ahead)
+    settings = VllmSettings(torch.float32, 5, memory_share=share_of(blocks), sleep=True)
+    other = VllmSampler(world_model().config, settings, CPU)
+    core = other._engine.engine_core.engine_core
+    assert isinstance(core.scheduler, AsyncScheduler) and core.batch_queue is not None
+    other.load(named_weights(world_model()))
+    assert tokens(other.sample(MIXED, think_tokens=6)) == expected
+    other.sleep()
+    other.load(named_weights(world_model()))
+    groups = other.sample(MIXED, think_tokens=6)
+    assert [sample.tokens for sample in next(groups)] == expected[0]
+    groups.close()  # type: ignore[attr-defined]  # a generator
+    assert core.batch_queue, "a step is on its way"
+    other.load(named_weights(world_model()))
+    assert tokens(other.sample(MIXED, think_tokens=6)) == expected
+    assert (other.preemptions.requests > 0) == (blocks == 8)
 
 
 @pytest.mark.parametrize("tied", [True, False])
