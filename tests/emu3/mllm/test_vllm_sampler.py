@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -258,6 +261,22 @@ def test_a_second_engine_of_another_model_comes_and_goes(sampler: VllmSampler) -
     gc.collect()
     assert torch.distributed.is_initialized()
     assert len(tokens(sampler.sample(MIXED))) == len(MIXED)
+
+
+def test_ranks_have_engines_of_their_own(tmp_path: Path) -> None:
+    """Guards the launcher's executor, which has one engine over all ranks in mind: here each answers its own requests
+    with its own weights, and the process group is the trainer's before and after."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = Path(__file__).with_name("vllm_ranks.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(script.parent), *sys.path])}
+    done = subprocess.run([*command, script, tmp_path], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(2):
+        model = world_model(rank)
+        answers = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert len(answers) == 2 + rank
+        alone = sampler_of(model, 4, CPU)
+        assert answers == tokens(alone.sample([world_request(prompt, 2) for prompt in range(2 + rank)]))
 
 
 def test_heads_that_cannot_run_are_named() -> None:
