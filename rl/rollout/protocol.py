@@ -59,8 +59,8 @@ class RolloutEngine(Protocol):
 
     @property
     def preempted(self) -> tuple[int, int]:
-        """How often an answer was interrupted since the engine was made, for want of memory for its keys and values, and
-        how many tokens were computed again for it; of this rank. Samples are the same, only later."""
+        """How often an answer was interrupted since the engine was made, for want of memory for its keys and values,
+        and how many tokens were computed again for it; of this rank. Samples are the same, only later."""
         ...
 
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[tuple[int, ...]]]) -> Iterator[list[Rollout]]:
