@@ -23,8 +23,8 @@ from emu3.errors import UserError
 from emu3.files import read_json, sha256_of, whole_folder, write_json
 from emu3.mllm.language_model import save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
-from rl.config import Config
 from emu3.training.lora import ADAPTER
+from rl.config import Config
 from rl.training.protocol import Trainer
 
 MANIFEST = "manifest.json"

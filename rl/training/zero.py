@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from transformers import Emu3ForCausalLM
 
 from emu3.errors import UserError
-from rl.config import Config
-from rl.logprobs import Batch
 from emu3.training import zero_state
 from emu3.training.lora import adapters, merged
+from rl.config import Config
+from rl.logprobs import Batch
 from rl.training.optimizer import adamw
 from rl.training.policy import Score, TokenLogprobs
 

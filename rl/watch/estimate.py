@@ -22,13 +22,13 @@ from emu3.errors import UserError, run_main
 from emu3.files import read_json
 from emu3.hub import local_folder
 from emu3.mllm.checkpoint_layouts import read_config
+from emu3.report.table import duration
 from emu3.tokenizer.checkpoint import CONFIG_FILE
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.published import layout_of
 from rl.config import Config
 from rl.config_file import load_config, stand_in
 from rl.rollout.protocol import Prompt
-from rl.watch.console import duration
 from rl.watch.memory import Memory, Parts, memory
 from rl.watch.remedies import remedies
 from rl.watch.sizes import ANSWER_TOKENS, PROMPT_TOKENS, Sizes

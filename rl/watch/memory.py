@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from emu3.tokenizer.codec import BATCH_PIXELS
-from rl.config import Config
 from emu3.training.head import CHUNK_BYTES
+from rl.config import Config
 from rl.watch.sizes import Sizes
 
 ZERO_BUCKET = 5 * 10**8

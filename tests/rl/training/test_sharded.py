@@ -19,8 +19,8 @@ from tiny_run import config_of, run_ranks, without_times
 
 from emu3.errors import UserError
 from emu3.mllm.language_model import load_language_model
-from rl.config import Config
 from emu3.training import zero_state
+from rl.config import Config
 
 pytest.importorskip("deepspeed")
 
