@@ -164,6 +164,8 @@ class ComputeConfig:
     or the judge has a day (`emu3.training.ranks`).
     max_logprob_gap: bound, in nats, on the mean difference between the log-probabilities of the sampler and those
     of the trainer; a larger one means that the weights that sample are not the weights that are trained.
+    max_probe_gap: the same bound for the probe after each update of a sampling engine's copy of the weights; none is
+    0.005 in fp32, 0.1 in bf16 (`rl.rollout.probe`).
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -175,6 +177,7 @@ class ComputeConfig:
     reference: Literal["resident", "offloaded", "sharded", "adapter_off"] = "resident"
     timeout: float = 1800.0
     max_logprob_gap: float = 0.2
+    max_probe_gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -255,6 +258,7 @@ def check_ranges(config: Config) -> None:
         "judge.deadline": config.judge.deadline,
         "compute.timeout": config.compute.timeout,
         "objective.importance_cap": config.objective.importance_cap,
+        "compute.max_probe_gap": config.compute.max_probe_gap,
     }
     for name, number in above_zero.items():
         if number is not None and not number > 0:
