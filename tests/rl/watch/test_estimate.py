@@ -24,10 +24,17 @@ from rl.config import Config
 from rl.config_file import load_config
 from rl.rollout.protocol import Prompt
 from rl.watch import estimate as module
-from rl.watch.estimate import Device, announce, estimate, main, refuse
+from rl.watch.estimate import Device, announce, check, estimate, main
+from rl.watch.sizes import Sizes
 from rl.watch.work import forward_operations, sampled_bytes, seconds, trained_operations
 
 H100 = Device("NVIDIA H100 80GB HBM3", 85e9, 2e12, 4)
+
+
+def refuse(sizes: Sizes, config: Config, device: Device) -> None:
+    """Raises where the run does not fit."""
+    compute = dataclasses.replace(config.compute, memory_check="refuse")
+    assert check(sizes, dataclasses.replace(config, compute=compute), device) is None
 
 
 def with_overrides(config: Config, overrides: str, tmp_path: Path) -> Config:
