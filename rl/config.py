@@ -169,8 +169,8 @@ class ComputeConfig:
     `sharded` over the ranks (with zero), or `adapter_off`, the policy without its LoRA.
     max_logprob_gap: bound, in nats, on the mean difference between the log-probabilities of the sampler and those
     of the trainer; a larger one means that the weights that sample are not the weights that are trained.
-    memory_check: what happens before the start where the estimate of memory (`rl.watch.estimate`) is more than there is:
-    a warning, or the end of the run; `off` estimates nothing.
+    memory_check: what happens before the start where the estimate of memory (`rl.watch.estimate`) is more than there
+    is: a warning, or the end of the run; `off` estimates nothing.
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -2,8 +2,8 @@
 
 The tensors are those that transformers' Emu3 layer keeps for its backward pass, as Korthikanti et al.
 (arXiv:2205.05198) count them for GPT, and what is there besides at the moments that can be the largest: the end of the
-forward pass, the backward pass of the head (`emu3.training.head`), and that of the last layer's MLP. The counts are held
-against traces of the real modules at 8B shapes (`tests/fake_gpu`). A kernel's own work space is not counted.
+forward pass, the backward pass of the head (`emu3.training.head`), and that of the last layer's MLP. The counts are
+held against traces of the real modules at 8B shapes (`tests/fake_gpu`). A kernel's own work space is not counted.
 """
 
 from __future__ import annotations

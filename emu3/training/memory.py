@@ -50,7 +50,9 @@ def with_reserve(lasting: Parts, phases: dict[str, Parts], host: Parts, *, gpu: 
     """Add to each phase what is no count. gpu: whether devices have memory of their own."""
     base, lost = GPU_RESERVE if gpu else CPU_RESERVE
     held = sum(lasting.values())
-    reserved = {name: {**parts, "reserve": base + lost * (held + sum(parts.values()))} for name, parts in phases.items()}
+    reserved = {
+        name: {**parts, "reserve": base + lost * (held + sum(parts.values()))} for name, parts in phases.items()
+    }
     return Memory(lasting, reserved, host)
 
 
@@ -74,9 +76,9 @@ class Zero:
 
 @dataclass(frozen=True)
 class Held:
-    """What a rank holds of a model. lasting: all the time. backward: besides while gradients are made; reducing: besides
-    that while the largest of them goes to the other ranks. step: besides the lasting in the optimizer's step. host: in
-    main memory."""
+    """What a rank holds of a model. lasting: all the time. backward: besides while gradients are made; reducing:
+    besides that while the largest of them goes to the other ranks. step: besides the lasting in the optimizer's step.
+    host: in main memory."""
 
     lasting: Parts
     backward: Parts

@@ -1,9 +1,9 @@
 """What vLLM does with its share of a device: weights, work, and a key-value cache, and whether a step fits into it.
 
 On a GPU vLLM takes `memory_share` of the whole device (its `gpu_memory_utilization`), refuses to start where less is
-free, and gives the cache what weights, the work of its largest pass and its CUDA graphs leave. On a CPU the share bounds
-the cache alone (`emu3.mllm.vllm.start`). Answers whose keys and values do not fit wait, or are thrown out and computed
-again ("preempted"): slower, and without a word.
+free, and gives the cache what weights, the work of its largest pass and its CUDA graphs leave. On a CPU the share
+bounds the cache alone (`emu3.mllm.vllm.start`). Answers whose keys and values do not fit wait, or are thrown out and
+computed again ("preempted"): slower, and without a word.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ KEPT_ASLEEP = 1e9
 @dataclass(frozen=True)
 class Engine:
     """Bytes of vLLM on one device. cache: room for keys and values, below 0 where it cannot start. token_bytes: of one
-    token's. wanted_tokens: of the answers that are sampled at once, each prompt once. sequence_tokens: of one answer with
-    its prompt."""
+    token's. wanted_tokens: of the answers that are sampled at once, each prompt once. sequence_tokens: of one answer
+    with its prompt."""
 
     weights: float
     work: float

@@ -2,9 +2,9 @@
 
     python -m rl.watch.estimate CONFIG.jsonnet [key=value ...] --ranks 4 --device-memory 80 --device H100
 
-Memory is counted (`rl.watch.memory`), time is computed where the device is known (`rl.watch.work`). Some of it are rules
-of thumb, so a run ends only where `compute.memory_check=refuse` says so, and the command likewise, with code 2. The
-command needs neither GPU nor data nor weights, of the models only their config.json.
+Memory is counted (`rl.watch.memory`), time is computed where the device is known (`rl.watch.work`). Some of it are
+rules of thumb, so a run ends only where `compute.memory_check=refuse` says so, and the command likewise, with code 2.
+The command needs neither GPU nor data nor weights, of the models only their config.json.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def _complaint(sizes: Sizes, config: Config, device: Device) -> str | None:
     if wanted.vllm is not None and not wanted.vllm.starts:
         share = wanted.vllm.least_share(device.bytes)
         return (
-            f"rollout.vllm.memory_share={config.rollout.vllm.memory_share:g} leaves vLLM no room for the keys and values "
-            f"of one answer; {share:.2f} holds a step's"
+            f"rollout.vllm.memory_share={config.rollout.vllm.memory_share:g} leaves vLLM no room for the keys and "
+            f"values of one answer; {share:.2f} holds a step's"
         )
     if wanted.memory.total > device.bytes:
         needed, limit, place = wanted.memory.total, device.bytes, f"per {_place(device)}, most in "
@@ -149,8 +149,8 @@ def _complaint(sizes: Sizes, config: Config, device: Device) -> str | None:
 
 
 def announce(config: Config, accelerator: Accelerator, vision: StillVQ, prompts: Sequence[Prompt]) -> None:
-    """Before anything large is loaded: print the estimate, and warn of what does not fit, or refuse it. Every rank takes
-    part.
+    """Before anything large is loaded: print the estimate, and warn of what does not fit, or refuse it. Every rank
+    takes part.
 
     prompts: some of the run's, for their lengths.
     """
@@ -217,7 +217,8 @@ def main() -> None:
     parser.add_argument("--device-memory", type=float, metavar="GB", help="of each GPU; default: this machine's device")
     parser.add_argument("--device", default="GPU", help="its name, for the time, such as H100; with --device-memory")
     parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS, help="default: %(default)s")
-    parser.add_argument("--answer-tokens", type=int, default=ANSWER_TOKENS, help="thinking included; %(default)s")
+    told = f"thinking included; default: {ANSWER_TOKENS} and the config's longest chain of thought"
+    parser.add_argument("--answer-tokens", type=int, help=told)
     arguments = parser.parse_intermixed_args()
     stand_in()
     config = load_config(arguments.config, arguments.overrides)
@@ -225,7 +226,8 @@ def main() -> None:
         device = this_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"), arguments.ranks)
     else:
         device = Device(arguments.device, arguments.device_memory * GB, None, arguments.ranks)
-    sizes = read_sizes(config, arguments.ranks, arguments.prompt_tokens, arguments.answer_tokens)
+    answer_tokens = arguments.answer_tokens or ANSWER_TOKENS + config.rollout.think_tokens
+    sizes = read_sizes(config, arguments.ranks, arguments.prompt_tokens, answer_tokens)
     print("\n".join(estimate(sizes, config, device).lines))
     warning = check(sizes, config, device)
     if warning is not None:

@@ -74,8 +74,8 @@ def larger(parts: Parts) -> Parts:
 
 
 def sampling(sizes: Sizes, config: Config) -> float:
-    """The local engine: a key-value cache with a slot for every token of every lane, and beside it the larger of the pass
-    over the prompts and of one layer's keys and values, repeated for each query head, at the last tokens."""
+    """The local engine: a key-value cache with a slot for every token of every lane, and beside it the larger of the
+    pass over the prompts and of one layer's keys and values, repeated for each query head, at the last tokens."""
     rollout, element = config.rollout, 2 if config.compute.precision == "bf16" else 4
     stream = element if config.compute.zero else 4  # rotated keys have its precision
     prompts = min(rollout.prompts_per_batch, sizes.prompts_of_rank(config))

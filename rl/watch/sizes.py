@@ -53,7 +53,11 @@ class Sizes(ModelSizes):
 
     def _scored(self, config: Config) -> tuple[Scored, ...]:
         """Codes among codes, and the rest as the scheme has it (`rl.logprobs`)."""
-        rollouts, thinking, codebook = config.compute.micro_batch, config.rollout.think_tokens, self.vision.codebook_size
+        rollouts, thinking, codebook = (
+            config.compute.micro_batch,
+            config.rollout.think_tokens,
+            self.vision.codebook_size,
+        )
         codes = Scored(rollouts * (self.answer_tokens - self.forced_tokens - thinking), codebook, sliced=True)
         text = self.model.vocab_size - codebook
         if config.objective.scheme == "split":

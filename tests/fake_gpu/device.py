@@ -85,5 +85,7 @@ def _attention(
     else:
         assert not enable_gqa  # that kernel wants as many key heads as query heads
         bias = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
-        out = aten._scaled_dot_product_efficient_attention(query, key, value, bias, False, dropout_p, is_causal, scale=scale)
+        out = aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, False, dropout_p, is_causal, scale=scale
+        )
     return out[0]  # type: ignore[no-any-return]

@@ -2,8 +2,9 @@
 
     PYTHONPATH=. python tests/fake_gpu/passes.py [NAME ...] [--table]
 
-Prints a line of JSON for each: name, bytes traced above the weights, bytes counted, attention kernels. --table adds what
-was there at the peak. Gradients of weights go as soon as they are whole, as under ZeRO: what holds them is `shards.py`'s.
+Prints a line of JSON for each: name, bytes traced above the weights, bytes counted, attention kernels. --table adds
+what was there at the peak. Gradients of weights go as soon as they are whole, as under ZeRO: what holds them is
+`shards.py`'s.
 """
 
 from __future__ import annotations
@@ -149,7 +150,9 @@ def sample(config: Config, prompts: int) -> Peak:
             lanes._used += slots
             for layer in lanes._cache.layers:
                 layer.used += slots
-            code, _ = choose(nn.functional.linear(lanes.hidden, model.lm_head.weight[LAYOUT.first_code :]), uniform, 1.0, None)
+            code, _ = choose(
+                nn.functional.linear(lanes.hidden, model.lm_head.weight[LAYOUT.first_code :]), uniform, 1.0, None
+            )
             lanes.feed((code + LAYOUT.first_code)[:, None])
             lanes._used -= group
             for layer in lanes._cache.layers:
@@ -223,9 +226,7 @@ CASES = {
     "RL, 8 answers without ZeRO, 8 layers": training_case(layers=FEW, compute={"zero": 0, "reference": "resident"}),
     "reference, 8 answers": reference_case(),
     "reference, 4 answers that think": reference_case(rollout={"think_tokens": 512}, compute={"micro_batch": 4}),
-    "local sampling, 4 prompts": Case(
-        lambda: sample(settings(), 4), lambda: sampling(sizes(settings()), settings())
-    ),
+    "local sampling, 4 prompts": Case(lambda: sample(settings(), 4), lambda: sampling(sizes(settings()), settings())),
     "decoding, 8 images": Case(lambda: decode(8), lambda: decoding(sizes(settings()), settings())),
     "SFT, 4 rows": tuning_case(4),
     "SFT, 8 rows": tuning_case(8),

@@ -61,7 +61,9 @@ def with_small_buckets(initialize: Any) -> Any:
 
 def moments(compute: dict[str, Any], accelerator: Accelerator) -> dict[str, tuple[int, float]]:
     """Measured and counted bytes at the peaks of a backward pass and of a step, and after it."""
-    config = settings(compute={"gradient_checkpointing": True, "reference": "resident", **compute}, objective={"kl": 0.0})
+    config = settings(
+        compute={"gradient_checkpointing": True, "reference": "resident", **compute}, objective={"kl": 0.0}
+    )
     model = new_language_model(
         LAYOUT, hidden_size=256, layers=8, heads=4, kv_heads=4, ffn_size=896, max_positions=512, seed=0
     ).to(torch.bfloat16)

@@ -19,20 +19,21 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TEXT = """# Memory: counted and traced
 
-Written by `PYTHONPATH=. python tests/fake_gpu/table.py assets/memory.md`; `tests/fake_gpu` holds the first figures within
-5% of the second. GB are 10^9 bytes.
+Written by `PYTHONPATH=. python tests/fake_gpu/table.py assets/memory.md`; `tests/fake_gpu` holds the first figures
+within 5% of the second. GB are 10^9 bytes.
 
 ## One micro-batch at 8B shapes
 
-32 layers, hidden 4096, 32 and 8 heads, ffn 14336, 184,622 ids, bfloat16, gradient checkpointing; prompts of 1,100 tokens
-and answers of 1,063, chains of thought of 512. Above the weights, gradients of weights freed as soon as they are whole.
-The real modules on fake CUDA tensors: no kernel ran, and what kernels take inside is not in it.
+32 layers (8 where a row says so), hidden 4096, 32 and 8 heads, ffn 14336, 184,622 ids, bfloat16, gradient
+checkpointing; prompts of 1,100 tokens and answers of 1,063, chains of thought of 512. Above the weights; gradients of
+weights are freed as soon as they are whole. The real modules on fake CUDA tensors: no kernel ran, and what kernels take
+inside is not in it.
 
 {passes}
 ## What DeepSpeed holds
 
-On each of two ranks (gloo, CPU) of a policy of 9.6 million parameters, in buckets of a million elements, all that DeepSpeed
-and the step keep and make. `ZeRO-2` and `ZeRO-3` are the config's; what is offloaded lies in the same memory here.
+On each of two ranks (gloo, CPU) of a policy of 9.6 million parameters in bfloat16, in buckets of a million elements,
+all that DeepSpeed and a step keep and make. What is offloaded lies in the same memory here.
 
 {shards}"""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,8 +60,8 @@ def test_passes_take_the_kernels_of_cuda(traced: list[dict[str, Any]]) -> None:
 
 
 def test_deepspeed_holds_what_is_counted(held: list[dict[str, Any]]) -> None:
-    """Partitions, gradients in float32, buckets, and the largest gradient on its way, which DeepSpeed converts whole: it
-    was left out, 4.5 GB of the 8B model."""
+    """Partitions, gradients in float32, buckets, and the largest gradient on its way, which DeepSpeed converts whole:
+    it was left out, 4.5 GB of the 8B model."""
     assert len(held) == 8 and not outside(held)
 
 
