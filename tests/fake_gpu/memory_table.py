@@ -1,6 +1,6 @@
 """The estimate of memory beside what was traced, as a table.
 
-    PYTHONPATH=. python tests/fake_gpu/table.py assets/memory.md
+    PYTHONPATH=. python tests/fake_gpu/memory_table.py assets/memory.md
 
 writes it anew. Needs g++ and DeepSpeed, no GPU; takes a minute of one core.
 """
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TEXT = """# Memory: counted and traced
 
-Written by `PYTHONPATH=. python tests/fake_gpu/table.py assets/memory.md`; `tests/fake_gpu` holds the first figures
+Written by `PYTHONPATH=. python tests/fake_gpu/memory_table.py assets/memory.md`; `tests/fake_gpu` holds the first figures
 within 5% of the second. GB are 10^9 bytes.
 
 ## One micro-batch at 8B shapes
