@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,12 +27,14 @@ class VllmConfig:
 
     memory_share: of the device's memory that vLLM may take for weights, activations and key-value cache; on a CPU a
     bound on the cache, as a share of main memory over all ranks. sleep: whether it gives that memory back while the
-    trainer works, on GPUs. max_sequences: answers that are sampled at once.
+    trainer works, on GPUs. max_sequences: answers that are sampled at once, at most; a step may have fewer.
+    max_batched_tokens: tokens that go through the model at once, on GPUs; what more of them take the cache lacks.
     """
 
     memory_share: float = 0.45
     sleep: bool = True
     max_sequences: int = 128
+    max_batched_tokens: int = 4096
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class RolloutConfig:
     rounds: int = 1
     engine: Literal["local", "vllm"] = "local"
     vllm: VllmConfig = field(default_factory=VllmConfig)
+
+    def prompts_of_rank(self, ranks: int) -> int:
+        """Prompts of a step on the rank that has most."""
+        return math.ceil(self.prompts_per_step / ranks)
 
 
 @dataclass(frozen=True)
@@ -166,6 +173,8 @@ class ComputeConfig:
     of the trainer; a larger one means that the weights that sample are not the weights that are trained.
     max_probe_gap: the same bound for the probe after each update of a sampling engine's copy of the weights; none is
     0.005 in fp32, 0.1 in bf16 (`rl.rollout.probe`).
+    memory_check: what happens before the start where the estimate of memory (`rl.watch.estimate`) is more than there
+    is: a warning, or the end of the run; `off` estimates nothing.
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -178,6 +187,7 @@ class ComputeConfig:
     timeout: float = 1800.0
     max_logprob_gap: float = 0.2
     max_probe_gap: float | None = None
+    memory_check: Literal["warn", "refuse", "off"] = "warn"
 
 
 @dataclass(frozen=True)
@@ -240,6 +250,7 @@ def check_ranges(config: Config) -> None:
         "judge.pause_seconds": (config.judge.pause_seconds, 0),
         "judge.pauses": (config.judge.pauses, 0),
         "rollout.vllm.max_sequences": (config.rollout.vllm.max_sequences, 1),
+        "rollout.vllm.max_batched_tokens": (config.rollout.vllm.max_batched_tokens, 1),
         "compute.micro_batch": (config.compute.micro_batch, 1),
         "watch.pictures_every": (config.watch.pictures_every, 0),
         "watch.report_every": (config.watch.report_every, 0),

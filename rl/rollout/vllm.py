@@ -43,13 +43,16 @@ class VllmEngine:
         self._settings = settings
         self._max_gap = MOST[compute.precision] if compute.max_probe_gap is None else compute.max_probe_gap
         self._device = device
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        answers = settings.prompts_of_rank(ranks) * settings.group_size
         self._sampler = VllmSampler(
             trainer.model.config,
             VllmSettings(
                 dtype=torch.bfloat16 if compute.precision == "bf16" else torch.float32,
-                max_sequences=settings.vllm.max_sequences,
+                max_sequences=min(settings.vllm.max_sequences, answers),
                 memory_share=settings.vllm.memory_share,
                 sleep=settings.vllm.sleep,
+                max_batched_tokens=settings.vllm.max_batched_tokens,
             ),
             device,
         )

@@ -31,12 +31,14 @@ CPU_BLOCK = 32
 @dataclass(frozen=True)
 class VllmSettings:
     """dtype: of weights and cache. max_sequences: answered at once. memory_share: of the device's memory that vLLM may
-    take, on a CPU for the key-value cache alone. sleep: whether it can give that memory back for a while."""
+    take, on a CPU for the key-value cache alone. sleep: whether it can give that memory back for a while.
+    max_batched_tokens: computed at once on a GPU; None leaves it to vLLM."""
 
     dtype: torch.dtype
     max_sequences: int = 128
     memory_share: float = 0.45
     sleep: bool = False
+    max_batched_tokens: int | None = None
 
 
 def start_engine(config: Emu3TextConfig, settings: VllmSettings, device: torch.device) -> Any:
@@ -102,7 +104,10 @@ def _ranks() -> int:
 
 
 def _gpu_arguments(settings: VllmSettings) -> dict[str, Any]:
-    return {"gpu_memory_utilization": settings.memory_share, "enable_sleep_mode": settings.sleep}
+    arguments = {"gpu_memory_utilization": settings.memory_share, "enable_sleep_mode": settings.sleep}
+    if settings.max_batched_tokens is not None:  # not fewer than one for each answer
+        arguments["max_num_batched_tokens"] = max(settings.max_batched_tokens, settings.max_sequences)
+    return arguments
 
 
 def _cpu_arguments(config: Emu3TextConfig, settings: VllmSettings) -> dict[str, Any]:
