@@ -17,10 +17,8 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from baselines.benchmarks.files import find_files
-from baselines.benchmarks.known import BENCHMARKS
-from baselines.benchmarks.samples import Samples
-from baselines.benchmarks.spec import GENERIC, Benchmark
+from baselines.benchmarks.samples import Samples, find_files
+from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark
 from baselines.editors.batches import share_of
 from baselines.editors.choose import TIME_LIMIT, choose
 from baselines.editors.names import EDITORS, GROUND_TRUTH
