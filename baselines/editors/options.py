@@ -2,7 +2,8 @@
 
 `choose` gives the settings of an editor without loading it, because a run that is finished, or that has other settings,
 is told so without waiting for a model. Each kind takes its own options; one that it does not know is an error, not
-ignored. A kind's module is imported when it is chosen: diffusers is an extra, and torch takes seconds.
+ignored. A kind's module is imported when it is chosen: diffusers is an extra, torch takes seconds, and the tables take
+nothing but the kinds' names from here.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from baselines.editors.editing import ChosenEditor
 from emu3.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from baselines.editors.editing import ChosenEditor
 
 EMU3, NO_EDIT, GROUND_TRUTH = "emu3", "no-edit", "ground-truth"
 INSTRUCT_PIX2PIX, MAGICBRUSH, AURORA, OMNIGEN = "instruct-pix2pix", "magicbrush", "aurora", "omnigen"
