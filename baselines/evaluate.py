@@ -19,8 +19,8 @@ from pathlib import Path
 
 from baselines.benchmarks.samples import Samples, find_files
 from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark
-from baselines.editors.editing import share_of
-from baselines.editors.options import EDITORS, GROUND_TRUTH, EditorOptions, add_options, choose
+from baselines.editors.editing import ChosenEditor, share_of
+from baselines.editors.options import DIFFUSERS, EDITORS, EMU3, GROUND_TRUTH, EditorOptions, add_options
 from baselines.results.predictions import Settings, write_predictions
 from baselines.results.provenance import fingerprint, versions
 from emu3.errors import UserError, run_main
@@ -65,7 +65,7 @@ def run(
     rows = samples.rows_with_target() if editor == GROUND_TRUTH else list(range(len(samples)))
     if not rows:
         raise UserError(f"no row of {found.files[0]} has a target image (column {benchmark.target!r})")
-    chosen = choose(editor, options, image_area)
+    chosen = choose_editor(editor, options, image_area)
     settings = Settings(
         editor=editor,
         name=name or chosen.name,
@@ -82,6 +82,28 @@ def run(
     if by_name:
         output_dir = output_dir / benchmark.name / f"{settings.name.strip('/').replace('/', '--')}-seed{seed}"
     return write_predictions(samples, rows, chosen, output_dir, settings, share)
+
+
+def choose_editor(kind: str, options: EditorOptions, image_area: int) -> ChosenEditor:
+    """The editor `kind`, one of `EDITORS`, with its settings, not loaded; `image_area` is in pixels.
+
+    A run that is finished, or that has other settings, is told so without waiting for a model. A kind's module is
+    imported when it is chosen: diffusers is an extra, and torch takes seconds.
+
+    Raises `UserError` for options that it does not take or that cannot be, and for weights that cannot be had.
+    """
+    options.check(kind)
+    if kind == EMU3:
+        from baselines.editors.emu3_editor import choose_emu3
+
+        return choose_emu3(options, image_area)
+    if kind in DIFFUSERS:
+        from baselines.editors.diffusers_editors import choose_diffusers
+
+        return choose_diffusers(kind, options)
+    from baselines.editors.fixed import choose_fixed
+
+    return choose_fixed(kind, options)
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from baselines.editors.editing import ChosenEditor, Edited, EditResult, ImageEditor, NoImage
-from baselines.editors.options import AURORA, INSTRUCT_PIX2PIX, MAGICBRUSH, OMNIGEN, EditorOptions, local_device
+from baselines.editors.editing import ChosenEditor, Edited, EditResult, ImageEditor, NoImage, local_device
+from baselines.editors.options import AURORA, INSTRUCT_PIX2PIX, MAGICBRUSH, OMNIGEN, EditorOptions
 from baselines.results.provenance import identity
 from emu3.errors import UserError, one_line
 from emu3.hub import local_folder

@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,9 @@ from PIL import Image
 from baselines.benchmarks.samples import Sample, Samples
 from emu3.errors import UserError
 from emu3.tokenizer.images import fit_image, scale_image
+
+if TYPE_CHECKING:
+    import torch
 
 FACTOR = 8
 """Sides of a shown image are multiples of this, whoever edits: every row of a table sees the same sources."""
@@ -83,6 +86,15 @@ class ChosenEditor:
     batch_size: int
     equal_sizes: bool
     load: Callable[[], AbstractContextManager[ImageEditor | Lookup]]
+
+
+def local_device() -> torch.device:
+    """The GPU number LOCAL_RANK, which torchrun sets; the first one without it; the CPU where there is no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 @dataclass(frozen=True)

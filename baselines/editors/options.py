@@ -1,40 +1,32 @@
-"""From what a person says on the command line to an editor: its kind, its options, its settings, and later itself.
+"""What can be said about an editor on the command line: its kind, and the options that this kind takes.
 
-`choose` gives the settings of an editor without loading it, because a run that is finished, or that has other settings,
-is told so without waiting for a model. Each kind takes its own options; one that it does not know is an error, not
-ignored. A kind's module is imported when it is chosen: diffusers is an extra, torch takes seconds, and the tables take
-nothing but the kinds' names from here.
+An option that a kind does not know is an error, not ignored. Nothing is imported here that takes time: the tables need
+the kinds' names, too.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from emu3.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
-
-    from baselines.editors.editing import ChosenEditor
 
 EMU3, NO_EDIT, GROUND_TRUTH = "emu3", "no-edit", "ground-truth"
 INSTRUCT_PIX2PIX, MAGICBRUSH, AURORA, OMNIGEN = "instruct-pix2pix", "magicbrush", "aurora", "omnigen"
 COMMAND, FOLDER = "command", "folder"
-EDITORS = (EMU3, INSTRUCT_PIX2PIX, MAGICBRUSH, AURORA, OMNIGEN, COMMAND, FOLDER, NO_EDIT, GROUND_TRUTH)
+DIFFUSERS = (INSTRUCT_PIX2PIX, MAGICBRUSH, AURORA, OMNIGEN)
+EDITORS = (EMU3, *DIFFUSERS, COMMAND, FOLDER, NO_EDIT, GROUND_TRUTH)
 
 TIME_LIMIT = 600.0
 """Seconds that a command gets for one image."""
 
 _SAMPLING = ("temperature", "top_k", "engine", "think", "best_of")
-_DIFFUSERS = (INSTRUCT_PIX2PIX, MAGICBRUSH, AURORA, OMNIGEN)
 _TAKES: Mapping[str, tuple[str, ...]] = {
     EMU3: ("model", "vision", "tokenizer", *_SAMPLING, "judge_url", "judge_model", "prompts"),
-    **dict.fromkeys(_DIFFUSERS, ("model", "steps")),
+    **dict.fromkeys(DIFFUSERS, ("model", "steps")),
     COMMAND: ("command", "time_limit"),
     FOLDER: ("pictures",),
     NO_EDIT: (),
@@ -98,31 +90,3 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--time-limit", type=float, help=f"seconds for one image of it (default: {TIME_LIMIT:g})")
     group.add_argument("--pictures", type=Path, help="folder of finished images, ID.png")
-
-
-def choose(kind: str, options: EditorOptions, image_area: int) -> ChosenEditor:
-    """The editor `kind`, one of `EDITORS`; `image_area` is in pixels.
-
-    Raises `UserError` for options that it does not take or that cannot be, and for weights that cannot be had.
-    """
-    options.check(kind)
-    if kind == EMU3:
-        from baselines.editors.emu3_editor import choose_emu3
-
-        return choose_emu3(options, image_area)
-    if kind in _DIFFUSERS:
-        from baselines.editors.diffusers_editors import choose_diffusers
-
-        return choose_diffusers(kind, options)
-    from baselines.editors.fixed import choose_fixed
-
-    return choose_fixed(kind, options)
-
-
-def local_device() -> torch.device:
-    """The GPU number LOCAL_RANK, which torchrun sets; the first one without it; the CPU where there is no GPU."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

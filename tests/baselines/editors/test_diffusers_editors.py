@@ -18,7 +18,8 @@ from PIL import Image
 from baselines.benchmarks.samples import Sample
 from baselines.editors import diffusers_editors
 from baselines.editors.editing import ChosenEditor, Edited
-from baselines.editors.options import EditorOptions, choose
+from baselines.editors.options import EditorOptions
+from baselines.evaluate import choose_editor
 from emu3.errors import UserError
 
 pytest.importorskip("diffusers", reason="the extra eval is not installed")
@@ -42,7 +43,7 @@ def edit(chosen: ChosenEditor, samples: Sequence[Sample], seed: int = 0) -> list
 
 
 def chosen(kind: str, folder: Path, **options: Any) -> ChosenEditor:
-    return choose(kind, EditorOptions(model=str(folder), steps=2, **options), 1024)
+    return choose_editor(kind, EditorOptions(model=str(folder), steps=2, **options), 1024)
 
 
 def test_pix2pix_edits_each_image_at_its_own_size(pix2pix: Path) -> None:
@@ -79,7 +80,7 @@ def test_samplers_and_scales_are_the_published_ones(pix2pix: Path, monkeypatch: 
 
     monkeypatch.setattr(Pipeline, "__call__", noted)
     for kind in ("instruct-pix2pix", "magicbrush", "aurora"):
-        editor = choose(kind, EditorOptions(model=str(pix2pix)), 1024)
+        editor = choose_editor(kind, EditorOptions(model=str(pix2pix)), 1024)
         assert editor.settings["steps"] == 100 and editor.equal_sizes
         edit(editor, [sample(0, 24, 24)])
     euler = "EulerAncestralDiscreteScheduler"

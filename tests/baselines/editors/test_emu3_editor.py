@@ -17,7 +17,8 @@ from tiny_emu3 import save_emu3
 
 from baselines.editors.editing import ChosenEditor, Edited, EditResult, NoImage
 from baselines.editors.emu3_editor import Emu3Editor, pick
-from baselines.editors.options import EditorOptions, choose
+from baselines.editors.options import EditorOptions
+from baselines.evaluate import choose_editor
 from emu3.errors import UserError
 from emu3.mllm.editor import Edit
 from rl.reward.outcome import Score, Unavailable, Unparsable
@@ -73,7 +74,7 @@ def parts(tmp_path: Path) -> dict[str, str]:
 
 def test_our_models_get_whole_batches_and_keep_their_reasoning(ours: Recorder, tmp_path: Path) -> None:
     """Guards speed (one call per batch), the sampling settings, and the chain of thought."""
-    editor = choose("emu3", EditorOptions(**parts(tmp_path), temperature=0.5, top_k=0, think=True), AREA)
+    editor = choose_editor("emu3", EditorOptions(**parts(tmp_path), temperature=0.5, top_k=0, think=True), AREA)
     results = edit(editor, ["invert it"] * 2, seed=3)
     assert [result.reasoning for result in results if isinstance(result, Edited)] == ["thought 0"] * 2
     sampling = {"temperature": 0.5, "top_k": None, "think": True, "image_area": AREA}
@@ -83,12 +84,12 @@ def test_our_models_get_whole_batches_and_keep_their_reasoning(ours: Recorder, t
 
 def test_the_engine_is_chosen_and_told(ours: Recorder, tmp_path: Path) -> None:
     """Guards numbers of one engine that pass for the other's: their arithmetic differs."""
-    editor = choose("emu3", EditorOptions(**parts(tmp_path), engine="vllm"), AREA)
+    editor = choose_editor("emu3", EditorOptions(**parts(tmp_path), engine="vllm"), AREA)
     edit(editor, ["invert it"])
     assert ours.engine == "vllm" and editor.settings["engine"] == "vllm"
-    assert choose("emu3", EditorOptions(**parts(tmp_path)), AREA).settings["engine"] == "local"
+    assert choose_editor("emu3", EditorOptions(**parts(tmp_path)), AREA).settings["engine"] == "local"
     with pytest.raises(UserError, match="editor no-edit does not take --engine"):
-        choose("no-edit", EditorOptions(engine="vllm"), AREA)
+        choose_editor("no-edit", EditorOptions(engine="vllm"), AREA)
 
 
 def test_vllm_edits_as_the_model_does(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_vllm_edits_as_the_model_does(tmp_path: Path) -> None:
     weights = {"model": str(folder / "model"), "vision": str(folder / "vision"), "temperature": 0.0}
     images = []
     for engine in ("local", "vllm"):
-        chosen = choose("emu3", EditorOptions(**weights, engine=engine), 1024)
+        chosen = choose_editor("emu3", EditorOptions(**weights, engine=engine), 1024)
         [result] = edit(chosen, ["make the sky purple"], image=noise(0, 32, 32))
         assert isinstance(result, Edited)
         images.append(result.image.tobytes())
@@ -108,18 +109,18 @@ def test_vllm_edits_as_the_model_does(tmp_path: Path) -> None:
 
 def test_the_settings_of_our_models_tell_their_contents(ours: Recorder, tmp_path: Path) -> None:
     """Guards a number whose weights nobody can name: the published sampling, and a digest of every part."""
-    settings = choose("emu3", EditorOptions(**parts(tmp_path)), AREA).settings
+    settings = choose_editor("emu3", EditorOptions(**parts(tmp_path)), AREA).settings
     assert (settings["temperature"], settings["top_k"], settings["think"], settings["best_of"]) == (1.0, 2048, False, 1)
     assert len({part["files"] for part in settings["weights"].values()}) == 3
     (tmp_path / "model/w.safetensors").write_bytes(b"other weights")
-    other = choose("emu3", EditorOptions(**parts(tmp_path)), AREA).settings
+    other = choose_editor("emu3", EditorOptions(**parts(tmp_path)), AREA).settings
     changed = {part for part in settings["weights"] if settings["weights"][part] != other["weights"][part]}
     assert changed == {"model"}
 
 
 def test_best_of_asks_the_judge_and_says_so(ours: Recorder, tmp_path: Path, judge: FakeJudge) -> None:
     options = EditorOptions(**parts(tmp_path), best_of=3, judge_url=judge.url, judge_model="fake")
-    editor = choose("emu3", options, AREA)
+    editor = choose_editor("emu3", options, AREA)
     assert editor.settings["picked_by"] == "fake" and len(editor.settings["prompts"]) == 64
     [result] = edit(editor, ["invert it"])
     assert isinstance(result, Edited) and result.candidates == (9.0, 9.0, 9.0)

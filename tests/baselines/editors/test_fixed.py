@@ -14,7 +14,8 @@ from PIL import ImageChops
 from baselines.benchmarks.samples import Sample
 from baselines.editors.editing import Edited, EditResult, NoImage
 from baselines.editors.fixed import CommandEditor, finished_in
-from baselines.editors.options import EditorOptions, choose
+from baselines.editors.options import EditorOptions
+from baselines.evaluate import choose_editor
 from emu3.errors import UserError
 
 
@@ -108,7 +109,7 @@ def test_a_command_that_is_not_there() -> None:
 def test_a_command_is_run_once_per_batch() -> None:
     """Guards what a long program has finished: it is kept image by image."""
     options = EditorOptions(command="edit {input} {output} {instruction}")
-    assert choose("command", options, image_area=256).batch_size == 1
+    assert choose_editor("command", options, image_area=256).batch_size == 1
 
 
 def test_finished_images_by_id(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from baselines.editors.options import EditorOptions, choose
+from baselines.editors.options import EditorOptions
+from baselines.evaluate import choose_editor
 from emu3.errors import UserError
 
 
@@ -26,4 +27,4 @@ from emu3.errors import UserError
 def test_options_that_an_editor_does_not_take(kind: str, options: dict[str, Any], message: str) -> None:
     """Guards a setting that is ignored in silence, and so a number that is not what its command says."""
     with pytest.raises(UserError, match=message):
-        choose(kind, EditorOptions(**options), image_area=256)
+        choose_editor(kind, EditorOptions(**options), image_area=256)
