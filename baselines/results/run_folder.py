@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baselines.editors.names import GROUND_TRUTH, NO_EDIT
+from baselines.editors.options import GROUND_TRUTH, NO_EDIT
 from baselines.page.curves import Curve, read_curves
 from baselines.results.records import (
     PREDICTIONS_FILE,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from baselines.editors.names import GROUND_TRUTH, NO_EDIT
+from baselines.editors.options import GROUND_TRUTH, NO_EDIT
 from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample
 from baselines.tables.bootstrap import RESAMPLES, mean_interval
 from baselines.tables.cells import Interval

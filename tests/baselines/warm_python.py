@@ -23,8 +23,8 @@ from pathlib import Path
 
 LIBRARIES = (
     *("torch", "transformers", "diffusers", "openai", "jinja2", "matplotlib.figure", "pyarrow.parquet"),
-    *("emu3.mllm.editor", "rl.reward.scorer", "baselines.metrics.pixel", "baselines.editors.choose_emu3"),
-    *("baselines.editors.emu3", "baselines.editors.pix2pix", "diffusers.pipelines.stable_diffusion"),
+    *("emu3.mllm.editor", "rl.reward.scorer", "baselines.metrics.pixel", "baselines.editors.emu3_editor"),
+    *("baselines.editors.diffusers_editors", "diffusers.pipelines.stable_diffusion"),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from baselines import paper_tables
-from baselines.benchmarks.known import BENCHMARKS
+from baselines.benchmarks.spec import BENCHMARKS
 from baselines.metrics.choose import COMPARING, NAMES
 from baselines.results.records import ScoredSample, write_records
 from baselines.tables.beside import compare, printed
