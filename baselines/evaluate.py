@@ -28,6 +28,7 @@ from baselines.editors.options import EditorOptions
 from baselines.results.predictions import Settings, write_predictions
 from baselines.results.provenance import fingerprint, versions
 from emu3.errors import UserError, run_main
+from rl.reward.config import add_judge_flags, judge_from_flags
 
 COLUMNS = ("source", "instruction", "target", "task", "id", "source_caption", "target_caption", "mask")
 
@@ -108,6 +109,7 @@ def main() -> None:
     columns = {key: arguments.pop(key) for key in COLUMNS}
     given = {key: column for key, column in columns.items() if column is not None}
     arguments["benchmark"] = dataclasses.replace(BENCHMARKS[arguments["benchmark"]], **given)
+    arguments["judge"] = judge_from_flags(arguments)
     names = [field.name for field in dataclasses.fields(EditorOptions)]
     arguments["options"] = EditorOptions(**{key: arguments.pop(key) for key in names})
     print(run(**arguments))
@@ -139,15 +141,13 @@ def _add_editor(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--engine", choices=("local", "vllm"), help="what samples (default: local, the model itself)")
     group.add_argument("--think", action="store_true", help="write a chain of thought before each picture")
     group.add_argument("--best-of", type=int, help="make so many edits and keep the one that a judge likes best")
-    group.add_argument("--judge-url", help="of that judge: OpenAI-compatible address, up to and with /v1")
-    group.add_argument("--judge-model", help="of that judge: its name")
-    group.add_argument("--prompts", type=Path, help="of that judge: checkout of VIEScore's published prompts")
     group.add_argument("--steps", type=int, help="of a diffusion model (default: as published)")
     group.add_argument(
         "--command", help="a program with {input}, {output}, {instruction}: see baselines/editors/command.py"
     )
     group.add_argument("--time-limit", type=float, help=f"seconds for one picture of it (default: {TIME_LIMIT:g})")
     group.add_argument("--pictures", type=Path, help="folder of finished pictures, ID.png")
+    add_judge_flags(parser.add_argument_group("judge", "of --best-of; it has to be named"))
 
 
 if __name__ == "__main__":

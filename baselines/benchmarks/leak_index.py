@@ -23,7 +23,7 @@ from baselines.benchmarks.samples import Samples
 from emu3.errors import UserError
 from emu3.tokenizer.images import read_image
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile, row_id
-from rl.reward.pictures import pixel_digest
+from rl.reward.cache import pixel_digest
 
 PAIR, PICTURE, INSTRUCTION, ID = "picture and instruction", "picture", "instruction", "id"
 KINDS = (PAIR, PICTURE, ID, INSTRUCTION)

@@ -17,8 +17,8 @@ from PIL import Image
 
 from baselines.editors.pictures import Frame
 from baselines.editors.protocol import Answer, Edited, NoPicture
-from rl.reward.outcome import Outcome, Score, Unavailable
 from rl.reward.scorer import Scorer
+from rl.reward.scores import Outcome, Score, Unavailable
 
 
 class Candidates(Protocol):

@@ -16,7 +16,8 @@ from baselines.editors.protocol import Predictor, seen_by
 from baselines.results.provenance import identity
 from emu3.errors import UserError
 from emu3.hub import SAFE_FILES, SMALL_FILES, local_folder
-from rl.reward.prompts import prompts_from
+from rl.reward.config import DEFAULT
+from rl.reward.metrics import VieScore, prompts_from
 
 TEMPERATURE, TOP_K = 1.0, 2048  # as published
 # Bounds what is lost when a run ends, not the memory: `Editor` takes its own portions.
@@ -33,11 +34,12 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
     engine = options.engine or "local"
     if temperature < 0 or top_k < 0 or best_of < 1:
         raise UserError(f"temperature and top-k are 0 or more, best-of 1 or more: {temperature}, {top_k}, {best_of}")
-    if best_of > 1 and (options.judge_url is None or options.judge_model is None):
+    judge = options.judge
+    if best_of > 1 and (judge is None or not judge.base_url or judge.model is None):
         raise UserError("--best-of needs a judge that picks: --judge-url and --judge-model")
-    if best_of == 1 and (options.judge_url or options.judge_model or options.prompts):
+    if best_of == 1 and judge is not None:
         raise UserError("a judge picks among several edits: --best-of 2 or more, or nothing about a judge")
-    prompts = prompts_from(options.prompts)
+    prompts = prompts_from(judge.prompts if judge else None)
     device = local_device()
 
     # A part that is not named is inside the model, and in its fingerprint.
@@ -57,9 +59,11 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
         "best_of": best_of,
         "device": device.type,
     }
-    if best_of > 1:
+    if judge is not None:
         wording = hashlib.sha256(f"{prompts.edit}\0{prompts.quality}".encode()).hexdigest()
-        settings |= {"picked_by": options.judge_model, "prompts": wording}
+        settings |= {"picked_by": judge.model, "prompts": wording}
+        if changed := judge.changed(DEFAULT):
+            settings["picked_with"] = changed
 
     @contextmanager
     def load() -> Iterator[Predictor]:
@@ -73,16 +77,14 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
             think=options.think,
             image_area=image_area,
         )
-        if best_of == 1:
+        if judge is None:
             yield seen_by(editor, name)
         else:
             from baselines.editors.best_of import BestOf
-            from rl.reward.judge import Judge
+            from rl.reward.client import Judge
             from rl.reward.scorer import Scorer
-            from rl.reward.viescore import VieScore
 
-            judge = Judge(options.judge_url or "", options.judge_model)
-            with Scorer(VieScore(judge, prompts)) as scorer:
+            with Scorer(VieScore(Judge(judge), prompts)) as scorer:
                 yield seen_by(BestOf(editor, best_of, scorer), name)
 
     name = model + (" think" if options.think else "") + (f" best of {best_of}" if best_of > 1 else "")

@@ -22,6 +22,7 @@ from baselines.editors.names import (
 )
 from baselines.editors.protocol import Predictor
 from emu3.errors import UserError
+from rl.reward.config import JudgeConfig
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,8 @@ class EditorOptions:
 
     model, vision, tokenizer: folders or Hub ids, `@revision` behind an id. temperature: 0 is greedy. top_k: 0 draws
     among all codes. engine: what samples, "local" (the model itself) or "vllm" with its weights. think: write a chain
-    of thought before each picture. best_of: keep the best of so many, by the
-    judge `judge_model` at `judge_url` with the wording `prompts` (a checkout of VIEScore's texts; ours without).
-    steps: of a diffusion model. command: see `baselines.editors.command`. time_limit: seconds for one picture of it.
-    pictures: folder of finished pictures.
+    of thought before each picture. best_of: keep the best of so many, by `judge`. steps: of a diffusion model. command:
+    see `baselines.editors.command`. time_limit: seconds for one picture of it. pictures: folder of finished pictures.
     """
 
     model: str | None = None
@@ -44,9 +43,7 @@ class EditorOptions:
     engine: Literal["local", "vllm"] | None = None
     think: bool = False
     best_of: int | None = None
-    judge_url: str | None = None
-    judge_model: str | None = None
-    prompts: Path | None = None
+    judge: JudgeConfig | None = None
     steps: int | None = None
     command: str | None = None
     time_limit: float | None = None
@@ -58,12 +55,13 @@ class EditorOptions:
             raise UserError(f"no editor {kind!r}; there are {', '.join(EDITORS)}")
         for option, value in asdict(self).items():
             if value is not None and value is not False and option not in _TAKES[kind]:
-                raise UserError(f"editor {kind} does not take --{option.replace('_', '-')}")
+                flag = "judge-..." if option == "judge" else option.replace("_", "-")
+                raise UserError(f"editor {kind} does not take --{flag}")
 
 
 _SAMPLING = ("temperature", "top_k", "engine", "think", "best_of")
 _TAKES: Mapping[str, tuple[str, ...]] = {
-    EMU3: ("model", "vision", "tokenizer", *_SAMPLING, "judge_url", "judge_model", "prompts"),
+    EMU3: ("model", "vision", "tokenizer", *_SAMPLING, "judge"),
     **dict.fromkeys((INSTRUCT_PIX2PIX, MAGICBRUSH, AURORA, OMNIGEN), ("model", "steps")),
     COMMAND: ("command", "time_limit"),
     FOLDER: ("pictures",),

@@ -26,7 +26,8 @@ from baselines.editors.options import EditorOptions
 from baselines.editors.protocol import Answer, Edited, NoPicture
 from emu3.errors import UserError
 from emu3.mllm.editor import Edit
-from rl.reward.outcome import Score, Unavailable, Unparsable
+from rl.reward.config import JudgeConfig
+from rl.reward.scores import Score, Unavailable, Unparsable
 
 AREA = 16 * 16
 
@@ -123,7 +124,7 @@ def test_the_settings_of_our_models_tell_their_contents(ours: Recorder, tmp_path
 
 
 def test_best_of_asks_the_judge_and_says_so(ours: Recorder, tmp_path: Path, judge: FakeJudge) -> None:
-    options = EditorOptions(**parts(tmp_path), best_of=3, judge_url=judge.url, judge_model="fake")
+    options = EditorOptions(**parts(tmp_path), best_of=3, judge=JudgeConfig(judge.url, "fake"))
     editor = choose("emu3", options, AREA)
     assert editor.settings["picked_by"] == "fake" and len(editor.settings["prompts"]) == 64
     with editor.load() as predict:
@@ -281,7 +282,7 @@ def test_finished_pictures_by_id(tmp_path: Path) -> None:
         ("no-edit", {"think": True}, "editor no-edit does not take --think"),
         ("aurora", {"top_k": 0}, "editor aurora does not take --top-k"),
         ("emu3", {"model": "m", "best_of": 5}, "--best-of needs a judge that picks"),
-        ("emu3", {"model": "m", "judge_url": "u"}, "a judge picks among several edits"),
+        ("emu3", {"model": "m", "judge": JudgeConfig("u")}, "a judge picks among several edits"),
         ("emu3", {"model": "m", "temperature": -1.0}, "temperature and top-k are 0 or more"),
         ("command", {}, "editor command needs --command"),
         ("folder", {}, "editor folder needs --pictures"),
