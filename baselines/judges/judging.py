@@ -66,8 +66,8 @@ class Pace:
 
 
 def judge_rows(rows: list[Prediction], folder: Path, scorer: Scorer, pace: Pace | None) -> Iterator[ScoredSample]:
-    """The rows' outcomes in their order, `WINDOW` of them under way. The judge of `scorer` has `note_reply`; paths of the
-    rows start from `folder`."""
+    """The rows' outcomes in their order, `WINDOW` of them under way. The judge of `scorer` tells `note_reply`; paths of
+    the rows start from `folder`."""
     pending: deque[tuple[Prediction, dict[str, str], Future[Outcome]]] = deque()
     for row in rows:
         if len(pending) == WINDOW:

@@ -258,6 +258,33 @@ def test_the_same_judge_is_asked_anew_with_another_seed(predicted: Path, judge: 
     assert read_settings(tmp_path / "again.parquet")["judge_seed"] == 1
 
 
+def test_older_scores_continue_and_other_settings_do_not(predicted: Path, judge: FakeJudge) -> None:
+    """Guards scores from before the image format could be set, and a file that mixes two of them."""
+    scored(predicted, judge)
+    file = predicted / "scores.parquet"
+    later = ("judge_image_format", "judge_max_tokens")
+    settings = {key: value for key, value in read_settings(file).items() if key not in later}
+    write_records(file, read_records(file, ScoredSample), settings)
+    with pytest.raises(UserError, match=r"judge_image_format='png', this one has judge_image_format='jpeg'"):
+        score.run(predicted, judge=JudgeConfig(judge.url, image_format="jpeg"))
+    asked = judge.questions
+    scored(predicted, judge)
+    assert judge.questions == asked and {*later} <= read_settings(file).keys()
+
+
+def test_the_flags_of_the_judge_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards flags that scripts give, and a cache that lands beside the predictions though another was named."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(score, "run", lambda **arguments: seen.append(arguments))
+    words = "--predictions p --judge-url u --judge-model m --judge-seed 1 --judge-temperature 0.7 --prompts c --cache k"
+    for given in (words, "--predictions p --metrics l1"):
+        monkeypatch.setattr("sys.argv", ["score", *given.split()])
+        score.main()
+    named, nobody = seen
+    assert named["judge"] == JudgeConfig("u", "m", "c", seed=1, temperature=0.7, cache="k")
+    assert named.keys() == nobody.keys() and nobody["judge"] is None
+
+
 def test_usage_is_noted_when_something_was_sent(predicted: Path, judge: FakeJudge) -> None:
     """Guards the bill: a second run costs no judge call and adds no line."""
     for _ in range(2):

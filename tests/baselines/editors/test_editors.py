@@ -127,6 +127,9 @@ def test_best_of_asks_the_judge_and_says_so(ours: Recorder, tmp_path: Path, judg
     options = EditorOptions(**parts(tmp_path), best_of=3, judge=JudgeConfig(judge.url, "fake"))
     editor = choose("emu3", options, AREA)
     assert editor.settings["picked_by"] == "fake" and len(editor.settings["prompts"]) == 64
+    assert "picked_with" not in editor.settings  # as in runs from before it could be set
+    warm = EditorOptions(**parts(tmp_path), best_of=3, judge=JudgeConfig(judge.url, "fake", temperature=0.7))
+    assert choose("emu3", warm, AREA).settings["picked_with"] == {"temperature": 0.7}
     with editor.load() as predict:
         [answer] = predict([sample("a")], 0)
     assert isinstance(answer, Edited) and answer.candidates == (9.0, 9.0, 9.0)
@@ -281,7 +284,10 @@ def test_finished_pictures_by_id(tmp_path: Path) -> None:
     [
         ("no-edit", {"think": True}, "editor no-edit does not take --think"),
         ("aurora", {"top_k": 0}, "editor aurora does not take --top-k"),
+        ("aurora", {"judge": JudgeConfig("u")}, "editor aurora does not take --judge-"),
         ("emu3", {"model": "m", "best_of": 5}, "--best-of needs a judge that picks"),
+        ("emu3", {"model": "m", "best_of": 5, "judge": JudgeConfig("", "m")}, "--best-of needs a judge that picks"),
+        ("emu3", {"model": "m", "judge": JudgeConfig("", prompts="c")}, "a judge picks among several edits"),
         ("emu3", {"model": "m", "judge": JudgeConfig("u")}, "a judge picks among several edits"),
         ("emu3", {"model": "m", "temperature": -1.0}, "temperature and top-k are 0 or more"),
         ("command", {}, "editor command needs --command"),

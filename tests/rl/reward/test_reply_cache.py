@@ -1,13 +1,20 @@
-"""The answer cache and its file."""
+"""Replies that are kept, and their file."""
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emu3.errors import UserError
 from rl.reward.cache import ReplyCache
+from rl.reward.client import Judge
+from rl.reward.config import JudgeConfig
+from rl.reward.metrics import ExpectedVieScore, Metric, VieScore, load_prompts
+from rl.reward.scores import Score
 
 
 def test_answers_survive_the_process(tmp_path: Path) -> None:
@@ -59,3 +66,26 @@ def test_memory_is_bounded_and_the_file_is_not(tmp_path: Path) -> None:
         assert [cache.get(name) for name in "abcdef"] == [None, None, None, "d", "e", "f"]
     with ReplyCache(path) as cache:
         assert len(cache) == 6
+
+
+def test_replies_of_an_older_version_are_found(stub: Any, picture: Any, tmp_path: Path) -> None:
+    """Guards what a long evaluation paid for. The file was written by commit a157375 for these three metrics, asked for
+    "add a hat" about these images; another text, digest, order of settings or type of a number changes a key."""
+    path = tmp_path / "answers.jsonl"
+    shutil.copy(Path(__file__).parent / "older_replies.jsonl", path)
+
+    async def score(judge: Judge, metric: Metric) -> Any:
+        outcome = await metric.score("add a hat", picture(0), picture(1))
+        await judge.aclose()
+        return outcome
+
+    published = {"image_format": "jpeg", "temperature": None, "seed": 3, "max_tokens": 77}
+    values = []
+    with ReplyCache(path) as cache:
+        for settings in ({}, published):
+            judge = Judge(JudgeConfig(stub.url, **settings), cache)  # type: ignore[arg-type]
+            values.append(asyncio.run(score(judge, VieScore(judge, load_prompts()))))
+        judge = Judge(JudgeConfig(stub.url), cache)
+        values.append(asyncio.run(score(judge, ExpectedVieScore(judge))))
+    assert [outcome.value for outcome in values if isinstance(outcome, Score)] == [4, 4, pytest.approx(70 / 9)]
+    assert stub.bodies == []
