@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from emu3.errors import UserError
-from rl.reward.config import JudgeConfig as JudgeConfig  # the keys `judge.*`
+from rl.reward.config import JudgeConfig
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def main() -> None:
     usual = AnnotateArguments
     parser.add_argument("--dataset-name", required=True, help="Hub id, Parquet file, folder of them, or image folder")
     parser.add_argument("--output-path", type=Path, required=True, help="folder of the annotated rows")
-    parser.add_argument("--source", choices=("HF", "local"), default=usual.source, help="where the data set is")
+    parser.add_argument("--source", choices=("HF", "local"), default=usual.source, help="where the dataset is")
     parser.add_argument("--split", help="files whose path names it")
     parser.add_argument("--original-image-key", default=usual.original_image_key, help="column of the source")
     parser.add_argument(

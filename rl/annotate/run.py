@@ -34,7 +34,7 @@ from emu3.errors import UserError
 from emu3.files import read_json, whole_file, write_json
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile, read_row, row_id
 from emu3.train_image_editing.open_rows import RowSource, open_rows
-from rl.annotate.steps import NO_REPLY, QUESTION, NoChain, ask
+from rl.annotate.steps import NO_REPLY, QUESTION, NoChain, ask_for_chain
 from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
 from rl.reward.config import ANNOTATE, JudgeConfig
@@ -148,7 +148,7 @@ class _Run:
                 row = await asyncio.to_thread(read_row, cells, self._columns, index)
             except BadRow as error:
                 return LeftOut(name, NoChain(UNREADABLE, str(error)))
-            found = await ask(judge, row, self._arguments.image_area, self._arguments.cot_key)
+            found = await ask_for_chain(judge, row, self._arguments.image_area, self._arguments.cot_key)
         if isinstance(found, NoChain):
             self._unanswered = self._unanswered + 1 if found.kind == NO_REPLY else 0
             return LeftOut(name, found)
@@ -166,6 +166,7 @@ class _Run:
     def _asked(self, judge: str) -> dict[str, Any]:
         """What decides the content of the output."""
         arguments = self._arguments
+        judge_settings = arguments.judge.changed(ANNOTATE)
         return {
             "data": self._rows.contents,
             "columns": self._columns.names(),
@@ -175,7 +176,7 @@ class _Run:
             "part_rows": arguments.part_rows,
             "judge": judge,
             "question": hashlib.sha256(QUESTION.encode()).hexdigest(),
-            **{f"judge_{name}": value for name, value in arguments.judge.changed(ANNOTATE).items()},
+            **({"judge_settings": judge_settings} if judge_settings else {}),
         }
 
     def _schema(self) -> pa.Schema:

@@ -59,7 +59,7 @@ class NoChain:
     detail: str
 
 
-async def ask(judge: Judge, row: ImageRow, area: int, key: str) -> str | NoChain:
+async def ask_for_chain(judge: Judge, row: ImageRow, area: int, key: str) -> str | NoChain:
     """The chain of thought of a row, boxes in pixels of its source, or why there is none.
 
     area: pixels of the images that the judge gets. key: column that the text is for.

@@ -142,7 +142,11 @@ def test_a_judge_that_is_away_ends_the_run(call: Any, judge: StubAnnotator, monk
         ({"edited_image_key": "target"}, "no column 'target'"),
         ({"judge": {"model": "gpt"}}, "gpt"),
         ({"judge": {"concurrency": 0}}, "at least 1"),
-        ({"judge": {"image_format": "png"}}, "judge_image_format=None, this run has judge_image_format='png'"),
+        (
+            {"judge": {"image_format": "png"}},
+            "judge_settings=None, this run has judge_settings={'image_format': 'png'}",
+        ),
+        ({"judge": {"temperature": None}}, "this run has judge_settings={'temperature': None}"),
     ],
 )
 def test_what_cannot_be_is_one_line(call: Any, settings: dict[str, Any], message: str) -> None:
