@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 from PIL import Image, JpegImagePlugin
+from stub_judge import with_judge
 
 from emu3.errors import UserError
 from rl.reward.cache import ReplyCache
@@ -25,16 +26,6 @@ from rl.reward.config import JudgeConfig
 from rl.reward.scores import Unavailable
 
 REFUSED = "http://127.0.0.1:9/v1"
-
-
-def with_judge(judge: Judge, use: Callable[[Judge], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        try:
-            return await use(judge)
-        finally:
-            await judge.aclose()
-
-    return asyncio.run(run())
 
 
 def status(code: int, headers: dict[str, str] | None = None, text: str = "no") -> Callable[..., Awaitable[Any]]:

@@ -8,7 +8,6 @@ that is read, and what a random model says is no score.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
 import math
@@ -17,11 +16,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stub_judge import with_judge
 
 from rl.config import JudgeConfig, RewardConfig
 from rl.reward.client import Judge
@@ -70,16 +70,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.terminate()
         server.wait(60)
     assert not (folder / "address").exists()
-
-
-def with_judge(judge: Judge, use: Callable[[Judge], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        try:
-            return await use(judge)
-        finally:
-            await judge.aclose()
-
-    return asyncio.run(run())
 
 
 def test_words_of_a_random_model_are_no_score(url: str, picture: Any) -> None:
