@@ -24,6 +24,7 @@ from baselines.editors.options import DIFFUSERS, EDITORS, EMU3, GROUND_TRUTH, Ed
 from baselines.results.predictions import Settings, write_predictions
 from baselines.results.provenance import fingerprint, versions
 from emu3.errors import UserError, run_main
+from rl.reward.config import judge_from_flags
 
 COLUMNS = ("source", "instruction", "target", "task", "id", "source_caption", "target_caption", "mask")
 
@@ -126,6 +127,7 @@ def main() -> None:
     columns = {key: arguments.pop(key) for key in COLUMNS}
     given = {key: column for key, column in columns.items() if column is not None}
     arguments["benchmark"] = dataclasses.replace(BENCHMARKS[arguments["benchmark"]], **given)
+    arguments["judge"] = judge_from_flags(arguments)
     names = [field.name for field in dataclasses.fields(EditorOptions)]
     arguments["options"] = EditorOptions(**{key: arguments.pop(key) for key in names})
     print(run(**arguments))

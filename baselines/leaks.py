@@ -37,7 +37,7 @@ from emu3.tokenizer.images import read_image
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile, row_id
 from emu3.train_image_editing.open_rows import open_rows
 from emu3.train_image_editing.shards import MANIFEST
-from rl.reward.pictures import pixel_digest
+from rl.reward.cache import pixel_digest
 
 PAIR, IMAGE, INSTRUCTION, ID = "picture and instruction", "picture", "instruction", "id"  # as the JSON file has them
 KINDS = (PAIR, IMAGE, ID, INSTRUCTION)

@@ -25,8 +25,9 @@ from baselines.editors.options import EMU3, EditorOptions
 from baselines.results.provenance import identity
 from emu3.errors import UserError
 from emu3.hub import SAFE_FILES, SMALL_FILES, local_folder
-from rl.reward.outcome import Outcome, Score, Unavailable
-from rl.reward.prompts import EditPrompts, prompts_from
+from rl.reward.config import DEFAULT, JudgeConfig
+from rl.reward.metrics import EditPrompts, VieScore, prompts_from
+from rl.reward.scores import Outcome, Score, Unavailable
 
 if TYPE_CHECKING:
     from emu3.mllm.editor import Editor
@@ -111,11 +112,12 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
     engine = options.engine or "local"
     if temperature < 0 or top_k < 0 or best_of < 1:
         raise UserError(f"temperature and top-k are 0 or more, best-of 1 or more: {temperature}, {top_k}, {best_of}")
-    if best_of > 1 and (options.judge_url is None or options.judge_model is None):
+    judge = options.judge
+    if best_of > 1 and (judge is None or not judge.base_url or judge.model is None):
         raise UserError("--best-of needs a judge that picks: --judge-url and --judge-model")
-    if best_of == 1 and (options.judge_url or options.judge_model or options.prompts):
+    if best_of == 1 and judge is not None:
         raise UserError("a judge picks among several edits: --best-of 2 or more, or nothing about a judge")
-    prompts = prompts_from(options.prompts)
+    prompts = prompts_from(judge.prompts if judge else None)
     device = local_device()
 
     # A part that is not named is inside the model, and in its fingerprint.
@@ -135,16 +137,18 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
         "best_of": best_of,
         "device": device.type,
     }
-    if best_of > 1:
+    if judge is not None:
         wording = hashlib.sha256(f"{prompts.edit}\0{prompts.quality}".encode()).hexdigest()
-        settings |= {"picked_by": options.judge_model, "prompts": wording}
+        settings |= {"picked_by": judge.model, "prompts": wording}
+        if changed := judge.changed(DEFAULT):
+            settings["picked_with"] = changed
 
     @contextmanager
     def load() -> Iterator[Emu3Editor]:
         from emu3.mllm.editor import Editor
 
         editor = Editor.from_pretrained(model, options.vision, options.tokenizer, device, engine=engine)
-        with _scorer(options, prompts) if best_of > 1 else nullcontext() as scorer:
+        with nullcontext() if judge is None else _scorer(judge, prompts) as scorer:
             yield Emu3Editor(
                 editor,
                 temperature=temperature,
@@ -159,10 +163,9 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
     return ChosenEditor(EMU3, name, settings, BATCH_SIZE, False, load)
 
 
-def _scorer(options: EditorOptions, prompts: EditPrompts) -> Scorer:
-    """VIEScore by the judge of `options`, for `with`."""
-    from rl.reward.judge import Judge
+def _scorer(judge: JudgeConfig, prompts: EditPrompts) -> Scorer:
+    """VIEScore by `judge`, for `with`."""
+    from rl.reward.client import Judge
     from rl.reward.scorer import Scorer
-    from rl.reward.viescore import VieScore
 
-    return Scorer(VieScore(Judge(options.judge_url or "", options.judge_model), prompts))
+    return Scorer(VieScore(Judge(judge), prompts))

@@ -21,6 +21,7 @@ from baselines.results import predictions
 from baselines.results.records import Prediction, read_records, read_settings
 from emu3.errors import UserError
 from emu3.tokenizer.images import fit_image
+from rl.reward.config import JudgeConfig
 
 FULL = Benchmark("data", source="input", instruction="instruction", target="output", task="task", id="id")
 AREA = 16 * 16
@@ -344,3 +345,13 @@ def test_the_command_line_names_columns(
     evaluate.main()
     [row] = read_records(tmp_path / "out" / "predictions.parquet", Prediction)
     assert (row.id, row.task, row.model, row.editor) == ("sample-0", "counting", "no-edit", "no-edit")
+
+
+def test_the_judge_of_the_best_is_named_by_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the flags that named it before they were one configuration, and a judge where nobody asked for one."""
+    seen: list[Any] = []
+    monkeypatch.setattr(evaluate, "run", lambda **arguments: seen.append(arguments["options"].judge))
+    for flags in ("--best-of 5 --judge-url u --judge-model m --prompts c --judge-image-format jpeg", "--think"):
+        monkeypatch.setattr("sys.argv", f"evaluate --editor emu3 --model x --output-dir o {flags}".split())
+        evaluate.main()
+    assert seen == [JudgeConfig("u", "m", "c", image_format="jpeg"), None]

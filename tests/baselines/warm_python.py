@@ -5,7 +5,7 @@
 
 A command finds what it finds in a process of its own: arguments, environment, working directory, output. With
 
-    DIE="baselines.score --predictions x|rl.reward.cache:AnswerCache.put|3"
+    DIE="baselines.score --predictions x|rl.reward.cache:ReplyCache.put|3"
 
 in its environment, a command line with these words is killed at the third call of that function, as the kernel does
 it: no `finally` is run.

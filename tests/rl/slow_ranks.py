@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from rl.reward.outcome import Outcome
 from tiny_run import StubScorer
 from torch.distributed import distributed_c10d
 
@@ -24,7 +25,6 @@ from emu3.tokenizer.model import StillVQ
 from emu3.training import ranks
 from rl import checkpoint
 from rl.config_file import build_config
-from rl.reward.outcome import Outcome
 
 SLOW = 8.0
 

@@ -21,7 +21,8 @@ from baselines.editors.options import EditorOptions
 from baselines.evaluate import choose_editor
 from emu3.errors import UserError
 from emu3.mllm.editor import Edit
-from rl.reward.outcome import Score, Unavailable, Unparsable
+from rl.reward.config import JudgeConfig
+from rl.reward.scores import Score, Unavailable, Unparsable
 
 AREA = 16 * 16
 
@@ -119,9 +120,12 @@ def test_the_settings_of_our_models_tell_their_contents(ours: Recorder, tmp_path
 
 
 def test_best_of_asks_the_judge_and_says_so(ours: Recorder, tmp_path: Path, judge: FakeJudge) -> None:
-    options = EditorOptions(**parts(tmp_path), best_of=3, judge_url=judge.url, judge_model="fake")
+    options = EditorOptions(**parts(tmp_path), best_of=3, judge=JudgeConfig(judge.url, "fake"))
     editor = choose_editor("emu3", options, AREA)
     assert editor.settings["picked_by"] == "fake" and len(editor.settings["prompts"]) == 64
+    assert "picked_with" not in editor.settings  # as in runs from before it could be set
+    warm = EditorOptions(**parts(tmp_path), best_of=3, judge=JudgeConfig(judge.url, "fake", temperature=0.7))
+    assert choose_editor("emu3", warm, AREA).settings["picked_with"] == {"temperature": 0.7}
     [result] = edit(editor, ["invert it"])
     assert isinstance(result, Edited) and result.candidates == (9.0, 9.0, 9.0)
     assert ours.calls[0]["n"] == 3 and judge.questions == 6

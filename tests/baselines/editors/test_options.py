@@ -9,6 +9,7 @@ import pytest
 from baselines.editors.options import EditorOptions
 from baselines.evaluate import choose_editor
 from emu3.errors import UserError
+from rl.reward.config import JudgeConfig
 
 
 @pytest.mark.parametrize(
@@ -16,8 +17,11 @@ from emu3.errors import UserError
     [
         ("no-edit", {"think": True}, "editor no-edit does not take --think"),
         ("aurora", {"top_k": 0}, "editor aurora does not take --top-k"),
+        ("aurora", {"judge": JudgeConfig("u")}, "editor aurora does not take --judge-"),
         ("emu3", {"model": "m", "best_of": 5}, "--best-of needs a judge that picks"),
-        ("emu3", {"model": "m", "judge_url": "u"}, "a judge picks among several edits"),
+        ("emu3", {"model": "m", "best_of": 5, "judge": JudgeConfig("", "m")}, "--best-of needs a judge that picks"),
+        ("emu3", {"model": "m", "judge": JudgeConfig("", prompts="c")}, "a judge picks among several edits"),
+        ("emu3", {"model": "m", "judge": JudgeConfig("u")}, "a judge picks among several edits"),
         ("emu3", {"model": "m", "temperature": -1.0}, "temperature and top-k are 0 or more"),
         ("command", {}, "editor command needs --command"),
         ("folder", {}, "editor folder needs --pictures"),
