@@ -135,6 +135,8 @@ class ComputeConfig:
     gradient_checkpointing: computes each layer's activations again in the backward pass. reference: the frozen model
     of the KL term, `resident` on every rank, `offloaded` to main memory but while its log-probabilities are computed,
     `sharded` over the ranks (with zero), or `adapter_off`, the policy without its LoRA.
+    timeout: seconds after which ranks that meet in a computation give one up that does not come; who waits for the disk
+    or the judge has a day (`emu3.training.ranks`).
     max_logprob_gap: bound, in nats, on the mean difference between the log-probabilities of the sampler and those
     of the trainer; a larger one means that the weights that sample are not the weights that are trained.
     """
@@ -146,6 +148,7 @@ class ComputeConfig:
     offload_optimizer: bool = False
     gradient_checkpointing: bool = False
     reference: Literal["resident", "offloaded", "sharded", "adapter_off"] = "resident"
+    timeout: float = 1800.0
     max_logprob_gap: float = 0.2
 
 
@@ -221,6 +224,7 @@ def check_ranges(config: Config) -> None:
         "rollout.vllm.memory_share": config.rollout.vllm.memory_share,
         "lora.rank": config.lora.rank if config.lora else None,
         "lora.alpha": config.lora.alpha if config.lora else None,
+        "compute.timeout": config.compute.timeout,
         "objective.importance_cap": config.objective.importance_cap,
     }
     for name, number in above_zero.items():

@@ -54,8 +54,8 @@ fi
 rm -f "$ADDRESS_FILE"
 
 # The limits of the published server: a question is two pictures and a page of text, and all runs ask at once.
-python -m vllm.entrypoints.openai.api_server \
-    --model "$MODEL" \
+# `vllm serve`, by the Python that was just asked for it.
+python -m vllm.entrypoints.cli.main serve "$MODEL" \
     --host "$HOST" \
     --port "$PORT" \
     --tensor-parallel-size "$TP" \

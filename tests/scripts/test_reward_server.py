@@ -45,9 +45,9 @@ def free_port() -> int:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Runs the script with a package `vllm` of ours. `tmp_path` gets `address`, `called` and, from a test, `loaded`."""
-    package = tmp_path / "site" / "vllm" / "entrypoints" / "openai"
+    package = tmp_path / "site" / "vllm" / "entrypoints" / "cli"
     package.mkdir(parents=True)
-    (package / "api_server.py").write_text(STAND_IN)
+    (package / "main.py").write_text(STAND_IN)
     running: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str, **variables: str) -> subprocess.Popen[str]:
@@ -110,8 +110,8 @@ def test_published_limits_and_ours_last(start: Start, tmp_path: Path) -> None:
     """Guards: a server that cuts the question off, refuses the second picture, or is open to the network unasked."""
     start("--dtype", "float32", MODEL="some/model", TP="2")
     _, *arguments = called(tmp_path)
-    options = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    assert (options["--model"], options["--tensor-parallel-size"]) == ("some/model", "2")
+    options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
+    assert arguments[:2] == ["serve", "some/model"] and options["--tensor-parallel-size"] == "2"
     assert (options["--max-model-len"], options["--max-num-seqs"]) == ("4096", "1024")
     assert json.loads(options["--limit-mm-per-prompt"])["image"] == 2
     assert options["--host"] == "127.0.0.1"
