@@ -19,9 +19,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from baselines.page.gallery import TINY
+from baselines.page.run_folder import RunFolder, read_run_folder
 from baselines.results.records import VIESCORE, Prediction
-from baselines.results.run_folder import RunFolder, read_run_folder
-from baselines.tables.bootstrap import RESAMPLES
+from baselines.tables.statistics import RESAMPLES
 from baselines.tables.summary import Row, by_split, groups_of, summarise
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
@@ -87,7 +87,7 @@ def run(
 
 def _draw_reward(ax: Axes, found: RunFolder, candidate: str) -> None:
     rewards = {
-        training.name: curve for training in found.trainings for curve in training.curves if curve.title == "Reward"
+        training.name: curve for training in found.trainings for curve in training.curves if curve.name == "Reward"
     }
     if not rewards:
         raise UserError("there is no metrics.jsonl with a reward to draw")

@@ -10,7 +10,7 @@ The last is the judge of the published figures, by its dated snapshot; the key i
 Writes scores.parquet beside the predictions: a row per sample and metric with its value, or with the reason why there
 is none; what the judge said word for word; metrics that were there before stay. Answers of the judge are kept in
 `--cache` as they arrive, so an interrupted run asks nothing twice, and running again asks only for what failed. Beside
-it MODEL_viescore_stats.json (`baselines.results.stats`) and, in usage.jsonl, what each run sent and what that cost.
+it MODEL_viescore_stats.json (`baselines.tables.statistics`) and, in usage.jsonl, what each run sent and what that cost.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from baselines.judges.judging import HeardJudge, Pace, judge_rows
-from baselines.metrics.measuring import measure
+from baselines.judging import HeardJudge, Pace, judge_rows, note_usage, usage_of
 from baselines.results.records import (
     PREDICTIONS_FILE,
     SCORED,
@@ -29,11 +28,10 @@ from baselines.results.records import (
     VIESCORE,
     Prediction,
     ScoredSample,
+    ScoreFile,
     read_records,
 )
-from baselines.results.score_file import ScoreFile
-from baselines.results.stats import stats_name, viescore_stats
-from baselines.results.usage import note_usage, usage_of
+from baselines.tables.statistics import stats_name, viescore_stats
 from emu3.errors import UserError, run_main
 from emu3.files import sha256_of, write_json
 from rl.reward.cache import AnswerCache
@@ -103,7 +101,7 @@ def run(
 def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile) -> None:
     """Another metric than VIEScore. Rows that are there stand if they are whole and were made alike."""
     # Imported here: the metrics bring torch and models, which the judge needs nothing of.
-    from baselines.metrics.choose import metric_named
+    from baselines.metrics.measuring import measure, metric_named
 
     metric = metric_named(name, weights)
     made = {f"metric {name}": {"version": metric.version, "higher_is_better": metric.higher_is_better}}

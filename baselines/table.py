@@ -3,7 +3,7 @@
     python -m baselines.table --scores runs/x/eval/*/scores.parquet --output-dir runs/x --reference sft_s
 
 Side by side stand the benchmarks, with their average at the end, or the splits of a single one. A cell is the mean
-over the scored samples with its 95% bootstrap interval (`baselines.tables.bootstrap`), n of them, and how many failed;
+over the scored samples with its 95% bootstrap interval (`baselines.tables.statistics`), n of them, and how many failed;
 then the paired difference to the reference (`baselines.tables.summary`), our difference to the paper where it has the
 model (`baselines.tables.beside`), and the same by task and by source.
 
@@ -21,14 +21,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample, read_records
-from baselines.tables.averages import main_rows, source_group, task_group
 from baselines.tables.beside import comparison_of
-from baselines.tables.bootstrap import RESAMPLES
-from baselines.tables.cells import UNKNOWN, cell
-from baselines.tables.grid import Grid, to_latex, to_markdown
-from baselines.tables.grid_picture import draw
+from baselines.tables.grid import UNKNOWN, Grid, cell, draw, to_latex, to_markdown
 from baselines.tables.published import benchmarks, row_of
-from baselines.tables.summary import Row, metrics_of, models_of, of_metric, summarise
+from baselines.tables.statistics import RESAMPLES
+from baselines.tables.summary import (
+    Row,
+    main_rows,
+    metrics_of,
+    models_of,
+    of_metric,
+    source_group,
+    summarise,
+    task_group,
+)
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file, write_json
 

@@ -1,27 +1,33 @@
-"""The pictures of a report: every sample with its source, its target and each model's edit, as data for the page.
+"""The images of a report: every sample with its source, its target and each model's edit, as data for the page.
 
-Equal pictures are stored once. A few small ones stand in the page itself; more lie in a folder beside it, which costs
+Equal images are stored once. A few small ones stand in the page itself; more lie in a folder beside it, which costs
 no space where the file system can link, and load when they come into view.
+
+A chain of thought speaks of places in its source. A box is written `[x1, y1, x2, y2]`, a point `(x, y)` or `[x, y]`, in
+pixels of the source as the model saw it, x to the right and y down; numbers of which none is above 1 are shares of the
+sides. What does not lie in the image is not drawn: other lists of two or four numbers look the same.
 """
 
 from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from baselines.page.marks import marks_in
+from baselines.page.run_folder import RunFolder
 from baselines.results.records import SCORED, VIESCORE, Prediction, ScoredSample
-from baselines.results.run_folder import RunFolder
-from baselines.tables.cells import number
+from baselines.tables.grid import number
 from baselines.tables.published import title_of
 from emu3.errors import UserError
 from emu3.files import sha256_of
+from emu3.train_image_editing.boxes import BOX, NUMBER
 
 EMBED_BYTES = 1_000_000
 """Pictures up to this many bytes in all are embedded: base64 makes a third more of them, and none loads lazily."""
@@ -32,6 +38,8 @@ TINY_SHOWN = 144
 LARGEST_SHOWN = 256
 
 LONGEST_DETAIL = 300
+
+_POINT = re.compile(rf"[(\[]{NUMBER},{NUMBER}[)\]]")
 
 
 class Album:
@@ -112,7 +120,7 @@ def _sample(row: Prediction, folder: Path, album: Album, models: int) -> dict[st
 
 
 def _verdict(score: ScoredSample) -> list[Any]:
-    """Score or null, what the page says in its place, and the figures or the reason behind it."""
+    """Score or null, what the page says in its place, and the parts or the reason behind it."""
     if score.status != SCORED or score.value is None:
         return [None, score.status, f"no score: {score.status}. {(score.detail or '')[:LONGEST_DETAIL]}"]
     parts = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in score.parts.items())
@@ -156,3 +164,28 @@ def _picture(path: Path, url: str) -> tuple[str, int, int, bool]:
     tiny = max(width, height) <= TINY
     scale = round(TINY_SHOWN / width) if tiny else min(1.0, LARGEST_SHOWN / width)
     return url, round(width * scale), round(height * scale), tiny
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Shares of width and height, 0 to 1: boxes (left, top, right, bottom), points (x, y); each once, in order."""
+
+    boxes: list[tuple[float, ...]]
+    points: list[tuple[float, ...]]
+
+
+def marks_in(text: str, size: tuple[int, int]) -> Marks:
+    """The marks in `text` about a picture of `size` (width, height) pixels."""
+    boxes = [box for box in _shares(BOX, text, size) if box[0] < box[2] and box[1] < box[3]]
+    return Marks(boxes, _shares(_POINT, text, size))
+
+
+def _shares(pattern: re.Pattern[str], text: str, size: tuple[int, int]) -> list[tuple[float, ...]]:
+    found: dict[tuple[float, ...], None] = {}
+    for match in pattern.finditer(text):
+        numbers = [float(number) for number in match.groups()]
+        if any(number > 1 for number in numbers):
+            numbers = [number / size[place % 2] for place, number in enumerate(numbers)]
+        if all(0 <= number <= 1 for number in numbers):
+            found[tuple(round(number, 4) for number in numbers)] = None
+    return list(found)

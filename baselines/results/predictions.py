@@ -1,24 +1,30 @@
-"""Predictions on disk: pictures and a line per finished sample, then one file over all of them.
+"""Predictions on disk: images and a line per finished sample, then one file over all of them.
 
     OUT/settings.json                    what the run was asked for; written with the first sample
-    OUT/batches/000064/000070-edited.png the pictures of a batch, by row
-    OUT/rows-0.jsonl                     the finished samples (`baselines.results.sample_log`)
-    OUT/failures-0.json                  samples without a picture, if there are any, and why
+    OUT/batches/000064/000070-edited.png the images of a batch, by row
+    OUT/rows-0.jsonl                     the finished samples, a JSON line each; a file per process
+    OUT/failures-0.json                  samples without an image, if there are any, and why
     OUT/predictions.parquet              written last: its presence says that all is there
 
 Several processes share the batches, and whoever finds all samples there at its end writes the last file. A batch that
 was cut short is computed again, since its seed belongs to all of it; what is finished of it stays as it is.
+
+A sample's line is appended after its images are written, and holds their digests: a run that goes on after a crash
+takes a sample for finished only if its line is whole and its images are what the line says. Images are not synced one
+by one, which would cost more than writing them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any
 
 from baselines.benchmarks.samples import Sample, Samples
 from baselines.editors.batches import Batch, Share, make_batches
@@ -26,9 +32,9 @@ from baselines.editors.options import ChosenEditor
 from baselines.editors.pictures import Frame
 from baselines.editors.protocol import Edited, NoPicture
 from baselines.results.records import PREDICTIONS_FILE, Prediction, refuse_other_settings, write_records
-from baselines.results.sample_log import SampleLog, finished_samples
 from emu3.errors import UserError
 from emu3.files import read_json, write_json
+from emu3.report.metrics_file import flat
 
 SETTINGS_FILE = "settings.json"
 
@@ -94,17 +100,9 @@ def _check_folder(output_dir: Path, asked: dict[str, Any], finished: bool) -> No
         if finished and isinstance(found, dict):
             # Nothing is added to it: with newer libraries it is still the run that it was.
             found["versions"] = asked["versions"]
-        refuse_other_settings(output_dir, _flat(found), _flat(asked))
+        refuse_other_settings(output_dir, flat(found, "."), flat(asked, "."))
     elif output_dir.exists() and any(not path.name.startswith(".") for path in output_dir.iterdir()):
         raise UserError(f"{output_dir} is not empty and holds no run of this command: choose another folder")
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 class _Run:
@@ -229,3 +227,64 @@ class _Run:
         others = f"; {len(self._failures) - 1} more without one" if len(self._failures) > 1 else ""
         kept = f", listed in {file}; all others are kept" if file.exists() else ""
         raise UserError(f"{self._settings.name} gave no picture for sample {id}: {reason}{others}{kept}")
+
+
+class SampleLog:
+    """Appends to OUT/rows-N.jsonl, made at the first line; N is the number of the process."""
+
+    def __init__(self, output_dir: Path, number: int) -> None:
+        self._folder = output_dir
+        self._path = output_dir / f"rows-{number}.jsonl"
+        self._file: IO[bytes] | None = None
+
+    def append(self, row: int, prediction: Prediction, candidates: tuple[float | None, ...]) -> None:
+        """Note that sample `row` is done. candidates: scores of what its picture was chosen among."""
+        line = {
+            "row": row,
+            "prediction": asdict(prediction),
+            "digests": {name: _digest(self._folder / name) for name in _pictures(prediction)},
+            **({"candidates": candidates} if candidates else {}),
+        }
+        if self._file is None:
+            # Whatever a crash left of a last line is closed, so that the next one stands by itself.
+            torn = self._path.is_file() and not self._path.read_bytes().endswith(b"\n")
+            self._file = self._path.open("ab", buffering=0)
+            if torn and self._file.tell():
+                self._file.write(b"\n")
+        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    def __enter__(self) -> SampleLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+def finished_samples(output_dir: Path) -> dict[int, Prediction]:
+    """The samples that all processes so far have finished, by row; what is torn or has lost a picture is left out."""
+    done: dict[int, Prediction] = {}
+    for file in sorted(output_dir.glob("rows-*.jsonl")):
+        for line in file.read_bytes().splitlines():
+            try:
+                entry: dict[str, Any] = json.loads(line)
+                prediction = Prediction(**entry["prediction"])
+                whole = all(_digest(output_dir / name) == digest for name, digest in entry["digests"].items())
+            except (ValueError, KeyError, TypeError, OSError):
+                continue
+            if whole:
+                done[entry["row"]] = prediction
+    return done
+
+
+def _pictures(prediction: Prediction) -> list[str]:
+    return [
+        name for name in (prediction.source, prediction.edited, prediction.target, prediction.mask) if name is not None
+    ]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

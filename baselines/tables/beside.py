@@ -1,7 +1,7 @@
-"""Figures of our own beside the paper's, in the layout of the paper's table.
+"""Scores of our own beside the paper's, in the layout of the paper's table.
 
-A model takes four lines: ours with its 95% interval, the published figure, the difference, and how many samples were
-judged and failed. The difference is marked where the published figure lies outside our interval. Published figures
+A model takes four lines: ours with its 95% interval, the published score, the difference, and how many samples were
+judged and failed. The difference is marked where the published score lies outside our interval. Published scores
 come without intervals, so the mark says less than a test would.
 """
 
@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from baselines.results.records import WHOLE_SET, ScoredSample
-from baselines.tables.bootstrap import RESAMPLES, average_interval, mean_interval
-from baselines.tables.cells import UNKNOWN, Interval, fixed
-from baselines.tables.grid import Grid
+from baselines.tables.grid import UNKNOWN, Grid, fixed
 from baselines.tables.published import (
     MAIN_TABLE,
     PublishedColumn,
@@ -26,6 +24,7 @@ from baselines.tables.published import (
     row_of,
     tables,
 )
+from baselines.tables.statistics import RESAMPLES, Interval, average_interval, mean_interval
 from emu3.errors import UserError
 
 OUTSIDE = "*"
@@ -54,12 +53,12 @@ def printed(table: PublishedTable) -> Grid:
 def compare(
     table: PublishedTable, scores: Sequence[ScoredSample], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Grid:
-    """The published table with our figures between its lines; models that were not run keep their published line."""
+    """The published table with our scores between its lines; models that were not run keep their published line."""
     index = _index(scores)
     lines: list[list[str]] = []
     for row in table.rows:
         ours = _measure_row(row, table.columns, index, resamples, seed)
-        if any(figure.n or figure.failed for figure in ours):
+        if any(cell.n or cell.failed for cell in ours):
             lines += _block(row, ours, table.decimals)
         else:
             lines.append([row.name, "published", *(f"{cell:.{table.decimals}f}" for cell in row.cells)])
@@ -79,7 +78,7 @@ def comparison_of(
         if row is not None:
             own = PublishedRow(f"`{model}`", (model_key(model),), row.cells)
             ours = _measure_row(own, main.columns, index, resamples, seed)
-            lines += _block(own, ours, main.decimals) if any(figure.n for figure in ours) else []
+            lines += _block(own, ours, main.decimals) if any(cell.n for cell in ours) else []
     if not lines:
         return None
     return Grid(
@@ -101,13 +100,13 @@ def _index(scores: Sequence[ScoredSample]) -> Index:
 def _measure_row(
     row: PublishedRow, columns: Sequence[PublishedColumn], index: Index, resamples: int, seed: int
 ) -> list[Measured]:
-    figures: list[Measured] = []
+    measured: list[Measured] = []
     for column in columns:
         if column.average:
-            figures.append(_average(figures, resamples, seed))
+            measured.append(_average(measured, resamples, seed))
         else:
-            figures.append(_measure(row, column, index, resamples, seed))
-    return figures
+            measured.append(_measure(row, column, index, resamples, seed))
+    return measured
 
 
 def _measure(row: PublishedRow, column: PublishedColumn, index: Index, resamples: int, seed: int) -> Measured:
@@ -128,14 +127,14 @@ def _measure(row: PublishedRow, column: PublishedColumn, index: Index, resamples
     )
 
 
-def _average(figures: Sequence[Measured], resamples: int, seed: int) -> Measured:
-    means = [figure.mean for figure in figures if figure.mean is not None]
-    whole = len(means) == len(figures)
+def _average(columns: Sequence[Measured], resamples: int, seed: int) -> Measured:
+    means = [column.mean for column in columns if column.mean is not None]
+    whole = len(means) == len(columns)
     return Measured(
         mean=float(np.mean(means)) if whole else None,
-        ci95=average_interval([figure.values for figure in figures], resamples=resamples, seed=seed),
-        n=sum(figure.n for figure in figures),
-        failed=sum(figure.failed for figure in figures),
+        ci95=average_interval([column.values for column in columns], resamples=resamples, seed=seed),
+        n=sum(column.n for column in columns),
+        failed=sum(column.failed for column in columns),
         values=np.array([]),
     )
 
@@ -143,23 +142,23 @@ def _average(figures: Sequence[Measured], resamples: int, seed: int) -> Measured
 def _block(row: PublishedRow, ours: Sequence[Measured], decimals: int) -> list[list[str]]:
     pairs = list(zip(ours, row.cells, strict=True))
     return [
-        [row.name, "ours", *(_with_interval(figure, decimals) for figure in ours)],
+        [row.name, "ours", *(_with_interval(cell, decimals) for cell in ours)],
         ["", "published", *(f"{cell:.{decimals}f}" for cell in row.cells)],
-        ["", "difference", *(_difference(figure, cell, decimals) for figure, cell in pairs)],
-        ["", "n (failed)", *(f"{figure.n} ({figure.failed})" for figure in ours)],
+        ["", "difference", *(_difference(cell, published, decimals) for cell, published in pairs)],
+        ["", "n (failed)", *(f"{cell.n} ({cell.failed})" for cell in ours)],
     ]
 
 
-def _with_interval(figure: Measured, decimals: int) -> str:
-    if figure.mean is None:
+def _with_interval(cell: Measured, decimals: int) -> str:
+    if cell.mean is None:
         return UNKNOWN
-    if figure.ci95 is None:
-        return f"{figure.mean:.{decimals}f}"
-    return f"{figure.mean:.{decimals}f} [{figure.ci95[0]:.{decimals}f}, {figure.ci95[1]:.{decimals}f}]"
+    if cell.ci95 is None:
+        return f"{cell.mean:.{decimals}f}"
+    return f"{cell.mean:.{decimals}f} [{cell.ci95[0]:.{decimals}f}, {cell.ci95[1]:.{decimals}f}]"
 
 
-def _difference(figure: Measured, published: float, decimals: int) -> str:
-    if figure.mean is None:
+def _difference(cell: Measured, published: float, decimals: int) -> str:
+    if cell.mean is None:
         return UNKNOWN
-    outside = figure.ci95 is not None and not figure.ci95[0] <= published <= figure.ci95[1]
-    return fixed(figure.mean - published, decimals, "+") + (OUTSIDE if outside else "")
+    outside = cell.ci95 is not None and not cell.ci95[0] <= published <= cell.ci95[1]
+    return fixed(cell.mean - published, decimals, "+") + (OUTSIDE if outside else "")

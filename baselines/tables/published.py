@@ -1,7 +1,7 @@
-"""The paper's figures (arXiv:2508.01119v3), as printed, and where each of them is found in results of our own.
+"""The paper's scores (arXiv:2508.01119v3), as printed, and where each of them is found in results of our own.
 
 `published.json` holds the tables: Table 2, 3, 6, 7 and 10 to 17. A row has the names under which its model may run
-here, a column says which benchmark, tasks, metric or part its cells are about. Only figures are kept, no wording of
+here, a column says which benchmark, tasks, metric or part its cells are about. Only numbers are kept, no wording of
 the paper. Left out are Tables 4, 5 (correlation with human ratings), 8, 9 (CLIP and FID, means over three benchmarks)
 and 18 (training time).
 """
@@ -39,7 +39,7 @@ class PublishedColumn:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """cells: the printed figures, one per column. models: names of the model here, as `model_key` has them. part: the
+    """cells: the printed numbers, one per column. models: names of the model here, as `model_key` has them. part: the
     part of VIEScore that the cells are about, None for the score itself."""
 
     name: str

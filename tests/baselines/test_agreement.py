@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from baselines import agreement
-from baselines.judges.correlation import correlations
-from baselines.judges.ratings import Columns
+from baselines.agreement import Columns
 from baselines.results.records import ScoredSample, write_records
+from baselines.tables.statistics import correlations
 from emu3.errors import UserError
 
 Make = Callable[..., ScoredSample]

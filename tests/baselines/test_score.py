@@ -11,12 +11,10 @@ import pytest
 from fake_judge import FakeJudge
 from noise_pictures import noise
 
-from baselines import score
-from baselines.judges import judging
-from baselines.judges.judging import Pace
-from baselines.metrics.protocol import Missing, Pictures
+from baselines import judging, score
+from baselines.judging import Pace, usage_of
+from baselines.metrics.metric import Missing, Pictures
 from baselines.results.records import Prediction, ScoredSample, read_records, read_settings, write_records
-from baselines.results.usage import usage_of
 from emu3.errors import UserError
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from baselines.metrics.protocol import Pictures
+from baselines.metrics.metric import Pictures
 
 AURORA_FILE = Path(__file__).parents[3] / "../shared/data/aurora-bench-dev.parquet"
 

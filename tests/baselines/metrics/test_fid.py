@@ -15,9 +15,9 @@ from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
 from baselines.metrics import fid
-from baselines.metrics.choose import metric_named
 from baselines.metrics.fid import Fid
-from baselines.metrics.protocol import AbsentSetMetric, Missing, Pictures, SetMetric
+from baselines.metrics.measuring import metric_named
+from baselines.metrics.metric import AbsentSetMetric, Missing, Pictures, SetMetric
 
 pytest.importorskip("torchmetrics")
 

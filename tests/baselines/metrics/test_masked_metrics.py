@@ -13,8 +13,8 @@ from sample_pictures import sample, waves
 from tiny_encoders import save_clip
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from baselines.metrics.choose import metric_named
-from baselines.metrics.protocol import Metric, Missing, Pictures
+from baselines.metrics.measuring import metric_named
+from baselines.metrics.metric import Metric, Missing, Pictures
 
 
 def flat(level: int, inside: int) -> Image.Image:

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from sample_pictures import AURORA_FILE, photographs, sample, waves
 
-from baselines.metrics.backbones import Stages, squeezenet
-from baselines.metrics.choose import metric_named
-from baselines.metrics.protocol import AbsentMetric, Metric, Missing
+from baselines.metrics.measuring import metric_named
+from baselines.metrics.metric import AbsentMetric, Metric, Missing
+from baselines.metrics.perceptual import Stages, squeezenet
 from emu3.errors import UserError
 
 torchmetrics_lpips = pytest.importorskip("torchmetrics.functional.image.lpips")

@@ -11,7 +11,7 @@ import pytest
 
 from baselines import paper_tables
 from baselines.benchmarks.known import BENCHMARKS
-from baselines.metrics.choose import COMPARING, NAMES
+from baselines.metrics.measuring import COMPARING, NAMES
 from baselines.results.records import ScoredSample, write_records
 from baselines.tables.beside import compare, printed
 from baselines.tables.grid import to_csv, to_latex, to_markdown

@@ -1,13 +1,18 @@
-"""What the four steps and the training left in a run folder, read for the report and the figure."""
+"""What the four steps and the training left in a run folder, read for the report and the figure.
+
+Of a training's metrics.jsonl a few metrics are drawn. A step that occurs twice (a run resumed before the end of its
+log) counts as it was last.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from baselines.editors.names import GROUND_TRUTH, NO_EDIT
-from baselines.page.curves import Curve, read_curves
 from baselines.results.records import (
     PREDICTIONS_FILE,
     SCORES_FILE,
@@ -19,10 +24,29 @@ from baselines.results.records import (
 )
 from baselines.tables.summary import metrics_of, models_of, of_metric
 from emu3.errors import UserError
+from emu3.report.charts import Curve
+from emu3.report.metrics_file import NAME, read_lines
+from emu3.report.page import Line, Metric, curves
 
-METRICS_FILE = "metrics.jsonl"
 SCALE_END = 10.0
 """The end of a judge's scale."""
+
+
+def _value(line: Line, name: str) -> float | None:
+    value = line.get(name)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+TRAINING = tuple(
+    Metric(title, "by step", partial(_value, name=name))
+    for name, title in {
+        "reward": "Reward",
+        "kl": "KL to the reference",
+        "entropy": "Entropy",
+        "answer_tokens": "Answer length in tokens",
+    }.items()
+)
+"""Metrics of a training run that are drawn, in this order."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +61,7 @@ class Training:
 class RunFolder:
     """Everything under `folder`. `predictions` go with the folder that their paths start from.
 
-    `metric` is the one that pictures are shown with, VIEScore where it was taken, and `scores` are its; `others` are
+    `metric` is the one that images are shown with, VIEScore where it was taken, and `scores` are its; `others` are
     the scores of the other metrics by name, `lower` the names of those of which less is better. `judges` says who
     judged, with which wording. `models` are in the order of the tables, `bounds` those of them that compete with
     nobody: no-edit, ground truth.
@@ -85,7 +109,7 @@ def read_run_folder(folder: Path) -> RunFolder:
     scores = [score for file in files for score in read_records(file, ScoredSample)]
     settings = [read_settings(file) for file in files]
     metric, *others = metrics_of(scores)
-    trainings = [Training(file.parent.name, read_curves(file)) for file in sorted(folder.rglob(METRICS_FILE))]
+    trainings = [Training(file.parent.name, read_curves(file.parent)) for file in sorted(folder.rglob(NAME))]
     return RunFolder(
         metric=metric,
         scores=of_metric(scores, metric),
@@ -99,6 +123,13 @@ def read_run_folder(folder: Path) -> RunFolder:
         models=models_of(scores),
         editors={score.model: score.editor for score in scores},
     )
+
+
+def read_curves(run: Path) -> list[Curve]:
+    """The curves of those of `TRAINING` that any step of the run has, over the steps that have them as finite numbers.
+    Raises `UserError` as `read_lines`."""
+    by_step = {line["step"]: line for line in read_lines(run)}
+    return [curve for _, curve in curves([by_step[step] for step in sorted(by_step)], TRAINING)]
 
 
 def _is_lower_better(settings: dict[str, Any], metric: str) -> bool:

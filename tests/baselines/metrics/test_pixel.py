@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from sample_pictures import AURORA_FILE, photographs, sample, waves
 
-from baselines.metrics.choose import metric_named
-from baselines.metrics.protocol import Metric, Missing, Pictures
+from baselines.metrics.measuring import metric_named
+from baselines.metrics.metric import Metric, Missing, Pictures
 
 skimage = pytest.importorskip("skimage.metrics")
 torchmetrics = pytest.importorskip("torchmetrics.functional")

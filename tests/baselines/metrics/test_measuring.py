@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from sample_pictures import sample
 
 from baselines.metrics import weights as weights_module
-from baselines.metrics.choose import NAMES, metric_named
-from baselines.metrics.protocol import AbsentMetric, Metric, Missing, SetMetric
+from baselines.metrics.measuring import NAMES, metric_named
+from baselines.metrics.metric import AbsentMetric, Metric, Missing, SetMetric
 from baselines.metrics.weights import Absent, library, torch_file
 from emu3.errors import UserError
 

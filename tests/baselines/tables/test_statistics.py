@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from baselines.tables import bootstrap
-from baselines.tables.bootstrap import average_interval, mean_interval
+from baselines.tables import statistics
+from baselines.tables.statistics import average_interval, mean_interval
 
 
 def test_two_values_exactly() -> None:
@@ -44,7 +44,7 @@ def test_portions_do_not_lose_resamples(monkeypatch: pytest.MonkeyPatch) -> None
     """Guards the memory bound: many values go in portions, and all resamples count."""
     values = np.random.default_rng(3).normal(size=50)
     whole = mean_interval(values, resamples=2001)
-    monkeypatch.setattr(bootstrap, "_INDICES_AT_ONCE", 1000)
+    monkeypatch.setattr(statistics, "_INDICES_AT_ONCE", 1000)
     assert mean_interval(values, resamples=2001) == pytest.approx(whole, abs=0.03)
 
 

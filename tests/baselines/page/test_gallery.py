@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from baselines.page.marks import marks_in
+from baselines.page.gallery import marks_in
 
 
 @pytest.mark.parametrize(

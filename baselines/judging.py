@@ -1,16 +1,19 @@
-"""VIEScore of predictions: questions to the judge at a bounded pace, every answer kept word for word.
+"""VIEScore of predictions: questions to the judge at a bounded pace, every reply kept word for word, and their cost.
 
 The judge's client is the one of training (`rl.reward`). Around it stand a transcript, which hands each sample the
-answers that its score was read from, and a pace, which keeps the requests per minute below what a provider allows.
+replies that its score was read from, a pace, which keeps the requests per minute below what a provider allows, and one
+line of usage.jsonl for each run that sent anything.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -21,16 +24,18 @@ from rl.reward.judge import Judge
 from rl.reward.outcome import Outcome, Score, Unavailable, Unparsable
 from rl.reward.scorer import Scorer
 
-# Pictures of this many samples are in memory at once: enough to keep every slot of the judge busy.
+# Images of this many samples are in memory at once: enough to keep every slot of the judge busy.
 WINDOW = 256
 QUESTIONS = 2
 """Questions that a VIEScore asks."""
+
+USAGE_FILE = "usage.jsonl"
 
 _TRANSCRIPT: ContextVar[dict[str, str]] = ContextVar("transcript")
 
 
 class HeardJudge(Judge):
-    """A judge whose answers are written to the transcript of the sample that they are about: "sc" for the question
+    """A judge whose replies are written to the transcript of the sample that they are about: "sc" for the question
     with source and edit, "pq" for that with the edit alone."""
 
     async def ask(
@@ -106,3 +111,36 @@ def scored(row: Prediction, outcome: Outcome, answers: dict[str, str]) -> Scored
             status, detail = UNAVAILABLE, outcome.reason
     kept: dict[str, str] = {name: answers[name] for name in ("sc", "pq") if name in answers}
     return scored_row(row, VIESCORE, status, value, parts=parts, answers=kept, detail=detail)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts of one run. `requests` are what the judge got, repetitions included; tokens are None where it does not
+    report them, `usd` is None without tokens or prices."""
+
+    judge: str
+    questions: int
+    answered_before: int
+    requests: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    usd: float | None
+
+
+def usage_of(judge: str, counters: dict[str, float], prices: tuple[float, float] | None) -> Usage:
+    """`counters` are the scorer's; `prices` are USD per million tokens of questions and of answers."""
+    sent = counters["asks"] - counters["cache_hits"] - counters["shared"] + counters["retries"] + counters["reasks"]
+    prompt, completion = (int(counters.get(name, 0)) or None for name in ("prompt_tokens", "completion_tokens"))
+    usd = None
+    if prices is not None and prompt is not None and completion is not None:
+        usd = (prices[0] * prompt + prices[1] * completion) / 1e6
+    return Usage(judge, int(counters["asks"]), int(counters["cache_hits"]), int(sent), prompt, completion, usd)
+
+
+def note_usage(folder: Path, usage: Usage) -> None:
+    """Tell it, and append it to the folder's file if anything was sent."""
+    cost = f", {usage.usd:.4f} USD" if usage.usd is not None else ""
+    print(f"{usage.judge}: {usage.questions} questions, {usage.answered_before} answered before{cost}")
+    if usage.requests:
+        with (folder / USAGE_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(usage)) + "\n")

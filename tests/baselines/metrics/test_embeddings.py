@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from baselines.metrics import clip, dino
-from baselines.metrics.choose import metric_named
-from baselines.metrics.protocol import AbsentMetric, Metric, Missing, Pictures
-from baselines.metrics.structure import StructureDistance, _scaled_size
+from baselines.metrics import embeddings
+from baselines.metrics.measuring import metric_named
+from baselines.metrics.metric import AbsentMetric, Metric, Missing, Pictures
+from baselines.metrics.perceptual import StructureDistance, _scaled_size
 from emu3.errors import UserError
 
 # float32 through two layers; batches of several pictures sum in another order than one.
@@ -122,7 +122,7 @@ def test_clip_pictures_are_scaled_cropped_and_normalised_as_published(weights: P
     scaled = np.asarray(picture.resize((48, 32), Image.Resampling.BICUBIC), np.float32)[:, 8:40] / 255
     mean, deviation = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
     expected = torch.from_numpy((scaled - mean) / deviation).float().permute(2, 0, 1)
-    encoder = clip.clip_encoder(clip.LARGE, weights)
+    encoder = embeddings.clip_encoder(embeddings.CLIP_LARGE, weights)
     given = encoder._processor(images=[picture], return_tensors="pt")["pixel_values"][0]
     # The mean is subtracted in float64 here.
     assert torch.allclose(given, expected, atol=1e-5)
@@ -132,8 +132,7 @@ def test_many_pictures_go_in_batches(weights: Path, monkeypatch: pytest.MonkeyPa
     """The last, smaller batch was lost or mixed with the first."""
     samples = [sample(seed) for seed in range(5)]
     at_once = [loaded(name, weights).score(samples) for name in ("clip_i", "clip_t", "dino")]
-    monkeypatch.setattr(clip, "BATCH", 2)
-    monkeypatch.setattr(dino, "BATCH", 2)
+    monkeypatch.setattr(embeddings, "BATCH", 2)
     for name, expected in zip(("clip_i", "clip_t", "dino"), at_once, strict=True):
         assert loaded(name, weights).score(samples) == pytest.approx(expected, **CLOSE)
 
