@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from transformers import Emu3ForCausalLM
 
+from dev.speed.measure import Speed, machine, record, seconds, table
 from emu3.errors import run_main
 from emu3.mllm.generate import Request, Sample, generate
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
-from emu3.speed.measure import Speed, machine, record, seconds, table
 from emu3.training.head import chosen_logprobs
 from rl.logprobs import pack, scored_positions, token_logprobs
 from rl.rollout.protocol import Prompt, Rollout
@@ -41,9 +41,9 @@ Ways = Callable[[], tuple[Work, Work]]
 # Peak of a process that does one of two things once.
 _PEAK = """
 import sys
-from emu3.speed.measure import added_memory
-from rl import speed
-ours, peer = getattr(speed, sys.argv[1])()
+from dev.speed.measure import added_memory
+from dev.speed import rl
+ours, peer = getattr(rl, sys.argv[1])()
 print(added_memory({"ours": ours, "peer": peer}[sys.argv[2]]))
 """
 

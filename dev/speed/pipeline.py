@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import Emu3ImageProcessor, Emu3VQVAE
 
-from emu3.speed.measure import Speed, seconds
+from dev.speed.measure import Speed, seconds
 from emu3.tokenizer.images import scale_image
 from emu3.tokenizer.random_vision import random_vqvae, save_baai
 from emu3.train_image_editing.prepare_data import PrepareArguments, prepare

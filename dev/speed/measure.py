@@ -72,7 +72,7 @@ def _memory(name: str) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Date and hardware, which belong to every figure."""
+    """Date and hardware, which belong to every number."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "date": datetime.date.today().isoformat(),

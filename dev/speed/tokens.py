@@ -12,11 +12,11 @@ import numpy as np
 import tiktoken
 import torch
 
+from dev.speed.measure import Speed, seconds
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.grid_ids import grid_to_ids, ids_to_grid
 from emu3.mllm.layout import TokenLayout
 from emu3.mllm.text_tokenizer import SPLIT_PATTERN
-from emu3.speed.measure import Speed, seconds
 from emu3.train_image_editing.shards import EditRow, ShardWriter
 
 GRID = (32, 32)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
-from emu3.speed.measure import Speed, seconds
+from dev.speed.measure import Speed, seconds
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.random_vision import random_vqvae
@@ -25,7 +25,7 @@ _QUANTIZER = """
 import sys, torch
 from transformers import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAEVectorQuantizer
-from emu3.speed.measure import added_memory
+from dev.speed.measure import added_memory
 from emu3.tokenizer.quantizer import nearest_codes
 torch.manual_seed(0)
 quantizer = Emu3VQVAEVectorQuantizer(Emu3VQVAEConfig())
