@@ -41,7 +41,7 @@ EQUAL = 0.5
 """Two scores from 0 to 10 that differ by no more than this count as equal."""
 
 
-class Key(NamedTuple):
+class EditKey(NamedTuple):
     """One edit of one sample."""
 
     benchmark: str
@@ -50,7 +50,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Columns:
+class RatingColumns:
     """Names of the columns. That of the benchmark may be absent from the file."""
 
     id: str = "id"
@@ -78,7 +78,7 @@ def run(
     *,
     other: Path | None = None,
     ratings: Path | None = None,
-    columns: Columns | None = None,
+    columns: RatingColumns | None = None,
     part: str | None = None,
     subset: int | None = None,
     resamples: int = CORRELATION_RESAMPLES,
@@ -91,11 +91,11 @@ def run(
     """
     first = _by_sample(scores)
     values = {key: _value(score, part) for key, score in first.items()}
-    second: dict[Key, float | None] = {}
+    second: dict[EditKey, float | None] = {}
     if other is not None and ratings is None:
         second |= {key: _value(score, part) for key, score in _by_sample(other).items()}
     elif ratings is not None and other is None:
-        second |= read_ratings(ratings, columns or Columns(), list(first))
+        second |= read_ratings(ratings, columns or RatingColumns(), list(first))
     else:
         raise UserError("agreement is with another score file or with ratings: give one of --other and --ratings")
     keys = [key for key in first if values[key] is not None and second.get(key) is not None]
@@ -117,16 +117,16 @@ def run(
     return found
 
 
-def _key(score: ScoredSample) -> Key:
-    return Key(score.benchmark, score.id, score.model)
+def _key(score: ScoredSample) -> EditKey:
+    return EditKey(score.benchmark, score.id, score.model)
 
 
-def _place(key: Key) -> tuple[str, str]:
+def _place(key: EditKey) -> tuple[str, str]:
     """Place in the fixed order of which `--subset` takes the first; the models' edits of a sample stay together."""
     return hashlib.sha256(f"{key.benchmark}\0{key.id}".encode()).hexdigest(), key.model
 
 
-def _by_sample(path: Path) -> dict[Key, ScoredSample]:
+def _by_sample(path: Path) -> dict[EditKey, ScoredSample]:
     scores = of_metric(read_records(path, ScoredSample), VIESCORE)
     found = {_key(score): score for score in scores}
     if len(found) != len(scores):
@@ -158,7 +158,7 @@ def _groups(scores: Sequence[ScoredSample]) -> dict[str, list[ScoredSample]]:
     return groups
 
 
-def read_ratings(path: Path, columns: Columns, keys: Sequence[Key]) -> dict[Key, float]:
+def read_ratings(path: Path, columns: RatingColumns, keys: Sequence[EditKey]) -> dict[EditKey, float]:
     """Mean ratings of those edits of `keys` that the file rates. Without a column for the benchmark an id may occur in
     one benchmark only. Raises `UserError` for a missing column and for a rating that is no number."""
     rows = _ratings(path)
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=CORRELATION_RESAMPLES)
     parser.add_argument("--seed", type=int, default=0, help="seed of the resampling")
     options = vars(parser.parse_args())
-    columns = Columns(**{name: options.pop(f"{name}_key") for name in ("id", "model", "rating", "benchmark")})
+    columns = RatingColumns(**{name: options.pop(f"{name}_key") for name in ("id", "model", "rating", "benchmark")})
     run(**options, columns=columns)
     print((options["output"] / "agreement.md").read_text(encoding="utf-8"))
 

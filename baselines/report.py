@@ -6,7 +6,7 @@ Finds every scores.parquet under the run folder with the predictions beside it, 
 report.html: a headline computed from the scores, the tables, tasks, training curves, and a gallery to filter, to sort
 and to lay any two models side by side. The page needs no server and no network. Tables and charts are in its HTML and
 need no JavaScript; the gallery is drawn by a script as it is scrolled, so that thousands of samples open at once. Many
-pictures lie in a folder beside the page, report-pictures, which goes with it.
+images lie in a folder beside the page, report-pictures, which goes with it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from baselines.page.gallery import make_gallery
-from baselines.page.run_folder import RunFolder, Training, read_run_folder
+from baselines.page.run_folder import RunFolder, TrainingCurves, read_run_folder
 from baselines.results.records import SCORED, VIESCORE
-from baselines.tables.beside import comparison_of
 from baselines.tables.grid import brackets, cell, plain
-from baselines.tables.published import published_judge
+from baselines.tables.paper import comparison_of, published_judge
 from baselines.tables.statistics import RESAMPLES, Interval
 from baselines.tables.summary import AVERAGE, SPLIT_ORDER, Row, main_rows, models_of, summarise, task_group
 from emu3.errors import run_main
@@ -37,7 +36,7 @@ BAR_WIDTH, BAR_HEIGHT = 180, 16
 
 
 @dataclass(frozen=True)
-class Finding:
+class Headline:
     """What the scores of one split say about two models: a sentence, and the numbers that it rests on."""
 
     claim: str
@@ -108,7 +107,7 @@ def run(
     return output
 
 
-def _findings(found: RunFolder, rows: list[Row], candidate: str | None, reference: str | None) -> list[Finding]:
+def _findings(found: RunFolder, rows: list[Row], candidate: str | None, reference: str | None) -> list[Headline]:
     """What the page begins with: the average where there is one, else all groups."""
     if candidate is None or reference is None or found.metric != VIESCORE:
         return []
@@ -123,7 +122,7 @@ def _nested(rows: list[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def _panels(training: Training) -> list[Panel]:
+def _panels(training: TrainingCurves) -> list[Panel]:
     return [
         Panel(curve.name, "by step", line_chart(curve.name, curve.steps, curve.values)) for curve in training.curves
     ]
@@ -147,7 +146,7 @@ def interval_bar(mean: float | None, interval: Interval | None, end: float) -> M
     )
 
 
-def findings(rows: Sequence[Row], candidate: str, reference: str, bounds: Collection[str] = ()) -> list[Finding]:
+def findings(rows: Sequence[Row], candidate: str, reference: str, bounds: Collection[str] = ()) -> list[Headline]:
     """A finding per split that both models have, complex before simple.
 
     `rows` come from `summarise` with the same `reference`; `bounds` are models that compete with nobody (no-edit and
@@ -172,10 +171,10 @@ def intervals_disjoint(one: Row, other: Row) -> bool:
     return one.ci95[0] > other.ci95[1] or other.ci95[0] > one.ci95[1]
 
 
-def _finding(candidate: Row, reference: Row, competitors: list[Row]) -> Finding:
+def _finding(candidate: Row, reference: Row, competitors: list[Row]) -> Headline:
     where, pair = _where(candidate.split), candidate.difference
     if candidate.mean is None or reference.mean is None or pair is None or pair.ci95 is None:
-        return Finding(f"{where} too few samples were judged to compare {candidate.model} with {reference.model}.", "")
+        return Headline(f"{where} too few samples were judged to compare {candidate.model} with {reference.model}.", "")
     low, high = pair.ci95
     means = f"{candidate.mean:.2f} against {reference.mean:.2f}"
     if low <= 0 <= high:
@@ -190,7 +189,7 @@ def _finding(candidate: Row, reference: Row, competitors: list[Row]) -> Finding:
     best = max(competitors, key=lambda row: -1.0 if row.mean is None else row.mean)
     if best.model not in (candidate.model, reference.model):
         evidence += f" The highest mean is that of {best.model}: {cell(best.mean, best.ci95)}."
-    return Finding(claim, evidence)
+    return Headline(claim, evidence)
 
 
 def _where(split: str) -> str:

@@ -1,11 +1,11 @@
-"""Step 2 of 4: what a judge and other metrics say about an editor's pictures.
+"""Step 2 of 4: what a judge and other metrics say about an editor's predictions.
 
     python -m baselines.score --predictions runs/x/eval/sft_s --judge-url http://127.0.0.1:4877/v1
     python -m baselines.score --predictions runs/x/eval/sft_s --metrics l1 psnr ssim
     python -m baselines.score --predictions runs/x/eval/sft_s --judge-url https://api.openai.com/v1 \
         --judge-model gpt-4o-mini-2024-07-18 --requests-per-minute 400 --usd-per-million-tokens 0.15 0.60
 
-The last is the judge of the published figures, by its dated snapshot; the key is read from OPENAI_API_KEY.
+The last is the judge of the published scores, by its dated snapshot; the key is read from OPENAI_API_KEY.
 
 Writes scores.parquet beside the predictions: a row per sample and metric with its value, or with the reason why there
 is none; what the judge said word for word; metrics that were there before stay. Answers of the judge are kept in
@@ -124,7 +124,7 @@ def _digest(prompts: EditPrompts) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Score an editor's pictures.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Score an editor's predictions.", allow_abbrev=False)
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
     parser.add_argument("--metrics", nargs="+", default=[VIESCORE], help="viescore, l1, psnr, ... (default: viescore)")
     parser.add_argument("--judge-url", help="OpenAI-compatible address, up to and with /v1")

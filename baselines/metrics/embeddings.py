@@ -32,8 +32,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, Dinov2Model
 
-from baselines.metrics.metric import Missing, Pictures, Reference, reference_of
-from baselines.metrics.weights import device, folder_digest, load_model, model_folder, version_of
+from baselines.metrics.image_metric import Against, EditedSample, Missing, reference_of
+from baselines.metrics.metric_weights import device, folder_digest, load_model, model_folder, version_of
 from emu3.errors import UserError, one_line
 from emu3.tokenizer.precision import plain_float32
 
@@ -64,7 +64,7 @@ class ImageEncoder(Protocol):
     def version(self) -> str: ...
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB pictures of any sizes -> float32 (B, D) of unit length."""
+        """RGB images of any sizes -> float32 (B, D) of unit length."""
         ...
 
 
@@ -139,13 +139,13 @@ class DinoEncoder:
 
 @cache
 def clip_encoder(hub_id: str, weights: Path | None) -> ClipEncoder:
-    """That of `CLIP_BASE` or `CLIP_LARGE`, loaded once. Raises `Absent` and `UserError` as `weights.model_folder`."""
+    """That of `CLIP_BASE` or `CLIP_LARGE`, loaded once. Raises as `model_folder`."""
     return ClipEncoder(hub_id, model_folder(hub_id, weights))
 
 
 @cache
 def dino_encoder(weights: Path | None) -> DinoEncoder:
-    """The encoder of `DINOV2`, loaded once. Raises `Absent` and `UserError` as `weights.model_folder`."""
+    """The encoder of `DINOV2`, loaded once. Raises `MissingDependency` and `UserError` as `model_folder`."""
     return DinoEncoder(DINOV2, model_folder(DINOV2, weights))
 
 
@@ -154,14 +154,14 @@ class ImageSimilarity:
 
     higher_is_better = True
 
-    def __init__(self, name: str, against: Reference, encoder: ImageEncoder) -> None:
+    def __init__(self, name: str, against: Against, encoder: ImageEncoder) -> None:
         self.name = name if against == "target" else f"{name}_source"
         self.needs_target = against == "target"
         self.version = encoder.version
         self._against = against
         self._encoder = encoder
 
-    def score(self, rows: Sequence[Pictures]) -> list[float | Missing]:
+    def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
         references = [reference_of(row, self._against) for row in rows]
         pairs = {
             place: (row.edited, reference)
@@ -188,7 +188,7 @@ class ClipText:
         self.version = encoder.version
         self._encoder = encoder
 
-    def score(self, rows: Sequence[Pictures]) -> list[float | Missing]:
+    def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
         what = "caption of the edited picture" if self.name == "clip_t" else "instruction"
         texts = [row.target_caption if self.name == "clip_t" else row.instruction for row in rows]
         kept = {place: text for place, text in enumerate(texts) if text}
@@ -212,7 +212,7 @@ class ClipDirection:
         self.version = encoder.version
         self._encoder = encoder
 
-    def score(self, rows: Sequence[Pictures]) -> list[float | Missing]:
+    def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
         kept = [place for place, row in enumerate(rows) if row.source_caption and row.target_caption]
         scores: list[float | Missing] = [Missing("the sample has no captions of source and edited picture")] * len(rows)
         if not kept:

@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from baselines.metrics.metric import Missing, Pictures, as_tensor, batches
-from baselines.metrics.weights import device, library, tensors, torch_file, version_of
+from baselines.metrics.image_metric import EditedSample, Missing, as_tensor, batches
+from baselines.metrics.metric_weights import device, library, tensors, torch_file, version_of
 from emu3.tokenizer.precision import plain_float32
 
 INCEPTION = (
@@ -43,7 +43,7 @@ class Fid:
     needs_target = True
 
     def __init__(self, network: nn.Module, features: int, version: str) -> None:
-        """Raises `Absent` without torchmetrics."""
+        """Raises `MissingDependency` without torchmetrics."""
         self._frechet = library("torchmetrics.image.fid", "torchmetrics").FrechetInceptionDistance
         self.version = f"{version_of('torchmetrics')}, {version}"
         self._network = network
@@ -51,7 +51,7 @@ class Fid:
         # Where torchmetrics looks for it; otherwise it runs an image of its own through the network.
         network.num_features = features  # type: ignore[assignment]
 
-    def score_set(self, rows: Iterable[Pictures]) -> tuple[float, int] | Missing:
+    def score_set(self, rows: Iterable[EditedSample]) -> tuple[float, int] | Missing:
         """(distance, n) over the rows that have a target. Warns if n is below the number of features."""
         frechet = self._frechet(feature=self._network).to(device())
         count = 0
@@ -82,7 +82,7 @@ def _chunks(
 
 
 def fid(weights: Path | None) -> Fid:
-    """FID on Inception. Raises `Absent` without torch-fidelity, torchvision, torchmetrics or the weights."""
+    """FID on Inception. Raises `MissingDependency` without torch-fidelity, torchvision, torchmetrics or the weights."""
     library("torch_fidelity", "torch-fidelity")
     inception = library("torchmetrics.image.fid", "torchmetrics").NoTrainInceptionV3
     file = torch_file(INCEPTION, weights)

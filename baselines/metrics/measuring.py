@@ -12,8 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from baselines.metrics.metric import AbsentMetric, AbsentSetMetric, Metric, Missing, Pictures, Reference, SetMetric
-from baselines.metrics.weights import Absent
+from baselines.metrics.image_metric import (
+    AbsentMetric,
+    AbsentSetMetric,
+    Against,
+    EditedSample,
+    ImageMetric,
+    Missing,
+    SetMetric,
+)
+from baselines.metrics.metric_weights import MissingDependency
 from baselines.results.records import MISSING, SCORED, WHOLE_SET, Prediction, ScoredSample, scored_row
 from emu3.errors import UserError
 from emu3.tokenizer.images import read_image
@@ -45,10 +53,11 @@ NAMES = (
 )
 
 
-def metric_named(name: str, weights: Path | None = None) -> Metric | SetMetric:
+def metric_named(name: str, weights: Path | None = None) -> ImageMetric | SetMetric:
     """The metric of that name; one whose weights or packages are not there answers `Missing` to everything.
 
-    weights: a folder with all weights, laid out as `baselines.metrics.weights` says; None: the Hub and PyTorch's cache.
+    weights: a folder with all weights, laid out as `baselines.metrics.metric_weights` says; None: the Hub and
+    PyTorch's cache.
     Raises `UserError` for another name, a folder that does not exist, and weights that are broken.
     """
     if name not in NAMES:
@@ -57,19 +66,21 @@ def metric_named(name: str, weights: Path | None = None) -> Metric | SetMetric:
         raise UserError(f"the folder of weights {weights} does not exist")
     try:
         return _load(name, weights)
-    except Absent as absent:
+    except MissingDependency as absent:
         if name in OVER_A_SET:
             return AbsentSetMetric(name, higher_is_better=False, needs_target=True, reason=str(absent))
         base = name.removesuffix("_source").removesuffix("_background")
         return AbsentMetric(name, COMPARING.get(base, True), needs_target=name in COMPARING, reason=str(absent))
 
 
-def _load(name: str, weights: Path | None) -> Metric | SetMetric:
+def _load(name: str, weights: Path | None) -> ImageMetric | SetMetric:
     if name.endswith("_background"):
         from baselines.metrics.pixel import Masked
 
-        return Masked(name, cast(Metric, _load(f"{name.removesuffix('_background')}_source", weights)), "background")
-    against: Reference = "source" if name.endswith("_source") else "target"
+        return Masked(
+            name, cast(ImageMetric, _load(f"{name.removesuffix('_background')}_source", weights)), "background"
+        )
+    against: Against = "source" if name.endswith("_source") else "target"
     match name.removesuffix("_source"):
         case "l1" | "l2" | "psnr" | "ssim" as base:
             from baselines.metrics.pixel import PixelMetric
@@ -102,7 +113,7 @@ def _load(name: str, weights: Path | None) -> Metric | SetMetric:
         case "clip_t_edited":
             from baselines.metrics.pixel import Masked
 
-            return Masked(name, cast(Metric, _load("clip_t", weights)), "edited")
+            return Masked(name, cast(ImageMetric, _load("clip_t", weights)), "edited")
         case "clip_direction":
             from baselines.metrics.embeddings import CLIP_LARGE, ClipDirection, clip_encoder
 
@@ -113,18 +124,18 @@ def _load(name: str, weights: Path | None) -> Metric | SetMetric:
             return fid(weights)
 
 
-def measure(metric: Metric | SetMetric, rows: Sequence[Prediction], folder: Path) -> list[ScoredSample]:
+def measure(metric: ImageMetric | SetMetric, rows: Sequence[Prediction], folder: Path) -> list[ScoredSample]:
     """A row of the scores file per prediction, in order, or one over all of them for a metric over a set. Paths of the
     rows start from `folder`."""
     if hasattr(metric, "score_set"):
         return [_measure_set(cast(SetMetric, metric), rows, folder)]
-    return list(_measure_rows(cast(Metric, metric), rows, folder))
+    return list(_measure_rows(cast(ImageMetric, metric), rows, folder))
 
 
-def _measure_rows(metric: Metric, rows: Sequence[Prediction], folder: Path) -> Iterator[ScoredSample]:
+def _measure_rows(metric: ImageMetric, rows: Sequence[Prediction], folder: Path) -> Iterator[ScoredSample]:
     for start in range(0, len(rows), WINDOW):
         window = rows[start : start + WINDOW]
-        for row, result in zip(window, metric.score([_pictures(row, folder) for row in window]), strict=True):
+        for row, result in zip(window, metric.score([_with_images(row, folder) for row in window]), strict=True):
             if isinstance(result, Missing):
                 yield scored_row(row, metric.name, MISSING, None, detail=result.reason)
             else:
@@ -132,7 +143,7 @@ def _measure_rows(metric: Metric, rows: Sequence[Prediction], folder: Path) -> I
 
 
 def _measure_set(metric: SetMetric, rows: Sequence[Prediction], folder: Path) -> ScoredSample:
-    result = metric.score_set(_pictures(row, folder) for row in rows)
+    result = metric.score_set(_with_images(row, folder) for row in rows)
     if isinstance(result, Missing):
         row = scored_row(rows[0], metric.name, MISSING, None, detail=result.reason)
     else:
@@ -152,13 +163,13 @@ def _only(values: set[str]) -> str:
     return values.pop() if len(values) == 1 else ""
 
 
-def _pictures(row: Prediction, folder: Path) -> Pictures:
+def _with_images(row: Prediction, folder: Path) -> EditedSample:
     source, edited, target, mask = (
         read_image(folder / name, str(folder / name)) if name is not None else None
         for name in (row.source, row.edited, row.target, row.mask)
     )
     assert source is not None and edited is not None
-    return Pictures(
+    return EditedSample(
         source=source,
         edited=edited,
         target=target,

@@ -39,8 +39,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, normalize, pad
 
-from baselines.metrics.metric import Missing, Pictures, Reference, score_pairs
-from baselines.metrics.weights import (
+from baselines.metrics.image_metric import Against, EditedSample, Missing, score_pairs
+from baselines.metrics.metric_weights import (
     device,
     folder_digest,
     load_model,
@@ -64,7 +64,7 @@ SHORT_SIDE, LONGEST_SIDE = 224, 480
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Stages(nn.Module):
+class FeatureStages(nn.Module):
     """Layers in a row, of which some are looked at. ends: stage s ends before layer ends[s]."""
 
     def __init__(self, layers: Sequence[nn.Module], ends: Sequence[int]) -> None:
@@ -96,14 +96,14 @@ class Fire(nn.Module):
         return torch.cat([self.expand1x1(few).relu(), self.expand3x3(few).relu()], 1)
 
 
-def squeezenet() -> Stages:
+def squeezenet() -> FeatureStages:
     """SqueezeNet 1.1 without its classifier: 7 stages of 64, 128, 256, 384, 384, 512 and 512 channels. Its layers are
     numbered as torchvision has them, so that the published file loads."""
     pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
     layers = [nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), pool, Fire(64, 16, 64), Fire(128, 16, 64)]
     layers += [pool, Fire(128, 32, 128), Fire(256, 32, 128)]
     layers += [pool, Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256)]
-    return Stages(layers, (2, 5, 8, 10, 11, 12, 13))
+    return FeatureStages(layers, (2, 5, 8, 10, 11, 12, 13))
 
 
 class BlurredStride(nn.Module):
@@ -119,13 +119,13 @@ class BlurredStride(nn.Module):
         return conv2d(pad(inputs, (2, 2, 2, 2), mode="reflect"), filters, stride=2, groups=len(filters))
 
 
-def shift_tolerant_alexnet() -> Stages:
+def shift_tolerant_alexnet() -> FeatureStages:
     """The convolutions of ST-LPIPS's AlexNet: 5 stages of 64, 192, 384, 256 and 256 channels."""
     layers = [nn.Conv2d(3, 64, 11, padding=2), BlurredStride(64), nn.ReLU()]
     layers += [nn.MaxPool2d(3, stride=1), BlurredStride(64), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU()]
     layers += [nn.MaxPool2d(3, stride=1), BlurredStride(192), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()]
     layers += [nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 256, 3, padding=1), nn.ReLU()]
-    return Stages(layers, (3, 7, 11, 13, 15))
+    return FeatureStages(layers, (3, 7, 11, 13, 15))
 
 
 class PerceptualDistance(nn.Module):
@@ -134,14 +134,14 @@ class PerceptualDistance(nn.Module):
     weights: one tensor of C_s numbers per stage.
     """
 
-    def __init__(self, stages: Stages, weights: Sequence[Tensor]) -> None:
+    def __init__(self, stages: FeatureStages, weights: Sequence[Tensor]) -> None:
         super().__init__()
         self.stages = stages
         for index, weight in enumerate(weights):
             self.register_buffer(f"weight{index}", weight.reshape(1, -1, 1, 1))
 
     def forward(self, edited: Tensor, reference: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) twice -> float32 (B,), 0 for equal pictures; NaN for sides below `SMALLEST_SIDE`."""
+        """uint8 (B, 3, H, W) twice -> float32 (B,), 0 for equal images; NaN for sides below `SMALLEST_SIDE`."""
         if min(edited.shape[2:]) < SMALLEST_SIDE:
             return torch.full(edited.shape[:1], torch.nan)
         distance = torch.zeros(len(edited), device=edited.device)
@@ -161,20 +161,21 @@ class Perceptual:
 
     higher_is_better = False
 
-    def __init__(self, name: str, against: Reference, network: PerceptualDistance, version: str) -> None:
+    def __init__(self, name: str, against: Against, network: PerceptualDistance, version: str) -> None:
         self.name = name if against == "target" else f"{name}_source"
         self.needs_target = against == "target"
         self.version = version
         self._against = against
         self._network = network.eval().to(device())
 
-    def score(self, rows: Sequence[Pictures]) -> list[float | Missing]:
+    def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
         undefined = f"a side is shorter than the {SMALLEST_SIDE} pixels that the network needs"
         return score_pairs(rows, self._against, self._network, device(), undefined)
 
 
-def lpips(against: Reference, weights: Path | None) -> Perceptual:
-    """LPIPS on SqueezeNet. Raises `Absent` without its file or torchmetrics, `UserError` for another network's file."""
+def lpips(against: Against, weights: Path | None) -> Perceptual:
+    """LPIPS on SqueezeNet. Raises `MissingDependency` without its file or torchmetrics, `UserError` for a file of
+    another network."""
     heads = tensors(
         package_file("torchmetrics", "functional/image/lpips_models/squeeze.pth", "pip install torchmetrics")
     )
@@ -186,10 +187,10 @@ def lpips(against: Reference, weights: Path | None) -> Perceptual:
     return Perceptual("lpips", against, network, version)
 
 
-def st_lpips(against: Reference) -> Perceptual:
+def st_lpips(against: Against) -> Perceptual:
     """ST-LPIPS on AlexNet, its file from the installed package.
 
-    Raises `Absent` without that file, `UserError` for one that holds something else.
+    Raises `MissingDependency` without that file, `UserError` for one that holds something else.
     """
     file = package_file("stlpips_pytorch", SHIFT_TOLERANT, "pip install --no-deps stlpips-pytorch==0.0.2")
     state = tensors(file)
@@ -205,7 +206,7 @@ def st_lpips(against: Reference) -> Perceptual:
     return Perceptual("st_lpips", against, network, version)
 
 
-def _load(stages: Stages, features: dict[str, Tensor], file: Path) -> None:
+def _load(stages: FeatureStages, features: dict[str, Tensor], file: Path) -> None:
     try:
         stages.load_state_dict(features)
     except RuntimeError as error:
@@ -217,8 +218,8 @@ class StructureDistance:
 
     higher_is_better = False
 
-    def __init__(self, against: Reference, weights: Path | None) -> None:
-        """Raises `Absent` and `UserError` as `weights.model_folder` and `weights.load_model`."""
+    def __init__(self, against: Against, weights: Path | None) -> None:
+        """Raises `MissingDependency` and `UserError` as `model_folder` and `load_model`."""
         # Imported here: it takes seconds, and LPIPS needs nothing of it.
         from transformers import ViTModel
 
@@ -232,7 +233,7 @@ class StructureDistance:
         self._against = against
         self._model = load_model(ViTModel, folder, add_pooling_layer=False)
 
-    def score(self, rows: Sequence[Pictures]) -> list[float | Missing]:
+    def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
         return score_pairs(rows, self._against, self._distance, device())
 
     def _distance(self, edited: Tensor, reference: Tensor) -> Tensor:

@@ -34,11 +34,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from baselines.metrics.metric import Metric, Missing, Pictures, Reference, framed_pair, score_pairs
-from baselines.metrics.weights import device, library, version_of
+from baselines.metrics.image_metric import Against, EditedSample, ImageMetric, Missing, framed_pair, score_pairs
+from baselines.metrics.metric_weights import device, library, version_of
 
 PixelName = Literal["l1", "l2", "psnr", "ssim"]
-Part = Literal["background", "edited"]
+Region = Literal["background", "edited"]
 
 WINDOW = 11
 
@@ -54,12 +54,12 @@ def l2(edited: Tensor, reference: Tensor) -> Tensor:
 
 
 def psnr(edited: Tensor, reference: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) twice -> float64 (B,) in decibels, infinite for equal pictures."""
+    """uint8 (B, 3, H, W) twice -> float64 (B,) in decibels, infinite for equal images."""
     return -10 * l2(edited, reference).log10()
 
 
 def ssim_by_torchmetrics() -> Callable[[Tensor, Tensor], Tensor]:
-    """uint8 (B, 3, H, W) twice -> float32 (B,), -1 to 1, NaN for sides below `WINDOW`. Raises `Absent`."""
+    """uint8 (B, 3, H, W) twice -> float32 (B,), -1 to 1, NaN for sides below `WINDOW`. Raises `MissingDependency`."""
     index = library("torchmetrics.functional.image", "torchmetrics").structural_similarity_index_measure
     border = WINDOW // 2
 
@@ -80,8 +80,8 @@ def _unit(pixels: Tensor) -> Tensor:
 class PixelMetric:
     """L1, L2, PSNR or SSIM of every sample. `name` ends in `_source` where the edit is compared with its source."""
 
-    def __init__(self, name: PixelName, against: Reference) -> None:
-        """Raises `Absent` for SSIM without torchmetrics."""
+    def __init__(self, name: PixelName, against: Against) -> None:
+        """Raises `MissingDependency` for SSIM without torchmetrics."""
         self.name = name if against == "target" else f"{name}_source"
         self.higher_is_better = name in ("psnr", "ssim")
         self.needs_target = against == "target"
@@ -97,7 +97,7 @@ class PixelMetric:
             "ssim": f"a side is shorter than the SSIM's window of {WINDOW} pixels",
         }.get(name, "the value is not finite")
 
-    def score(self, rows: Sequence[Pictures]) -> list[float | Missing]:
+    def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
         return score_pairs(rows, self._against, self._distance, device(), self._undefined)
 
 
@@ -106,14 +106,14 @@ class Masked:
 
     needs_target = False
 
-    def __init__(self, name: str, metric: Metric, part: Part) -> None:
+    def __init__(self, name: str, metric: ImageMetric, part: Region) -> None:
         self.name = name
         self.higher_is_better = metric.higher_is_better
         self.version = f"{metric.version}, all but the {part} part black"
         self._metric = metric
         self._part = part
 
-    def score(self, rows: Sequence[Pictures]) -> list[float | Missing]:
+    def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
         parts = [_only(row, self._part) for row in rows]
         kept = [place for place, part in enumerate(parts) if not isinstance(part, Missing)]
         scores: list[float | Missing] = [part if isinstance(part, Missing) else Missing("") for part in parts]
@@ -123,7 +123,7 @@ class Masked:
         return scores
 
 
-def _only(row: Pictures, part: Part) -> Pictures | Missing:
+def _only(row: EditedSample, part: Region) -> EditedSample | Missing:
     """The row with all but `part` black in source and edited image, both at the source's size."""
     if row.mask is None:
         return Missing("the sample has no mask of the edited region")

@@ -24,16 +24,16 @@ from PIL import Image
 from baselines.page.run_folder import RunFolder
 from baselines.results.records import SCORED, VIESCORE, Prediction, ScoredSample
 from baselines.tables.grid import number
-from baselines.tables.published import title_of
+from baselines.tables.paper import title_of
 from emu3.errors import UserError
 from emu3.files import sha256_of
 from emu3.train_image_editing.boxes import BOX, NUMBER
 
 EMBED_BYTES = 1_000_000
-"""Pictures up to this many bytes in all are embedded: base64 makes a third more of them, and none loads lazily."""
+"""Images up to this many bytes in all are embedded: base64 makes a third more of them, and none loads lazily."""
 
 TINY = 100
-"""Pictures up to this many pixels along a side are enlarged by a whole factor, to about `TINY_SHOWN` CSS pixels."""
+"""Images up to this many pixels along a side are enlarged by a whole factor, to about `TINY_SHOWN` CSS pixels."""
 TINY_SHOWN = 144
 LARGEST_SHOWN = 256
 
@@ -43,7 +43,7 @@ _POINT = re.compile(rf"[(\[]{NUMBER},{NUMBER}[)\]]")
 
 
 class Album:
-    """Stores pictures for a page at `page`. `album.pictures` has an entry (address, width, height in CSS pixels, tiny:
+    """Stores images for a page at `page`. `album.images` has an entry (address, width, height in CSS pixels, tiny:
     whether its pixels are to be seen as squares) for each, `album[path]` is its place there."""
 
     def __init__(self, page: Path, paths: Iterable[Path], embed_bytes: int = EMBED_BYTES) -> None:
@@ -53,8 +53,8 @@ class Album:
         embedded = sum(path.stat().st_size for path in distinct.values()) <= embed_bytes
         if not embedded:
             _fill(folder, {f"{digest}.png": path for digest, path in distinct.items()})
-        self.pictures = [
-            _picture(path, _data_url(path) if embedded else f"{folder.name}/{digest}.png")
+        self.images = [
+            _image(path, _data_url(path) if embedded else f"{folder.name}/{digest}.png")
             for digest, path in distinct.items()
         ]
         places = {digest: place for place, digest in enumerate(distinct)}
@@ -68,7 +68,7 @@ def make_gallery(found: RunFolder, page: Path) -> dict[str, Any]:
     """What the page's script draws the gallery from, as JSON values.
 
     `models` are in the order of the tables; `edits` and `verdicts` of a sample have an entry for each: the place of the
-    edited picture, and [score, label, explanation]. Samples come in the order in which they are found.
+    edited image, and [score, label, explanation]. Samples come in the order in which they are found.
     """
     album = Album(
         page,
@@ -98,7 +98,7 @@ def make_gallery(found: RunFolder, page: Path) -> dict[str, Any]:
         "noEdit": places.get(found.model_of("no-edit") or ""),
         "groundTruth": places.get(found.model_of("ground-truth") or ""),
         "scale": found.scale,
-        "pictures": album.pictures,
+        "pictures": album.images,
         "samples": list(samples.values()),
     }
 
@@ -135,14 +135,14 @@ def _digest(path: Path) -> str:
         raise UserError(f"the picture {path} cannot be read: {error.strerror}") from None
 
 
-def _fill(folder: Path, pictures: dict[str, Path]) -> None:
-    """Make `folder` hold these pictures and no others. Names are digests: one that is there needs no second look, and
+def _fill(folder: Path, images: dict[str, Path]) -> None:
+    """Make `folder` hold these images and no others. Names are digests: one that is there needs no second look, and
     thousands of files need not be synced one by one, since the page that names them is written after them."""
     folder.mkdir(parents=True, exist_ok=True)
     there = {path.name for path in folder.iterdir()}
-    for name in there - pictures.keys():
+    for name in there - images.keys():
         (folder / name).unlink()
-    for name, path in pictures.items():
+    for name, path in images.items():
         if name not in there:
             try:
                 os.link(path, folder / name)
@@ -159,7 +159,7 @@ def _size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def _picture(path: Path, url: str) -> tuple[str, int, int, bool]:
+def _image(path: Path, url: str) -> tuple[str, int, int, bool]:
     width, height = _size(path)
     tiny = max(width, height) <= TINY
     scale = round(TINY_SHOWN / width) if tiny else min(1.0, LARGEST_SHOWN / width)
@@ -167,17 +167,17 @@ def _picture(path: Path, url: str) -> tuple[str, int, int, bool]:
 
 
 @dataclass(frozen=True)
-class Marks:
+class BoxesAndPoints:
     """Shares of width and height, 0 to 1: boxes (left, top, right, bottom), points (x, y); each once, in order."""
 
     boxes: list[tuple[float, ...]]
     points: list[tuple[float, ...]]
 
 
-def marks_in(text: str, size: tuple[int, int]) -> Marks:
-    """The marks in `text` about a picture of `size` (width, height) pixels."""
+def marks_in(text: str, size: tuple[int, int]) -> BoxesAndPoints:
+    """The marks in `text` about an image of `size` (width, height) pixels."""
     boxes = [box for box in _shares(BOX, text, size) if box[0] < box[2] and box[1] < box[3]]
-    return Marks(boxes, _shares(_POINT, text, size))
+    return BoxesAndPoints(boxes, _shares(_POINT, text, size))
 
 
 def _shares(pattern: re.Pattern[str], text: str, size: tuple[int, int]) -> list[tuple[float, ...]]:

@@ -1,4 +1,4 @@
-"""What the four steps and the training left in a run folder, read for the report and the figure.
+"""What the four steps and the training left in a run folder, read for the report and `baselines.figure`.
 
 Of a training's metrics.jsonl a few metrics are drawn. A step that occurs twice (a run resumed before the end of its
 log) counts as it was last.
@@ -50,7 +50,7 @@ TRAINING = tuple(
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingCurves:
     """The curves of one training run, named by its folder."""
 
     name: str
@@ -72,7 +72,7 @@ class RunFolder:
     others: dict[str, list[ScoredSample]]
     lower: set[str]
     predictions: list[tuple[Path, Prediction]]
-    trainings: list[Training]
+    trainings: list[TrainingCurves]
     judges: list[str]
     models: list[str]
     editors: dict[str, str]
@@ -109,7 +109,7 @@ def read_run_folder(folder: Path) -> RunFolder:
     scores = [score for file in files for score in read_records(file, ScoredSample)]
     settings = [read_settings(file) for file in files]
     metric, *others = metrics_of(scores)
-    trainings = [Training(file.parent.name, read_curves(file.parent)) for file in sorted(folder.rglob(NAME))]
+    trainings = [TrainingCurves(file.parent.name, read_curves(file.parent)) for file in sorted(folder.rglob(NAME))]
     return RunFolder(
         metric=metric,
         scores=of_metric(scores, metric),

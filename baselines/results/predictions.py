@@ -39,12 +39,12 @@ from emu3.report.metrics_file import flat
 SETTINGS_FILE = "settings.json"
 
 GIVE_UP_AFTER = 8
-"""So many samples in a row without a picture end a run: the editor does not work."""
+"""So many samples in a row without an image end a run: the editor does not work."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked for, and all that led to its pictures.
+    """What a run was asked for, and all that led to its images.
 
     `name` is the run's row in the tables, `benchmark` the rules that made the samples, `origin` and `data` tell the
     files that they are from, `options` are the editor's, `image_area` is in pixels.
@@ -70,8 +70,8 @@ def write_predictions(
     are done.
 
     The editor is loaded only if a sample is missing, before anything is written. Raises `UserError` when `output_dir`
-    holds a run with other settings, for a picture that is none of its sample, and, at the end, for samples without a
-    picture; what is missing is made by the next call.
+    holds a run with other settings, for an image that is none of its sample, and, at the end, for samples without an
+    image; what is missing is made by the next call.
     """
     asked = json.loads(json.dumps(asdict(settings)))
     whole = output_dir / PREDICTIONS_FILE
@@ -82,11 +82,11 @@ def write_predictions(
     mine = share.of(make_batches(samples, rows, settings.batch_size, editor.equal_sizes))
     missing = [batch for batch in mine if not done.keys() >= set(batch.rows)]
     if missing:
-        run = _Run(samples, editor, output_dir, settings, asked, share)
+        run = _Worker(samples, editor, output_dir, settings, asked, share)
         run.predict(missing, len(rows), set(done))
         done = finished_samples(output_dir)
     if done.keys() >= set(rows):
-        os.sync()  # once for all pictures; they were not synced one by one
+        os.sync()  # once for all images; they were not synced one by one
         write_records(whole, [done[row] for row in rows], asked)
     else:
         print(f"{settings.name}: share {share.index} of {share.count} is done, others are not")
@@ -105,7 +105,7 @@ def _check_folder(output_dir: Path, asked: dict[str, Any], finished: bool) -> No
         raise UserError(f"{output_dir} is not empty and holds no run of this command: choose another folder")
 
 
-class _Run:
+class _Worker:
     """One process at work on its share."""
 
     def __init__(
@@ -142,11 +142,11 @@ class _Run:
                         self._failures_in_a_row += 1
                         continue
                     try:
-                        pictures = self._pictures(sample, answer)
+                        images = self._images(sample, answer)
                     except UserError as error:
                         trouble = trouble or error
                         continue
-                    self._keep(batch, row, sample, answer, pictures, seconds, log)
+                    self._keep(batch, row, sample, answer, images, seconds, log)
                     self._failures_in_a_row = 0
                     done.add(row)
                 if trouble is not None:
@@ -156,7 +156,7 @@ class _Run:
                     break
         self._tell_failures()
 
-    def _pictures(self, sample: Sample, answer: Edited) -> dict[str, Any]:
+    def _images(self, sample: Sample, answer: Edited) -> dict[str, Any]:
         """What a judge or a reader sees of a sample, by kind, all of one size rule."""
         try:
             frame = Frame(sample.source, self._settings.image_area)
@@ -168,12 +168,12 @@ class _Run:
                 f"sample {sample.id}: {self._settings.name} gave a picture of {size[0]}x{size[1]} pixels for one of "
                 f"{sample.source.width}x{sample.source.height}, which is another shape"
             )
-        pictures = {"source": frame.shown, "edited": frame.fit(answer.image)}
+        images = {"source": frame.shown, "edited": frame.fit(answer.image)}
         if sample.target is not None:
-            pictures["target"] = frame.fit_target(sample.target)
+            images["target"] = frame.fit_target(sample.target)
         if sample.mask is not None:
-            pictures["mask"] = frame.fit_mask(sample.mask)
-        return pictures
+            images["mask"] = frame.fit_mask(sample.mask)
+        return images
 
     def _keep(
         self,
@@ -181,7 +181,7 @@ class _Run:
         row: int,
         sample: Sample,
         answer: Edited,
-        pictures: dict[str, Any],
+        images: dict[str, Any],
         seconds: float,
         log: SampleLog,
     ) -> None:
@@ -192,9 +192,9 @@ class _Run:
             write_json(self._output_dir / SETTINGS_FILE, self._asked)
         folder = self._output_dir / f"batches/{batch.start:06d}"
         folder.mkdir(parents=True, exist_ok=True)
-        paths = {kind: f"batches/{folder.name}/{row:06d}-{kind}.png" for kind in pictures}
-        for kind, picture in pictures.items():
-            picture.save(self._output_dir / paths[kind])
+        paths = {kind: f"batches/{folder.name}/{row:06d}-{kind}.png" for kind in images}
+        for kind, image in images.items():
+            image.save(self._output_dir / paths[kind])
         prediction = Prediction(
             id=sample.id,
             benchmark=settings.benchmark["name"],
@@ -238,11 +238,11 @@ class SampleLog:
         self._file: IO[bytes] | None = None
 
     def append(self, row: int, prediction: Prediction, candidates: tuple[float | None, ...]) -> None:
-        """Note that sample `row` is done. candidates: scores of what its picture was chosen among."""
+        """Note that sample `row` is done. candidates: scores of what its image was chosen among."""
         line = {
             "row": row,
             "prediction": asdict(prediction),
-            "digests": {name: _digest(self._folder / name) for name in _pictures(prediction)},
+            "digests": {name: _digest(self._folder / name) for name in _image_names(prediction)},
             **({"candidates": candidates} if candidates else {}),
         }
         if self._file is None:
@@ -265,7 +265,7 @@ class SampleLog:
 
 
 def finished_samples(output_dir: Path) -> dict[int, Prediction]:
-    """The samples that all processes so far have finished, by row; what is torn or has lost a picture is left out."""
+    """The samples that all processes so far have finished, by row; what is torn or has lost an image is left out."""
     done: dict[int, Prediction] = {}
     for file in sorted(output_dir.glob("rows-*.jsonl")):
         for line in file.read_bytes().splitlines():
@@ -280,7 +280,7 @@ def finished_samples(output_dir: Path) -> dict[int, Prediction]:
     return done
 
 
-def _pictures(prediction: Prediction) -> list[str]:
+def _image_names(prediction: Prediction) -> list[str]:
     return [
         name for name in (prediction.source, prediction.edited, prediction.target, prediction.mask) if name is not None
     ]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # only `draw` needs it, and it takes a second to import
 UNKNOWN = "–"
 
 _LATEX = {
-    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -138,7 +138,7 @@ def plain(text: str) -> str:
 def latex_text(text: str) -> str:
     """Text with LaTeX's own characters escaped, backticks set in `texttt`."""
     pieces = re.split(r"`([^`]*)`", text)
-    escaped = ["".join(_LATEX.get(mark, mark) for mark in piece) for piece in pieces]
+    escaped = ["".join(_LATEX.get(sign, sign) for sign in piece) for piece in pieces]
     return "".join(f"\\texttt{{{piece}}}" if place % 2 else piece for place, piece in enumerate(escaped))
 
 

@@ -13,7 +13,7 @@ from noise_pictures import noise
 
 from baselines import judging, score
 from baselines.judging import Pace, usage_of
-from baselines.metrics.metric import Missing, Pictures
+from baselines.metrics.image_metric import Missing, Pictures
 from baselines.results.records import Prediction, ScoredSample, read_records, read_settings, write_records
 from emu3.errors import UserError
 

@@ -11,7 +11,7 @@ import pytest
 
 from baselines import table
 from baselines.results.records import ScoredSample, write_records
-from baselines.tables.published import benchmarks
+from baselines.tables.paper import benchmarks
 from baselines.tables.summary import average_rows, by_task, main_rows, summarise
 from emu3.errors import UserError
 

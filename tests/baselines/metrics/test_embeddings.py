@@ -16,8 +16,8 @@ from torch.nn.functional import cosine_similarity
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from baselines.metrics import embeddings
+from baselines.metrics.image_metric import AbsentMetric, EditedSample, ImageMetric, Missing
 from baselines.metrics.measuring import metric_named
-from baselines.metrics.metric import AbsentMetric, Metric, Missing, Pictures
 from baselines.metrics.perceptual import StructureDistance, _scaled_size
 from emu3.errors import UserError
 
@@ -35,13 +35,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def loaded(name: str, weights: Path) -> Metric:
+def loaded(name: str, weights: Path) -> ImageMetric:
     metric = metric_named(name, weights)
-    assert isinstance(metric, Metric) and not isinstance(metric, AbsentMetric) and metric.name == name
+    assert isinstance(metric, ImageMetric) and not isinstance(metric, AbsentMetric) and metric.name == name
     return metric
 
 
-def rows() -> list[Pictures]:
+def rows() -> list[EditedSample]:
     """Wide, tall and square pictures, one without target."""
     made = [sample(seed, edited=waves(seed, *size)) for seed, size in enumerate([(60, 40), (32, 50), (32, 32)])]
     return [*made, sample(7, target=None)]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from baselines.metrics import fid
 from baselines.metrics.fid import Fid
+from baselines.metrics.image_metric import AbsentSetMetric, EditedSample, Missing, SetMetric
 from baselines.metrics.measuring import metric_named
-from baselines.metrics.metric import AbsentSetMetric, Missing, Pictures, SetMetric
 
 pytest.importorskip("torchmetrics")
 
@@ -106,7 +106,7 @@ def test_rows_may_come_one_by_one() -> None:
     """Thousands of pictures do not fit into memory: a generator must be enough, and be gone through once."""
     seen = []
 
-    def rows() -> Iterator[Pictures]:
+    def rows() -> Iterator[EditedSample]:
         for seed in range(6):
             seen.append(seed)
             yield sample(seed)

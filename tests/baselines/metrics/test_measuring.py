@@ -12,10 +12,10 @@ import torch
 from huggingface_hub import constants
 from sample_pictures import sample
 
-from baselines.metrics import weights as weights_module
+from baselines.metrics import metric_weights as weights_module
+from baselines.metrics.image_metric import AbsentMetric, ImageMetric, Missing, SetMetric
 from baselines.metrics.measuring import NAMES, metric_named
-from baselines.metrics.metric import AbsentMetric, Metric, Missing, SetMetric
-from baselines.metrics.weights import Absent, library, torch_file
+from baselines.metrics.metric_weights import MissingDependency, library, torch_file
 from emu3.errors import UserError
 
 
@@ -64,7 +64,7 @@ def test_a_folder_of_weights_is_the_only_place_looked_at(tmp_path: Path, monkeyp
 def test_offline_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(Absent, match="offline"):
+    with pytest.raises(MissingDependency, match="offline"):
         torch_file("https://example.invalid/net-0123abcd.pth", None)
 
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_fetched_is_absent(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refused)
-    with pytest.raises(Absent, match="no route to host"):
+    with pytest.raises(MissingDependency, match="no route to host"):
         torch_file("https://example.invalid/net-0123abcd.pth", None)
 
 
@@ -87,13 +87,13 @@ def test_package_that_fails_while_it_is_imported_is_absent(trouble: Exception, m
         raise trouble
 
     monkeypatch.setattr(importlib, "import_module", failing)
-    with pytest.raises(Absent, match="a-package cannot be used"):
+    with pytest.raises(MissingDependency, match="a-package cannot be used"):
         library("a_package", "a-package")
 
 
 def test_ssim_without_torchmetrics_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     metric = metric_named("ssim")
-    assert isinstance(metric, Metric)
+    assert isinstance(metric, ImageMetric)
     (result,) = metric.score([sample()])
     assert isinstance(result, Missing) and "torchmetrics" in result.reason

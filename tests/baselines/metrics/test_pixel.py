@@ -10,42 +10,42 @@ import torch
 from PIL import Image
 from sample_pictures import AURORA_FILE, photographs, sample, waves
 
+from baselines.metrics.image_metric import EditedSample, ImageMetric, Missing
 from baselines.metrics.measuring import metric_named
-from baselines.metrics.metric import Metric, Missing, Pictures
 
 skimage = pytest.importorskip("skimage.metrics")
 torchmetrics = pytest.importorskip("torchmetrics.functional")
 
 
-def score(name: str, rows: Sequence[Pictures]) -> list[float | Missing]:
+def score(name: str, rows: Sequence[EditedSample]) -> list[float | Missing]:
     metric = metric_named(name)
-    assert isinstance(metric, Metric) and metric.name == name
+    assert isinstance(metric, ImageMetric) and metric.name == name
     return metric.score(rows)
 
 
-def synthetic() -> list[Pictures]:
+def synthetic() -> list[EditedSample]:
     sizes = [(48, 40), (64, 32), (48, 40)]
     return [sample(edited=waves(seed, *size), target=waves(seed + 9, *size)) for seed, size in enumerate(sizes)]
 
 
-def photos() -> list[Pictures]:
+def photos() -> list[EditedSample]:
     if not AURORA_FILE.exists():
         pytest.skip("photographs are not there")
     return photographs(4)
 
 
 @pytest.fixture(params=[synthetic, photos])
-def rows(request: pytest.FixtureRequest) -> list[Pictures]:
-    made: list[Pictures] = request.param()
+def rows(request: pytest.FixtureRequest) -> list[EditedSample]:
+    made: list[EditedSample] = request.param()
     return made
 
 
-def arrays(row: Pictures) -> tuple[np.ndarray, np.ndarray]:
+def arrays(row: EditedSample) -> tuple[np.ndarray, np.ndarray]:
     assert row.target is not None
     return np.asarray(row.edited, np.float64) / 255, np.asarray(row.target, np.float64) / 255
 
 
-def tensors(row: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
+def tensors(row: EditedSample) -> tuple[torch.Tensor, torch.Tensor]:
     edited, target = (torch.from_numpy(array.transpose(2, 0, 1)[None].copy()) for array in arrays(row))
     return edited, target
 
@@ -56,7 +56,7 @@ CLOSE = {"rel": 1e-9, "abs": 1e-12}
 FLOAT32 = 1e-5
 
 
-def test_l1_and_l2_equal_the_libraries(rows: list[Pictures]) -> None:
+def test_l1_and_l2_equal_the_libraries(rows: list[EditedSample]) -> None:
     l1, l2 = score("l1", rows), score("l2", rows)
     for row, first, second in zip(rows, l1, l2, strict=True):
         edited, target = tensors(row)
@@ -65,7 +65,7 @@ def test_l1_and_l2_equal_the_libraries(rows: list[Pictures]) -> None:
         assert second == pytest.approx(skimage.mean_squared_error(*arrays(row)), **CLOSE)
 
 
-def test_psnr_equals_the_libraries(rows: list[Pictures]) -> None:
+def test_psnr_equals_the_libraries(rows: list[EditedSample]) -> None:
     for row, value in zip(rows, score("psnr", rows), strict=True):
         edited, target = tensors(row)
         assert value == pytest.approx(skimage.peak_signal_noise_ratio(*arrays(row), data_range=1), **CLOSE)
@@ -74,7 +74,7 @@ def test_psnr_equals_the_libraries(rows: list[Pictures]) -> None:
         assert value == pytest.approx(by_torchmetrics, rel=1e-6)
 
 
-def test_ssim_equals_scikit_image(rows: list[Pictures]) -> None:
+def test_ssim_equals_scikit_image(rows: list[EditedSample]) -> None:
     """Borders, window or covariance taken otherwise move SSIM in the third digit, unseen."""
     for row, value in zip(rows, score("ssim", rows), strict=True):
         reference = skimage.structural_similarity(
@@ -83,7 +83,7 @@ def test_ssim_equals_scikit_image(rows: list[Pictures]) -> None:
         assert value == pytest.approx(reference, abs=FLOAT32)
 
 
-def test_ssim_is_torchmetrics_without_its_border(rows: list[Pictures]) -> None:
+def test_ssim_is_torchmetrics_without_its_border(rows: list[EditedSample]) -> None:
     index = torchmetrics.image.structural_similarity_index_measure
     for row, value in zip(rows, score("ssim", rows), strict=True):
         with_border, local = index(*(side.float() for side in tensors(row)), data_range=1.0, return_full_image=True)

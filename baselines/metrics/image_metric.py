@@ -24,7 +24,7 @@ from torch import Tensor
 
 from emu3.tokenizer.precision import plain_float32
 
-Reference = Literal["target", "source"]
+Against = Literal["target", "source"]
 
 # A side of 80 pixels or more that was cropped to a multiple of 8 stays within it.
 ASPECT_TOLERANCE = 0.1
@@ -32,7 +32,7 @@ BATCH_PIXELS = 2**21
 
 
 @dataclass(frozen=True)
-class Pictures:
+class EditedSample:
     """One sample; images are RGB. `target` is the one that the data calls right; captions describe the image before and
     after the edit; `mask`, of mode L and the source's size, is white where the edit belongs. What the data does not
     have is None.
@@ -55,7 +55,7 @@ class Missing:
 
 
 @runtime_checkable
-class Metric(Protocol):
+class ImageMetric(Protocol):
     """A number per sample.
 
     `version` names library, model, weights and preprocessing: two numbers with one name and one version were made
@@ -71,14 +71,14 @@ class Metric(Protocol):
     @property
     def version(self) -> str: ...
 
-    def score(self, rows: Sequence[Pictures]) -> list[float | Missing]:
+    def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
         """One finite number or reason per row, in order."""
         ...
 
 
 @runtime_checkable
 class SetMetric(Protocol):
-    """One number over a set of samples; the members are those of `Metric`."""
+    """One number over a set of samples; the members are those of `ImageMetric`."""
 
     @property
     def name(self) -> str: ...
@@ -89,7 +89,7 @@ class SetMetric(Protocol):
     @property
     def version(self) -> str: ...
 
-    def score_set(self, rows: Iterable[Pictures]) -> tuple[float, int] | Missing:
+    def score_set(self, rows: Iterable[EditedSample]) -> tuple[float, int] | Missing:
         """(value, number of rows that it was made from), or the reason. Rows may come one by one from a generator."""
         ...
 
@@ -107,7 +107,7 @@ class AbsentMetric:
     def version(self) -> str:
         return f"absent: {self.reason}"
 
-    def score(self, rows: Sequence[Pictures]) -> list[float | Missing]:
+    def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
         return [Missing(self.reason)] * len(rows)
 
 
@@ -124,18 +124,18 @@ class AbsentSetMetric:
     def version(self) -> str:
         return f"absent: {self.reason}"
 
-    def score_set(self, rows: Iterable[Pictures]) -> Missing:
+    def score_set(self, rows: Iterable[EditedSample]) -> Missing:
         return Missing(self.reason)
 
 
-def reference_of(row: Pictures, against: Reference) -> Image.Image | Missing:
+def reference_of(row: EditedSample, against: Against) -> Image.Image | Missing:
     """The image that the edited one is compared with."""
     if against == "source":
         return row.source
     return row.target if row.target is not None else Missing("the sample has no target picture")
 
 
-def framed_pair(row: Pictures, against: Reference) -> tuple[Image.Image, Image.Image] | Missing:
+def framed_pair(row: EditedSample, against: Against) -> tuple[Image.Image, Image.Image] | Missing:
     """(edited, reference) as RGB images of the reference's size, by the size rule of this module."""
     reference = reference_of(row, against)
     if isinstance(reference, Missing):
@@ -167,8 +167,8 @@ def batches(sizes: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
 
 
 def score_pairs(
-    rows: Sequence[Pictures],
-    against: Reference,
+    rows: Sequence[EditedSample],
+    against: Against,
     distance: Callable[[Tensor, Tensor], Tensor],
     device: torch.device,
     undefined: str = "the value is not finite",

@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from sample_pictures import sample, waves
 
-from baselines.metrics import metric
-from baselines.metrics.metric import Missing, Reference, batches, framed_pair, score_pairs
+from baselines.metrics import image_metric
+from baselines.metrics.image_metric import Against, Missing, batches, framed_pair, score_pairs
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("against", ["target", "source"])
-def test_edit_is_compared_with_what_was_asked_for(against: Reference) -> None:
+def test_edit_is_compared_with_what_was_asked_for(against: Against) -> None:
     """Comparing with the source where the target was meant turns "right" into "unchanged"."""
     row = sample()
     pair = framed_pair(row, against)
@@ -46,14 +46,14 @@ def test_another_frame_is_no_small_difference(size: tuple[int, int]) -> None:
 
 
 def test_batches_hold_one_size_each_and_no_more_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metric, "BATCH_PIXELS", 200)
+    monkeypatch.setattr(image_metric, "BATCH_PIXELS", 200)
     sizes = {0: (10, 10), 1: (20, 10), 2: (10, 10), 3: (10, 10), 4: (100, 10)}
     assert list(batches(sizes)) == [[0, 2], [3], [1], [4]]
 
 
 def test_scores_come_back_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are regrouped by size: a value must find the way back to its row."""
-    monkeypatch.setattr(metric, "BATCH_PIXELS", 48 * 40 * 2)
+    monkeypatch.setattr(image_metric, "BATCH_PIXELS", 48 * 40 * 2)
     sizes = [(48, 40), (24, 20), (48, 40), (24, 20), (48, 40)]
     rows = [sample(edited=Image.new("RGB", size, (level, 0, 0)), target=Image.new("RGB", size)) for level, size in
             enumerate(sizes)]  # fmt: skip

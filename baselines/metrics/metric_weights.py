@@ -8,7 +8,7 @@ A person may name one folder with the weights of all metrics; it is then the onl
 Otherwise models are pinned revisions on the Hub (`emu3.hub`: safetensors only), and files are in PyTorch's cache or
 fetched into it. ImageNet's SqueezeNet and FID's Inception were published as PyTorch files alone: those are pinned by
 the digest that their names carry, and read by PyTorch's restricted reader, which builds tensors and runs no code. What
-is not there raises `Absent`; what is there and broken is a `UserError`.
+is not there raises `MissingDependency`; what is there and broken is a `UserError`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HASHED_NAME = re.compile(r"(?P<stem>.+)-(?P<digest>[0-9a-f]{8,})\.pth")
 Model = TypeVar("Model", bound="PreTrainedModel")
 
 
-class Absent(Exception):
+class MissingDependency(Exception):
     """Weights or a package that a metric needs are not there. The message is one line."""
 
 
@@ -51,11 +51,11 @@ def device() -> torch.device:
 
 
 def library(module: str, distribution: str) -> ModuleType:
-    """Import `module` of the package `distribution`. Raises `Absent` if that does not work."""
+    """Import `module` of the package `distribution`. Raises `MissingDependency` if that does not work."""
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:  # a build for another machine fails with RuntimeError
-        raise Absent(f"the package {distribution} cannot be used here: {one_line(error)}") from error
+        raise MissingDependency(f"the package {distribution} cannot be used here: {one_line(error)}") from error
 
 
 def version_of(distribution: str) -> str:
@@ -64,22 +64,24 @@ def version_of(distribution: str) -> str:
 
 
 def package_file(module: str, path: str, advice: str) -> Path:
-    """A data file of an installed package, found without running the package. Raises `Absent` with `advice`."""
+    """A data file of an installed package, found without running it. Raises `MissingDependency` with `advice`."""
     spec = importlib.util.find_spec(module)
     for place in (spec and spec.submodule_search_locations) or []:
         if (file := Path(place) / path).is_file():
             return file
-    raise Absent(f"{path} of {module} is not installed: {advice}")
+    raise MissingDependency(f"{path} of {module} is not installed: {advice}")
 
 
 def model_folder(hub_id: str, weights: Path | None) -> Path:
-    """The folder of the transformers model `hub_id` (org/name@revision). Raises `Absent` if it cannot be had."""
+    """Folder of the transformers model `hub_id` (org/name@revision). Raises `MissingDependency` if it cannot be had."""
     try:
         folder = local_folder(hub_id) if weights is None else weights / hub_id.split("@")[0].split("/")[1]
     except UserError as error:
-        raise Absent(str(error)) from error
+        raise MissingDependency(str(error)) from error
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise Absent(f"{folder} has no config.json with *.safetensors (save_pretrained of {hub_id} makes them)")
+        raise MissingDependency(
+            f"{folder} has no config.json with *.safetensors (save_pretrained of {hub_id} makes them)"
+        )
     return folder
 
 
@@ -110,7 +112,7 @@ def folder_digest(folder: Path, extra: Sequence[str]) -> str:
 def torch_file(url: str, weights: Path | None) -> Path:
     """The file of `url`, whose name carries its digest. In `weights` another one will do, if the file agrees with it.
 
-    Raises `Absent` if it cannot be had, `UserError` if it is not what its name says.
+    Raises `MissingDependency` if it cannot be had, `UserError` if it is not what its name says.
     """
     name = url.rsplit("/", 1)[1]
     stem, digest = _parts_of(name)
@@ -121,7 +123,7 @@ def torch_file(url: str, weights: Path | None) -> Path:
     else:
         found = [file for file in sorted(weights.glob(f"{stem}-*.pth")) if HASHED_NAME.fullmatch(file.name)]
         if not found:
-            raise Absent(f"{weights} has no {name} (from {url})")
+            raise MissingDependency(f"{weights} has no {name} (from {url})")
         file = found[0]
         _, digest = _parts_of(file.name)
     if not sha256_of(file).startswith(digest):
@@ -138,12 +140,14 @@ def _parts_of(name: str) -> tuple[str, str]:
 
 def _fetch(url: str, file: Path, digest: str) -> None:
     if constants.is_offline_mode():
-        raise Absent(f"offline (HF_HUB_OFFLINE is set) and {file.name} is not in PyTorch's cache {file.parent}")
+        raise MissingDependency(
+            f"offline (HF_HUB_OFFLINE is set) and {file.name} is not in PyTorch's cache {file.parent}"
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(file), hash_prefix=digest, progress=False)
     except (OSError, RuntimeError) as error:  # no connection; another digest
-        raise Absent(f"{url} could not be fetched: {one_line(error)}") from error
+        raise MissingDependency(f"{url} could not be fetched: {one_line(error)}") from error
 
 
 def tensors(file: Path) -> dict[str, Tensor]:

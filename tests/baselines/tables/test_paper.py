@@ -13,9 +13,8 @@ from baselines import paper_tables
 from baselines.benchmarks.known import BENCHMARKS
 from baselines.metrics.measuring import COMPARING, NAMES
 from baselines.results.records import ScoredSample, write_records
-from baselines.tables.beside import compare, printed
 from baselines.tables.grid import to_csv, to_latex, to_markdown
-from baselines.tables.published import benchmarks, normal, row_of, tables, title_of
+from baselines.tables.paper import benchmarks, compare, normal, printed, row_of, tables, title_of
 from emu3.errors import UserError
 
 SOURCE = Path(__file__).parents[4] / "shared/data/published-tables.json"
