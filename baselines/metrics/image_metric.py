@@ -54,13 +54,9 @@ class Missing:
     reason: str
 
 
-@runtime_checkable
-class ImageMetric(Protocol):
-    """A number per sample.
-
-    `version` names library, model, weights and preprocessing: two numbers with one name and one version were made
-    alike. `needs_target` is true where a sample without target can have no number.
-    """
+class _Described(Protocol):
+    """`version` names library, model, weights and preprocessing: two numbers with one name and one version were made
+    alike. `needs_target` is true where a sample without target can have no number."""
 
     @property
     def name(self) -> str: ...
@@ -70,6 +66,11 @@ class ImageMetric(Protocol):
     def needs_target(self) -> bool: ...
     @property
     def version(self) -> str: ...
+
+
+@runtime_checkable
+class ImageMetric(_Described, Protocol):
+    """A number per sample."""
 
     def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
         """One finite number or reason per row, in order."""
@@ -77,17 +78,8 @@ class ImageMetric(Protocol):
 
 
 @runtime_checkable
-class SetMetric(Protocol):
-    """One number over a set of samples; the members are those of `ImageMetric`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def higher_is_better(self) -> bool: ...
-    @property
-    def needs_target(self) -> bool: ...
-    @property
-    def version(self) -> str: ...
+class SetMetric(_Described, Protocol):
+    """One number over a set of samples."""
 
     def score_set(self, rows: Iterable[EditedSample]) -> tuple[float, int] | Missing:
         """(value, number of rows that it was made from), or the reason. Rows may come one by one from a generator."""
@@ -95,7 +87,7 @@ class SetMetric(Protocol):
 
 
 @dataclass(frozen=True)
-class AbsentMetric:
+class _Absent:
     """Stands for a metric whose weights or packages are not there: every answer is `Missing(reason)`."""
 
     name: str
@@ -107,23 +99,13 @@ class AbsentMetric:
     def version(self) -> str:
         return f"absent: {self.reason}"
 
+
+class AbsentMetric(_Absent):
     def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
         return [Missing(self.reason)] * len(rows)
 
 
-@dataclass(frozen=True)
-class AbsentSetMetric:
-    """The same for a metric over a set."""
-
-    name: str
-    higher_is_better: bool
-    needs_target: bool
-    reason: str
-
-    @property
-    def version(self) -> str:
-        return f"absent: {self.reason}"
-
+class AbsentSetMetric(_Absent):
     def score_set(self, rows: Iterable[EditedSample]) -> Missing:
         return Missing(self.reason)
 

@@ -207,7 +207,9 @@ def judge_overlap(turns: int) -> Speed:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the speed of the RL step's parts.")
+    parser = argparse.ArgumentParser(
+        prog="python -m dev.speed.rl", description="Measure the speed of the RL step's parts."
+    )
     parser.add_argument("--output", type=Path, default=Path("speed.json"), help="list to add to (default: speed.json)")
     parser.add_argument("--turns", type=int, default=5, help="turns of each (default: 5)")
     options = parser.parse_args()

@@ -13,7 +13,7 @@ from noise_pictures import noise
 
 from baselines import judging, score
 from baselines.judging import Pace, usage_of
-from baselines.metrics.image_metric import Missing, Pictures
+from baselines.metrics.image_metric import EditedSample, Missing
 from baselines.results.records import Prediction, ScoredSample, read_records, read_settings, write_records
 from emu3.errors import UserError
 
@@ -181,7 +181,7 @@ class Redness:
     version = "one"
     calls = 0
 
-    def score(self, rows: list[Pictures]) -> list[float | Missing]:
+    def score(self, rows: list[EditedSample]) -> list[float | Missing]:
         Redness.calls += 1
         return [float(row.edited.getpixel((0, 0))[0]) if row.target else Missing("no target") for row in rows]  # type: ignore[index]
 
@@ -202,7 +202,7 @@ class Spread:
 @pytest.fixture
 def other_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {"redness": Redness, "spread": Spread}
-    monkeypatch.setattr("baselines.metrics.choose.metric_named", lambda name, weights: made[name]())
+    monkeypatch.setattr("baselines.metrics.measuring.metric_named", lambda name, weights: made[name]())
     monkeypatch.setattr(Redness, "calls", 0)
 
 
