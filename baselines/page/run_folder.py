@@ -38,7 +38,7 @@ def _value(line: Line, name: str) -> float | None:
 
 
 TRAINING = tuple(
-    Metric(title, "by step", partial(_value, name=name))
+    Metric(title, "", partial(_value, name=name))
     for name, title in {
         "reward": "Reward",
         "kl": "KL to the reference",
