@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,12 +27,14 @@ class VllmConfig:
 
     memory_share: of the device's memory that vLLM may take for weights, activations and key-value cache; on a CPU a
     bound on the cache, as a share of main memory over all ranks. sleep: whether it gives that memory back while the
-    trainer works, on GPUs. max_sequences: answers that are sampled at once.
+    trainer works, on GPUs. max_sequences: answers that are sampled at once, at most; a step may have fewer.
+    max_batched_tokens: tokens that go through the model at once, on GPUs; what more of them take the cache lacks.
     """
 
     memory_share: float = 0.45
     sleep: bool = True
     max_sequences: int = 128
+    max_batched_tokens: int = 4096
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class RolloutConfig:
     rounds: int = 1
     engine: Literal["local", "vllm"] = "local"
     vllm: VllmConfig = field(default_factory=VllmConfig)
+
+    def prompts_of_rank(self, ranks: int) -> int:
+        """Prompts of a step on the rank that has most."""
+        return math.ceil(self.prompts_per_step / ranks)
 
 
 @dataclass(frozen=True)
@@ -160,8 +167,14 @@ class ComputeConfig:
     gradient_checkpointing: computes each layer's activations again in the backward pass. reference: the frozen model
     of the KL term, `resident` on every rank, `offloaded` to main memory but while its log-probabilities are computed,
     `sharded` over the ranks (with zero), or `adapter_off`, the policy without its LoRA.
+    timeout: seconds after which ranks that meet in a computation give one up that does not come; who waits for the disk
+    or the judge has a day (`emu3.training.ranks`).
     max_logprob_gap: bound, in nats, on the mean difference between the log-probabilities of the sampler and those
     of the trainer; a larger one means that the weights that sample are not the weights that are trained.
+    max_probe_gap: the same bound for the probe after each update of a sampling engine's copy of the weights; none is
+    0.005 in fp32, 0.1 in bf16 (`rl.rollout.probe`).
+    memory_check: what happens before the start where the estimate of memory (`rl.watch.estimate`) is more than there
+    is: a warning, or the end of the run; `off` estimates nothing.
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -171,7 +184,10 @@ class ComputeConfig:
     offload_optimizer: bool = False
     gradient_checkpointing: bool = False
     reference: Literal["resident", "offloaded", "sharded", "adapter_off"] = "resident"
+    timeout: float = 1800.0
     max_logprob_gap: float = 0.2
+    max_probe_gap: float | None = None
+    memory_check: Literal["warn", "refuse", "off"] = "warn"
 
 
 @dataclass(frozen=True)
@@ -234,6 +250,7 @@ def check_ranges(config: Config) -> None:
         "judge.pause_seconds": (config.judge.pause_seconds, 0),
         "judge.pauses": (config.judge.pauses, 0),
         "rollout.vllm.max_sequences": (config.rollout.vllm.max_sequences, 1),
+        "rollout.vllm.max_batched_tokens": (config.rollout.vllm.max_batched_tokens, 1),
         "compute.micro_batch": (config.compute.micro_batch, 1),
         "watch.pictures_every": (config.watch.pictures_every, 0),
         "watch.report_every": (config.watch.report_every, 0),
@@ -250,7 +267,9 @@ def check_ranges(config: Config) -> None:
         "lora.rank": config.lora.rank if config.lora else None,
         "lora.alpha": config.lora.alpha if config.lora else None,
         "judge.deadline": config.judge.deadline,
+        "compute.timeout": config.compute.timeout,
         "objective.importance_cap": config.objective.importance_cap,
+        "compute.max_probe_gap": config.compute.max_probe_gap,
     }
     for name, number in above_zero.items():
         if number is not None and not number > 0:

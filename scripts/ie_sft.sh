@@ -67,6 +67,5 @@ exec python -m emu3.launch --ranks "$processes" emu3.train_image_editing.sft \
     --adam_beta1 0.9 --adam_beta2 0.95 --adam_epsilon 1e-6 \
     --max_grad_norm 5.0 \
     --save_strategy steps --save_steps 100 --save_total_limit 2 \
-    --ddp_timeout 7200 \
     --logging_steps 1 \
     "${device[@]}" "$@"

@@ -25,9 +25,9 @@ from baselines.page.run_folder import RunFolder
 from baselines.results.records import SCORED, VIESCORE, Prediction, ScoredSample
 from baselines.tables.grid import number
 from baselines.tables.paper import title_of
+from emu3.boxes import BOX, NUMBER
 from emu3.errors import UserError
 from emu3.files import sha256_of
-from emu3.train_image_editing.boxes import BOX, NUMBER
 
 EMBED_BYTES = 1_000_000
 """Images up to this many bytes in all are embedded: base64 makes a third more of them, and none loads lazily."""

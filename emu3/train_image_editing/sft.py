@@ -37,10 +37,9 @@ from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows
+from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows, Mixture
 from emu3.train_image_editing.flags import parse_flags
 from emu3.train_image_editing.metrics import ARGUMENTS, output_folder
-from emu3.train_image_editing.mixture import Mixture
 from emu3.train_image_editing.shards import Rows, check_alike, read_rows
 from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint
 from emu3.training.deepspeed import start_communication

@@ -18,6 +18,7 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,11 +42,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from emu3.errors import UserError, one_line
 from emu3.files import read_json, whole_folder, write_json
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.train_image_editing.dropout import Dropout
-from emu3.train_image_editing.loss import TargetLosses, mean_per_row, weighted_sum
 from emu3.train_image_editing.metrics import MetricsLog, output_folder
-from emu3.training import zero_state
-from emu3.training.deepspeed import exact_buffers, gathered
+from emu3.train_image_editing.objective import Dropout, TargetLosses, mean_per_row, weighted_sum
+from emu3.training import ranks, zero_state
+from emu3.training.deepspeed import gathered
 from emu3.training.lora import ADAPTER, adapters, merged
 from emu3.training.optimizer_state import load_optimizer, save_optimizer
 from emu3.training.tensor_writer import WRITE_ERRORS
@@ -180,8 +180,10 @@ class EditTrainer(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        with exact_buffers(self.language_model):
-            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        ranks.meet()  # they were loading
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        # DeepSpeed's own groups have the backend's default, NCCL's ten minutes.
+        ranks.set_device_timeout(timedelta(seconds=self.args.ddp_timeout))
         head = self.language_model.lm_head.weight
         if hasattr(head, "ds_id"):
             import deepspeed
@@ -238,7 +240,7 @@ class EditTrainer(Trainer):
                 self._write_optimizer(None)
         except WRITE_ERRORS as error:
             print(f"no checkpoint of step {step}: {one_line(error)}; the run goes on without", flush=True)
-        self.accelerator.wait_for_everyone()
+        ranks.meet()
 
     def save_final(self, folder: Path) -> None:
         """Write the model as the whole of `folder`: weights, config and tokenizer files, as they are now, or those of
@@ -257,7 +259,7 @@ class EditTrainer(Trainer):
                             shutil.copy2(path, temporary)
         elif best is None:
             self._write_weights(None)
-        self.accelerator.wait_for_everyone()
+        ranks.meet()
 
     def _best(self) -> Path | None:
         """Where the checkpoint with the smallest evaluation loss is or is about to be; None before there is one."""

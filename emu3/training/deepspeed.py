@@ -1,4 +1,4 @@
-"""What stands around every use of DeepSpeed: its process group, float buffers, and sharded weights made whole.
+"""What stands around every use of DeepSpeed: its process group, and sharded weights made whole.
 
 DeepSpeed is imported in the functions: it is an extra, and importing it takes seconds.
 """
@@ -6,11 +6,12 @@ DeepSpeed is imported in the functions: it is an extra, and importing it takes s
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emu3.errors import UserError
 
@@ -25,24 +26,14 @@ def start_communication(device: torch.device) -> None:
         from deepspeed import comm
     except ImportError:
         raise UserError("DeepSpeed is asked for, but it is not installed: pip install deepspeed") from None
+    # DeepSpeed calls torch by names of before: a warning from every rank for each of its collectives.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     backend = "gloo" if device.type == "cpu" else "nccl"
     if not torch.distributed.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")  # a launcher's variable, which it wants of one process too
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     if not comm.is_initialized():
         comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-
-
-@contextmanager
-def exact_buffers(module: nn.Module) -> Iterator[None]:
-    """Whatever is done to `module` inside, its buffers keep their dtype and values, wherever they are moved to.
-
-    Rotary frequencies in bfloat16 would place tokens at wrong angles, the further apart the wronger.
-    """
-    before = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
-    yield
-    for name, buffer in module.named_buffers():
-        buffer.data = before[name].to(buffer.device)
 
 
 @contextmanager

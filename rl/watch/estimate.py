@@ -1,9 +1,10 @@
-"""What a run will need, told before it starts, and refused where it cannot be had.
+"""What a run will need, told before it starts, with a warning where it cannot be had.
 
     python -m rl.watch.estimate CONFIG.jsonnet [key=value ...] --ranks 4 --device-memory 80 --device H100
 
-Memory is counted (`rl.watch.memory`), time is computed where the device is known (`rl.watch.work`). The command needs
-neither GPU nor data nor weights, of the models only their config.json.
+Memory is counted (`rl.watch.memory`), time is computed where the device is known (`rl.watch.work`). Some of it are
+rules of thumb, so a run ends only where `compute.memory_check=refuse` says so, and the command likewise, with code 2.
+The command needs neither GPU nor data nor weights, of the models only their config.json.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ from emu3.report.table import duration
 from emu3.tokenizer.checkpoint import CONFIG_FILE
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.published import layout_of
+from emu3.training.activations import Parts
+from emu3.training.memory import Memory
 from rl.config import Config
 from rl.config_file import load_config, stand_in
 from rl.rollout.protocol import Prompt
-from rl.watch.memory import Memory, Parts, memory
+from rl.watch.engine import Engine, engine
+from rl.watch.memory import memory
 from rl.watch.remedies import remedies
 from rl.watch.sizes import ANSWER_TOKENS, PROMPT_TOKENS, Sizes
 from rl.watch.work import READ, USED, Seconds, seconds
@@ -50,16 +54,19 @@ class Device:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs on a device. seconds: None where they cannot be known beforehand."""
+    """What a run needs on a device. seconds: None where they cannot be known beforehand. vllm: None where it does not
+    sample."""
 
     sizes: Sizes
     device: Device
     memory: Memory
     seconds: Seconds | None
+    vllm: Engine | None = None
 
     @property
     def fits(self) -> bool:
-        return self.memory.total <= self.device.bytes and not self.lacks_main_memory
+        starts = self.vllm is None or self.vllm.starts
+        return self.memory.total <= self.device.bytes and not self.lacks_main_memory and starts
 
     @property
     def lacks_main_memory(self) -> bool:
@@ -71,7 +78,7 @@ class Estimate:
     def lines(self) -> list[str]:
         """What is printed before the start."""
         device, needed = self.device, self.memory
-        told = [
+        lines = [
             f"estimate for {self.sizes.ranks} x {device.name or 'CPU process'}, prompts of {self.sizes.prompt_tokens} "
             f"and answers of {self.sizes.answer_tokens} tokens",
             f"  memory per {_place(device)}: {_sum(needed.peak)} of {_gb(device.bytes)} GB, most in "
@@ -79,57 +86,92 @@ class Estimate:
         ]
         if device.name and any(needed.host.values()):
             limit = "" if device.machine_bytes is None else f" of {_gb(device.machine_bytes)}"
-            told.append(f"  main memory: {_sum(needed.host)}{limit} GB")
+            lines.append(f"  main memory: {_sum(needed.host)}{limit} GB")
+        if self.vllm is not None:
+            lines.append(f"  vLLM: {self._cache(self.vllm)}")
         if self.seconds is None:
-            told.append("  time per step: measured after the first steps")
+            lines.append("  time per step: measured after the first steps")
         else:
-            told.append(
+            lines.append(
                 f"  time per step: sampling at least {duration(self.seconds.sampling)} (at {READ:.0%} of the "
                 f"bandwidth), training about {duration(self.seconds.training)} (at {USED:.0%} of the bf16 peak), "
                 "judging unknown"
             )
-        return told
+        return lines
+
+    def _cache(self, vllm: Engine) -> str:
+        """What the key-value cache holds, and what that means for the answers that are sampled at once."""
+        told = f"{_gb(max(0.0, vllm.cache))} GB of keys and values hold {vllm.cached_tokens:,} tokens, "
+        told += f"the answers sampled at once take {vllm.wanted_tokens:,}"
+        if not vllm.preempts:
+            return told
+        told += ": some will wait, or be thrown out and computed again"
+        if self.device.name is None:
+            return f"{told}; a larger rollout.vllm.memory_share holds more"
+        return f"{told}; rollout.vllm.memory_share={vllm.least_share(self.device.bytes):.2f} holds them"
 
 
 def estimate(sizes: Sizes, config: Config, device: Device) -> Estimate:
     """Count what a run needs; computes nothing on the device."""
     gpu = device.name is not None
     needed = memory(sizes, config, gpu=gpu, device_bytes=device.bytes, ranks_here=device.ranks_here)
-    return Estimate(sizes, device, needed, seconds(sizes, config, device.name) if device.name else None)
+    vllm = engine(sizes, config, gpu=gpu, device_bytes=device.bytes)
+    return Estimate(sizes, device, needed, seconds(sizes, config, device.name) if device.name else None, vllm)
 
 
-def refuse(sizes: Sizes, config: Config, device: Device) -> None:
-    """Raise UserError if the run cannot fit; it names the settings that would make it."""
+def check(sizes: Sizes, config: Config, device: Device) -> str | None:
+    """A warning where the run does not seem to fit, under `compute.memory_check=refuse` a UserError; it names the
+    settings that would make it fit."""
+    complaint = _complaint(sizes, config, device)
+    if complaint is not None and config.compute.memory_check == "refuse":
+        raise UserError(complaint)
+    return None if complaint is None else f"warning: {complaint}"
+
+
+def _complaint(sizes: Sizes, config: Config, device: Device) -> str | None:
     wanted = estimate(sizes, config, device)
     if wanted.fits:
-        return
+        return None
+    found = remedies(config, lambda changed: estimate(sizes, changed, device).fits)
+    advice = f"it fits with {', or with '.join(found)}" if found else "more or larger devices are needed"
+    if wanted.vllm is not None and not wanted.vllm.starts:
+        share = wanted.vllm.least_share(device.bytes)
+        return (
+            f"rollout.vllm.memory_share={config.rollout.vllm.memory_share:g} leaves vLLM no room for the keys and "
+            f"values of one answer; {share:.2f} holds a step's"
+        )
     if wanted.memory.total > device.bytes:
         needed, limit, place = wanted.memory.total, device.bytes, f"per {_place(device)}, most in "
         place += wanted.memory.largest_phase
     else:
         needed, limit, place = sum(wanted.memory.host.values()), device.machine_bytes or 0.0, "of main memory"
-    found = remedies(config, lambda changed: estimate(sizes, changed, device).fits)
-    advice = f"it fits with {', or with '.join(found)}" if found else "more or larger devices are needed"
-    raise UserError(f"this run needs {_gb(needed)} GB {place}, and there are {_gb(limit)} GB; {advice}")
+    return f"this run needs {_gb(needed)} GB {place}, and there are {_gb(limit)} GB; {advice}"
 
 
 def announce(config: Config, accelerator: Accelerator, vision: StillVQ, prompts: Sequence[Prompt]) -> None:
-    """Before anything large is loaded: print the estimate, and refuse what cannot fit. Every rank takes part.
+    """Before anything large is loaded: print the estimate, and warn of what does not fit, or refuse it. Every rank
+    takes part.
 
     prompts: some of the run's, for their lengths.
     """
+    if config.compute.memory_check == "off":
+        return
     ranks = accelerator.num_processes
+    longest = max((prompt.grammar for prompt in prompts), key=lambda grammar: grammar.length)
     sizes = Sizes(
         model=_language_model(config),
         vision=vision.config,
         vision_parameters=sum(parameter.numel() for parameter in vision.parameters()),
         ranks=ranks,
         prompt_tokens=max(len(prompt.ids) for prompt in prompts),
-        answer_tokens=config.rollout.think_tokens + 1 + max(prompt.grammar.length for prompt in prompts),
+        answer_tokens=config.rollout.think_tokens + 1 + longest.length,
+        forced_tokens=1 + longest.length - len(longest.free_offsets()),
     )
     device = this_device(accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
     accelerator.print("\n".join(estimate(sizes, config, device).lines), flush=True)
-    refuse(sizes, config, device)
+    warning = check(sizes, config, device)
+    if warning is not None:
+        accelerator.print(warning, flush=True)
 
 
 def this_device(device: torch.device, ranks_here: int) -> Device:
@@ -175,7 +217,8 @@ def main() -> None:
     parser.add_argument("--device-memory", type=float, metavar="GB", help="of each GPU; default: this machine's device")
     parser.add_argument("--device", default="GPU", help="its name, for the time, such as H100; with --device-memory")
     parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS, help="default: %(default)s")
-    parser.add_argument("--answer-tokens", type=int, default=ANSWER_TOKENS, help="thinking included; %(default)s")
+    told = f"thinking included; default: {ANSWER_TOKENS} and the config's longest chain of thought"
+    parser.add_argument("--answer-tokens", type=int, help=told)
     arguments = parser.parse_intermixed_args()
     stand_in()
     config = load_config(arguments.config, arguments.overrides)
@@ -183,9 +226,12 @@ def main() -> None:
         device = this_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"), arguments.ranks)
     else:
         device = Device(arguments.device, arguments.device_memory * GB, None, arguments.ranks)
-    sizes = read_sizes(config, arguments.ranks, arguments.prompt_tokens, arguments.answer_tokens)
+    answer_tokens = arguments.answer_tokens or ANSWER_TOKENS + config.rollout.think_tokens
+    sizes = read_sizes(config, arguments.ranks, arguments.prompt_tokens, answer_tokens)
     print("\n".join(estimate(sizes, config, device).lines))
-    refuse(sizes, config, device)
+    warning = check(sizes, config, device)
+    if warning is not None:
+        print(warning)
 
 
 if __name__ == "__main__":

@@ -5,77 +5,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from transformers import Emu3TextConfig
-
 from emu3.tokenizer.config import StillVQConfig
+from emu3.training.activations import ModelSizes, Pass, Scored
 from rl.config import Config
 
-PROMPT_TOKENS, ANSWER_TOKENS = 1100, 1060
-"""Of an edit at the paper's 65,536 pixels with a sentence of instruction."""
+PROMPT_TOKENS, ANSWER_TOKENS, FORCED_TOKENS = 1100, 1060, 36
+"""Of an edit at the paper's 65,536 pixels with a sentence of instruction; forced ones have but one legal id."""
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """ranks: processes that share a step, one per device. prompt_tokens, answer_tokens: of the longest; thinking
-    counts as answer. vision_parameters: of the image tokenizer."""
+class Sizes(ModelSizes):
+    """vision_parameters: of the image tokenizer. ranks: processes that share a step, one per device. prompt_tokens,
+    answer_tokens: of the longest; thinking counts as answer. forced_tokens: of an answer, those that are no codes and
+    no thinking."""
 
-    model: Emu3TextConfig
     vision: StillVQConfig
     vision_parameters: int
     ranks: int
     prompt_tokens: int = PROMPT_TOKENS
     answer_tokens: int = ANSWER_TOKENS
-
-    @property
-    def width(self) -> int:
-        return self.model.hidden_size
-
-    @property
-    def layers(self) -> int:
-        return self.model.num_hidden_layers
-
-    @property
-    def queries(self) -> int:
-        """Width of all query heads."""
-        return self.model.num_attention_heads * self._head
-
-    @property
-    def keys(self) -> int:
-        """Width of all key heads; the values have the same."""
-        return (self.model.num_key_value_heads or self.model.num_attention_heads) * self._head
-
-    @property
-    def _head(self) -> int:
-        head: int = getattr(self.model, "head_dim", None) or self.width // self.model.num_attention_heads
-        return head
-
-    @property
-    def projections(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of the matrices of one layer."""
-        q, k, d, f = self.queries, self.keys, self.width, self.model.intermediate_size
-        return [(d, q), (d, k), (d, k), (q, d), (d, f), (d, f), (f, d)]
-
-    @property
-    def trunk(self) -> int:
-        """Parameters in the matrices of all layers."""
-        return self.layers * sum(inputs * outputs for inputs, outputs in self.projections)
-
-    @property
-    def vocabulary(self) -> int:
-        """Parameters of the embedding, and of the head."""
-        return self.model.vocab_size * self.width
-
-    @property
-    def parameters(self) -> int:
-        biases = self.layers * (self.queries + 2 * self.keys) if getattr(self.model, "attention_bias", False) else 0
-        tables = self.vocabulary * (1 if self.model.tie_word_embeddings else 2)
-        return self.trunk + biases + tables + (2 * self.layers + 1) * self.width
-
-    def trainable(self, config: Config) -> int:
-        """Parameters that have gradients."""
-        if config.lora is None:
-            return self.parameters
-        return self.layers * config.lora.rank * sum(map(sum, self.projections))
+    forced_tokens: int = FORCED_TOKENS
 
     def packed_tokens(self, config: Config) -> int:
         """Tokens of a micro-batch: its answers, and each of their prompts once."""
@@ -85,4 +34,36 @@ class Sizes:
 
     def prompts_of_rank(self, config: Config) -> int:
         """Prompts of a step on the rank that has most."""
-        return math.ceil(config.rollout.prompts_per_step / self.ranks)
+        return config.rollout.prompts_of_rank(self.ranks)
+
+    def micro_batch(self, config: Config, *, trained: bool = True) -> Pass:
+        """What goes forward and back at once. trained: False is the reference, which goes forward."""
+        compute = config.compute
+        tokens, element = self.packed_tokens(config), 2 if compute.precision == "bf16" else 4
+        return Pass(
+            self,
+            tokens,
+            self._scored(config),
+            element=element,
+            stream=element if compute.zero else 4,
+            checkpointing=trained and compute.gradient_checkpointing,
+            lora_rank=lora_rank(config),
+            seen=tokens if compute.attention == "eager" else 0,
+        )
+
+    def _scored(self, config: Config) -> tuple[Scored, ...]:
+        """Codes among codes, and the rest as the scheme has it (`rl.logprobs`)."""
+        rollouts, thinking, codebook = (
+            config.compute.micro_batch,
+            config.rollout.think_tokens,
+            self.vision.codebook_size,
+        )
+        codes = Scored(rollouts * (self.answer_tokens - self.forced_tokens - thinking), codebook, sliced=True)
+        text = self.model.vocab_size - codebook
+        if config.objective.scheme == "split":
+            return codes, Scored(rollouts * (self.forced_tokens + thinking), text, sliced=True)
+        return (codes, Scored(rollouts * thinking, text, sliced=True, copied=True)) if thinking else (codes,)
+
+
+def lora_rank(config: Config) -> int | None:
+    return None if config.lora is None else config.lora.rank

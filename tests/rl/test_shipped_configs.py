@@ -140,7 +140,9 @@ def test_the_estimate_fits_the_node(tmp_path: Path, name: str) -> None:
     command = [sys.executable, "-m", "rl.watch.estimate", str(CONFIGS / f"{name}.jsonnet"), *places, *node]
     done = subprocess.run(command, capture_output=True, text=True, cwd=CONFIGS.parents[1])
     assert done.returncode == 0, done.stderr
-    assert re.search(r"memory per device: .* = 7\d of 80 GB", done.stdout), done.stdout
+    assert re.search(r"memory per device: .* = 7\d of 80 GB, most in decoding", done.stdout), done.stdout
+    assert "keys and values hold" in done.stdout and "some will wait" not in done.stdout, done.stdout
+    assert "warning" not in done.stdout, done.stdout
 
 
 def test_published_is_one_import(tmp_path: Path) -> None:

@@ -31,12 +31,14 @@ CPU_BLOCK = 32
 @dataclass(frozen=True)
 class VllmSettings:
     """dtype: of weights and cache. max_sequences: answered at once. memory_share: of the device's memory that vLLM may
-    take, on a CPU for the key-value cache alone. sleep: whether it can give that memory back for a while."""
+    take, on a CPU for the key-value cache alone. sleep: whether it can give that memory back for a while.
+    max_batched_tokens: computed at once on a GPU; None leaves it to vLLM."""
 
     dtype: torch.dtype
     max_sequences: int = 128
     memory_share: float = 0.45
     sleep: bool = False
+    max_batched_tokens: int | None = None
 
 
 def start_engine(config: Emu3TextConfig, settings: VllmSettings, device: torch.device) -> Any:
@@ -71,6 +73,7 @@ def _start(config: Emu3TextConfig, settings: VllmSettings, device: torch.device)
             load_format="dummy",
             skip_tokenizer_init=True,
             dtype=str(settings.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+            hf_overrides={"head_dtype": "float32"},  # logits are sums that are not rounded, as in `head_logits`
             max_model_len=config.max_position_embeddings,
             max_num_seqs=settings.max_sequences,
             logprobs_mode="processed_logprobs",
@@ -87,7 +90,7 @@ def _start(config: Emu3TextConfig, settings: VllmSettings, device: torch.device)
             if device.index is not None and _ranks() == 1:
                 engine_config.device_config.device = device
             engine = LLMEngine.from_vllm_config(engine_config, disable_log_stats=True)
-        except ValueError as error:  # what vLLM raises for settings and memory
+        except (ValueError, torch.OutOfMemoryError) as error:  # what vLLM raises for settings, and for memory
             raise UserError(f"vLLM does not start: {one_line(error)}") from error
     # With an engine vLLM ends every process group of the process, the trainer's among them: leave that to the exit.
     core: Any = engine.engine_core  # `_finalizer` is no part of its type
@@ -101,7 +104,10 @@ def _ranks() -> int:
 
 
 def _gpu_arguments(settings: VllmSettings) -> dict[str, Any]:
-    return {"gpu_memory_utilization": settings.memory_share, "enable_sleep_mode": settings.sleep}
+    arguments = {"gpu_memory_utilization": settings.memory_share, "enable_sleep_mode": settings.sleep}
+    if settings.max_batched_tokens is not None:  # not fewer than one for each answer
+        arguments["max_num_batched_tokens"] = max(settings.max_batched_tokens, settings.max_sequences)
+    return arguments
 
 
 def _cpu_arguments(config: Emu3TextConfig, settings: VllmSettings) -> dict[str, Any]:

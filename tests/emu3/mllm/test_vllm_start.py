@@ -12,7 +12,7 @@ from emu3.errors import UserError
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
 from emu3.mllm.vllm.sampler import seed_number
-from emu3.mllm.vllm.start import VllmSettings, start_engine
+from emu3.mllm.vllm.start import VllmSettings, _gpu_arguments, start_engine
 from emu3.mllm.vllm.weights import named_weights, with_head
 
 
@@ -40,3 +40,14 @@ def test_a_shared_head_is_named_once(tied: bool) -> None:
 def test_seeds_are_apart_and_fit() -> None:
     seeds = {seed_number((run, step, sample)) for run in range(4) for step in range(4) for sample in range(4)}
     assert len(seeds) == 64 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_pass_has_room_for_a_token_of_each_answer() -> None:
+    """vLLM refuses to start with fewer; and None, its own default, takes memory that the keys and values need."""
+    settings = VllmSettings(torch.bfloat16, max_sequences=32, memory_share=0.3, sleep=True, max_batched_tokens=16)
+    assert _gpu_arguments(settings) == {
+        "gpu_memory_utilization": 0.3,
+        "enable_sleep_mode": True,
+        "max_num_batched_tokens": 32,
+    }
+    assert "max_num_batched_tokens" not in _gpu_arguments(VllmSettings(torch.bfloat16))

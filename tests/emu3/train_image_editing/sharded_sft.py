@@ -19,7 +19,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from emu3.train_image_editing import sft, trainer
-from emu3.train_image_editing.loss import TargetLosses
+from emu3.train_image_editing.objective import TargetLosses
 from emu3.train_image_editing.sft import SftArguments
 from emu3.train_image_editing.trainer import EditTrainer
 

@@ -22,9 +22,8 @@ from emu3.files import read_json, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.train_image_editing import sft
-from emu3.train_image_editing.dataset import IGNORED, Collator, EncodedRows, MixedRows
-from emu3.train_image_editing.loss import TargetLosses, mean_per_row, weighted_sum
-from emu3.train_image_editing.mixture import Mixture
+from emu3.train_image_editing.dataset import IGNORED, Collator, EncodedRows, MixedRows, Mixture
+from emu3.train_image_editing.objective import TargetLosses, mean_per_row, weighted_sum
 from emu3.train_image_editing.sft import SftArguments
 from emu3.train_image_editing.shards import read_rows
 from emu3.train_image_editing.trainer import WHOLE, EditTrainer, last_whole_checkpoint

@@ -10,8 +10,7 @@ from torch import Tensor
 from transformers import Emu3ForCausalLM
 
 from emu3.mllm.language_model import load_language_model
-from emu3.train_image_editing.dropout import Dropout
-from emu3.train_image_editing.loss import TargetLosses
+from emu3.train_image_editing.objective import Dropout, TargetLosses
 
 IDS = torch.arange(24).reshape(2, 12) % 7
 RATE = 0.4

@@ -24,10 +24,17 @@ from rl.config import Config
 from rl.config_file import load_config
 from rl.rollout.protocol import Prompt
 from rl.watch import estimate as module
-from rl.watch.estimate import Device, announce, estimate, main, refuse
+from rl.watch.estimate import Device, announce, check, estimate, main
+from rl.watch.sizes import Sizes
 from rl.watch.work import forward_operations, sampled_bytes, seconds, trained_operations
 
 H100 = Device("NVIDIA H100 80GB HBM3", 85e9, 2e12, 4)
+
+
+def refuse(sizes: Sizes, config: Config, device: Device) -> None:
+    """Raises where the run does not fit."""
+    compute = dataclasses.replace(config.compute, memory_check="refuse")
+    assert check(sizes, dataclasses.replace(config, compute=compute), device) is None
 
 
 def with_overrides(config: Config, overrides: str, tmp_path: Path) -> Config:
@@ -72,7 +79,7 @@ def test_the_block_names_every_large_part() -> None:
     lines = estimate(emu3(), settings(compute={"reference": "offloaded"}), H100).lines
     assert lines[0] == "estimate for 4 x NVIDIA H100 80GB HBM3, prompts of 1100 and answers of 1060 tokens"
     assert lines[1].startswith(
-        "  memory per device: weights 17.0 + optimizer 25 + image tokenizer 1.1 + activations 1.9 +"
+        "  memory per device: weights 17.0 + optimizer 25 + image tokenizer 1.1 + activations 1.1 +"
     )
     assert (
         lines[1].endswith(" of 85 GB, most in the reference's pass")
@@ -120,13 +127,14 @@ def test_what_nothing_helps_says_so() -> None:
 
 
 def test_main_memory_is_counted_where_things_are_moved_to() -> None:
-    """Four optimizers of 25 GB beside four references of 17 GB; the machine would swap or kill for hours."""
+    """Four quarters of an optimizer with its gradients, 193 GB, beside four references of 17; the machine would swap or
+    kill for hours."""
     config = settings(compute={"offload_optimizer": True, "reference": "offloaded"})
-    refuse(emu3(), config, dataclasses.replace(H100, machine_bytes=180e9))
+    refuse(emu3(), config, dataclasses.replace(H100, machine_bytes=270e9))
     with pytest.raises(
-        UserError, match=r"170 GB of main memory, and there are 150 GB; it fits with compute\.reference=sharded"
+        UserError, match=r"261 GB of main memory, and there are 200 GB; it fits with compute\.reference=sharded"
     ):
-        refuse(emu3(), config, dataclasses.replace(H100, machine_bytes=150e9))
+        refuse(emu3(), config, dataclasses.replace(H100, machine_bytes=200e9))
 
 
 def prompt_of(layout: TokenLayout, tokens: int, height: int) -> Prompt:
@@ -134,7 +142,7 @@ def prompt_of(layout: TokenLayout, tokens: int, height: int) -> Prompt:
     return Prompt("", (0,) * tokens, grammar, np.zeros((height, 3), np.uint16), "", None)
 
 
-def test_a_run_is_announced_with_its_own_lengths_and_refused_before_it_loads(
+def test_a_run_is_announced_with_its_own_lengths_and_warned_of_before_it_loads(
     make_config: Any, world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, vision = make_config(rollout={"think_tokens": 5}), StillVQ.from_pretrained(world / "vision")
@@ -145,8 +153,40 @@ def test_a_run_is_announced_with_its_own_lengths_and_refused_before_it_loads(
     assert "1 x CPU process, prompts of 30 and answers of 25 tokens" in told and "after the first steps" in told
     assert "memory per process" in told and "main memory" not in told
     monkeypatch.setattr(module, "this_device", lambda *_: Device(None, 1e8, 1e8, 1))
-    with pytest.raises(UserError, match=r"this run needs 0.6 GB per process, .* more or larger devices"):
-        announce(config, Accelerator(cpu=True), vision, prompts)
+    complaint = r"this run needs 0.6 GB per process, .* more or larger devices"
+    announce(config, Accelerator(cpu=True), vision, prompts)
+    assert re.search(f"^warning: {complaint}", capsys.readouterr().out, flags=re.MULTILINE)
+    with pytest.raises(UserError, match=complaint):
+        announce(checked(config, "refuse"), Accelerator(cpu=True), vision, prompts)
+    capsys.readouterr()
+    announce(checked(config, "off"), Accelerator(cpu=True), vision, prompts)
+    assert not capsys.readouterr().out
+
+
+def checked(config: Config, how: Any) -> Config:
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, memory_check=how))
+
+
+def test_scarce_keys_and_values_are_said_with_the_share_that_holds_them() -> None:
+    """vLLM throws answers out and computes them again without a word; a step of the think runs did not fit."""
+    thinking = {"engine": "vllm", "think_tokens": 512, "vllm": {"memory_share": 0.3}}
+    config = settings(rollout=thinking, compute={"reference": "offloaded"})
+    device = dataclasses.replace(H100, bytes=80e9)
+    sizes = emu3(answer_tokens=1572)
+    [line] = [line for line in estimate(sizes, config, device).lines if "vLLM: " in line]
+    assert line == (
+        "  vLLM: 5.4 GB of keys and values hold 40,953 tokens, the answers sampled at once take 55,040: some will "
+        "wait, or be thrown out and computed again; rollout.vllm.memory_share=0.33 holds them"
+    )
+    assert check(sizes, config, device) is None
+    config = settings(rollout={**thinking, "vllm": {"memory_share": 0.33}}, compute={"reference": "offloaded"})
+    assert "some will wait" not in "\n".join(estimate(sizes, config, device).lines)
+
+
+def test_a_share_without_room_for_one_answer_is_told_before_vllm_does() -> None:
+    config = settings(rollout={"engine": "vllm", "vllm": {"memory_share": 0.2}})
+    with pytest.raises(UserError, match=r"memory_share=0\.2 leaves vLLM no room .* 0\.28 holds a step's$"):
+        refuse(emu3(), config, H100)
 
 
 @pytest.fixture
@@ -170,7 +210,10 @@ def test_the_command_needs_only_the_configs(
     main()
     told = capsys.readouterr().out
     assert "estimate for 4 x H100" in told and "weights 4.2 + optimizer 25" in told and " of 80 GB" in told
-    assert "training about" in told
+    assert "training about" in told and "warning" not in told
+    monkeypatch.setattr(sys, "argv", ["estimate", str(full_size), "--device-memory", "40"])
+    main()
+    assert capsys.readouterr().out.splitlines()[-1].startswith("warning: this run needs")
 
 
 def test_the_command_ends_with_one_line(
@@ -178,7 +221,7 @@ def test_the_command_ends_with_one_line(
 ) -> None:
     """A run that cannot fit, and a model that is not there, are errors that a person can mend."""
     for more, complaint in (
-        (["compute.gradient_checkpointing=false", "--device-memory", "40"], "error: this run needs"),
+        (["compute.memory_check=refuse", "--device-memory", "40"], "error: this run needs"),
         (["model=nowhere"], "error: folder nowhere does not exist"),
     ):
         monkeypatch.setattr(sys, "argv", ["estimate", str(full_size), *more])
