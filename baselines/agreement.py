@@ -7,6 +7,7 @@ Two score files of the same predictions by two judges give their agreement; two 
 (`baselines.score --judge-seed 1 --judge-temperature 0.7 --output ...`) its test-retest. `--ratings` compares with
 people: a CSV, JSON or Parquet file with a row per rating and the columns `id`, `model`, `rating`, and `benchmark` where
 ids occur in several; several ratings of one edit are averaged. Other column names are given by `--id-key` and so on.
+Their scale is their own: ratings are correlated with scores, never subtracted.
 The paper's check against the ratings of AURORA-Bench is this one per source, with `--part sc` for its second line.
 
 Only samples that both sides have a score for are compared. `--subset N` fixes the same N of them for every comparison,
@@ -17,26 +18,45 @@ correlations, the mean difference with its interval, and the share of equal scor
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from baselines.judges.correlation import RESAMPLES, Correlation, correlations
-from baselines.judges.ratings import Columns, Key, read_ratings
 from baselines.results.records import VIESCORE, ScoredSample, read_records, read_settings
-from baselines.tables.bootstrap import mean_interval
-from baselines.tables.cells import UNKNOWN, Interval, cell
-from baselines.tables.grid import Grid, to_markdown
+from baselines.tables.grid import UNKNOWN, Grid, cell, to_markdown
+from baselines.tables.statistics import CORRELATION_RESAMPLES, Correlation, Interval, correlations, mean_interval
 from baselines.tables.summary import by_benchmark, by_source, of_metric
 from emu3.errors import UserError, run_main
-from emu3.files import whole_file, write_json
+from emu3.files import read_json, whole_file, write_json
 
 EQUAL = 0.5
 """Two scores from 0 to 10 that differ by no more than this count as equal."""
+
+
+class EditKey(NamedTuple):
+    """One edit of one sample."""
+
+    benchmark: str
+    id: str
+    model: str
+
+
+@dataclass(frozen=True)
+class RatingColumns:
+    """Names of the columns. That of the benchmark may be absent from the file."""
+
+    id: str = "id"
+    model: str = "model"
+    rating: str = "rating"
+    benchmark: str = "benchmark"
 
 
 @dataclass(frozen=True)
@@ -58,10 +78,10 @@ def run(
     *,
     other: Path | None = None,
     ratings: Path | None = None,
-    columns: Columns | None = None,
+    columns: RatingColumns | None = None,
     part: str | None = None,
     subset: int | None = None,
-    resamples: int = RESAMPLES,
+    resamples: int = CORRELATION_RESAMPLES,
     seed: int = 0,
 ) -> list[Agreement]:
     """Compare VIEScores with another file's or with people's; returns what it writes, the whole first.
@@ -71,11 +91,11 @@ def run(
     """
     first = _by_sample(scores)
     values = {key: _value(score, part) for key, score in first.items()}
-    second: dict[Key, float | None] = {}
+    second: dict[EditKey, float | None] = {}
     if other is not None and ratings is None:
         second |= {key: _value(score, part) for key, score in _by_sample(other).items()}
     elif ratings is not None and other is None:
-        second |= read_ratings(ratings, columns or Columns(), list(first))
+        second |= read_ratings(ratings, columns or RatingColumns(), list(first))
     else:
         raise UserError("agreement is with another score file or with ratings: give one of --other and --ratings")
     keys = [key for key in first if values[key] is not None and second.get(key) is not None]
@@ -97,16 +117,16 @@ def run(
     return found
 
 
-def _key(score: ScoredSample) -> Key:
-    return Key(score.benchmark, score.id, score.model)
+def _key(score: ScoredSample) -> EditKey:
+    return EditKey(score.benchmark, score.id, score.model)
 
 
-def _place(key: Key) -> tuple[str, str]:
+def _place(key: EditKey) -> tuple[str, str]:
     """Place in the fixed order of which `--subset` takes the first; the models' edits of a sample stay together."""
     return hashlib.sha256(f"{key.benchmark}\0{key.id}".encode()).hexdigest(), key.model
 
 
-def _by_sample(path: Path) -> dict[Key, ScoredSample]:
+def _by_sample(path: Path) -> dict[EditKey, ScoredSample]:
     scores = of_metric(read_records(path, ScoredSample), VIESCORE)
     found = {_key(score): score for score in scores}
     if len(found) != len(scores):
@@ -136,6 +156,48 @@ def _groups(scores: Sequence[ScoredSample]) -> dict[str, list[ScoredSample]]:
         if len(names) > 1:
             groups |= {name: [score for score in scores if division(score) == name] for name in names}
     return groups
+
+
+def read_ratings(path: Path, columns: RatingColumns, keys: Sequence[EditKey]) -> dict[EditKey, float]:
+    """Mean ratings of those edits of `keys` that the file rates. Without a column for the benchmark an id may occur in
+    one benchmark only. Raises `UserError` for a missing column and for a rating that is no number."""
+    rows = _ratings(path)
+    wanted = (columns.id, columns.model, columns.rating)
+    if not rows or (missing := [name for name in wanted if name not in rows[0]]):
+        raise UserError(f"{path} has no ratings" if not rows else f"{path} has no column {missing[0]!r}")
+    with_benchmark = columns.benchmark in rows[0]
+    found: dict[tuple[str, ...], list[float]] = {}
+    for number, row in enumerate(rows, start=1):
+        sample = (str(row[columns.id]), str(row[columns.model]))
+        key = (str(row[columns.benchmark]), *sample) if with_benchmark else sample
+        try:
+            rating = float(row[columns.rating])
+        except (TypeError, ValueError):
+            rating = math.nan
+        if not math.isfinite(rating):
+            raise UserError(f"{path}, rating {number}: {row[columns.rating]!r} is no number")
+        found.setdefault(key, []).append(rating)
+    if not with_benchmark and len({(key.id, key.model) for key in keys}) < len(keys):
+        raise UserError(f"{path} has no column {columns.benchmark!r}, and ids occur in several benchmarks")
+    told = {key: tuple(key) if with_benchmark else (key.id, key.model) for key in keys}
+    return {key: sum(found[name]) / len(found[name]) for key, name in told.items() if name in found}
+
+
+def _ratings(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    if path.suffix == ".json":
+        rows = read_json(path)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise UserError(f"{path} is not a list of ratings")
+        return rows
+    if path.suffix == ".parquet":
+        try:
+            return pq.read_table(path).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path} is not a Parquet file: {error}") from None
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def _agreement(name: str, pairs: Sequence[tuple[Any, Any]], one_scale: bool, resamples: int, seed: int) -> Agreement:
@@ -180,10 +242,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of agreement.json and agreement.md")
     parser.add_argument("--part", help="compare a part of the score: sc, pq, edit_success, ...")
     parser.add_argument("--subset", type=int, help="compare a fixed subset of so many scores")
-    parser.add_argument("--resamples", type=int, default=RESAMPLES)
+    parser.add_argument("--resamples", type=int, default=CORRELATION_RESAMPLES)
     parser.add_argument("--seed", type=int, default=0, help="seed of the resampling")
     options = vars(parser.parse_args())
-    columns = Columns(**{name: options.pop(f"{name}_key") for name in ("id", "model", "rating", "benchmark")})
+    columns = RatingColumns(**{name: options.pop(f"{name}_key") for name in ("id", "model", "rating", "benchmark")})
     run(**options, columns=columns)
     print((options["output"] / "agreement.md").read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""The picture of a run for a README: reward curve, means with intervals, and edits of two models side by side.
+"""A run as one image for a README: reward curve, means with intervals, and edits of two models side by side.
 
     python -m baselines.figure --run-dir runs/x --candidate sft_s__rl_sc --reference sft_s --output assets/run.png
 
@@ -19,9 +19,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from baselines.page.gallery import TINY
+from baselines.page.run_folder import RunFolder, read_run_folder
 from baselines.results.records import VIESCORE, Prediction
-from baselines.results.run_folder import RunFolder, read_run_folder
-from baselines.tables.bootstrap import RESAMPLES
+from baselines.tables.statistics import RESAMPLES
 from baselines.tables.summary import Row, by_split, groups_of, summarise
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
@@ -87,7 +87,7 @@ def run(
 
 def _draw_reward(ax: Axes, found: RunFolder, candidate: str) -> None:
     rewards = {
-        training.name: curve for training in found.trainings for curve in training.curves if curve.title == "Reward"
+        training.name: curve for training in found.trainings for curve in training.curves if curve.name == "Reward"
     }
     if not rewards:
         raise UserError("there is no metrics.jsonl with a reward to draw")
@@ -153,17 +153,17 @@ def _draw_edits(figure: SubFigure, found: RunFolder, splits: list[str], candidat
 
 def _show(ax: Axes, path: Path) -> None:
     with Image.open(path) as image:
-        # Small pictures show their pixels, as in the report.
+        # Small images show their pixels, as in the report.
         ax.imshow(image.convert("RGB"), interpolation="nearest" if image.width <= TINY else "antialiased")
 
 
-Edited = tuple[Path, Prediction, float]
+ShownEdit = tuple[Path, Prediction, float]
 
 
-def _ranked(found: RunFolder, split: str, candidate: str, reference: str) -> list[dict[str, Edited]]:
+def _ranked(found: RunFolder, split: str, candidate: str, reference: str) -> list[dict[str, ShownEdit]]:
     """The samples of a split at `RANKS` of the candidate's score, among those that both models have a score for."""
     values = {(score.model, score.benchmark, score.id): score.value for score in found.scores if score.split == split}
-    samples: dict[tuple[str, str], dict[str, Edited]] = {}
+    samples: dict[tuple[str, str], dict[str, ShownEdit]] = {}
     for folder, row in found.predictions:
         value = values.get((row.model, row.benchmark, row.id))
         if row.model in (candidate, reference) and value is not None:

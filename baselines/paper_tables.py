@@ -1,4 +1,4 @@
-"""The paper's tables from a folder of results, our figures beside the published ones.
+"""The paper's tables from a folder of results, our scores beside the published ones.
 
     python -m baselines.paper_tables --results runs/tables --output runs/tables/paper
 
@@ -14,11 +14,9 @@ import argparse
 from pathlib import Path
 
 from baselines.results.records import SCORES_FILE, ScoredSample, read_records
-from baselines.tables.beside import compare
-from baselines.tables.bootstrap import RESAMPLES
-from baselines.tables.grid import to_csv, to_latex, to_markdown
-from baselines.tables.grid_picture import draw
-from baselines.tables.published import tables
+from baselines.tables.grid import draw, to_csv, to_latex, to_markdown
+from baselines.tables.paper import compare, tables
+from baselines.tables.statistics import RESAMPLES
 from baselines.tables.summary import by_benchmark, cells_of, metrics_of, of_metric
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file

@@ -6,33 +6,41 @@ Finds every scores.parquet under the run folder with the predictions beside it, 
 report.html: a headline computed from the scores, the tables, tasks, training curves, and a gallery to filter, to sort
 and to lay any two models side by side. The page needs no server and no network. Tables and charts are in its HTML and
 need no JavaScript; the gallery is drawn by a script as it is scrolled, so that thousands of samples open at once. Many
-pictures lie in a folder beside the page, report-pictures, which goes with it.
+images lie in a folder beside the page, report-pictures, which goes with it.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 
-from baselines.page.charts import interval_bar
 from baselines.page.gallery import make_gallery
-from baselines.page.headline import Finding, findings
+from baselines.page.run_folder import RunFolder, TrainingCurves, read_run_folder
 from baselines.results.records import SCORED, VIESCORE
-from baselines.results.run_folder import RunFolder, read_run_folder
-from baselines.tables.averages import AVERAGE, main_rows, task_group
-from baselines.tables.beside import comparison_of
-from baselines.tables.bootstrap import RESAMPLES
-from baselines.tables.cells import brackets, cell
-from baselines.tables.published import published_judge
-from baselines.tables.summary import Row, models_of, summarise
+from baselines.tables.grid import brackets, cell, plain
+from baselines.tables.paper import comparison_of, published_judge
+from baselines.tables.statistics import RESAMPLES, Interval
+from baselines.tables.summary import AVERAGE, SPLIT_ORDER, Row, main_rows, models_of, summarise, task_group
 from emu3.errors import run_main
 from emu3.files import whole_file
 from emu3.report.charts import line_chart
+from emu3.report.page import Panel, environment
 
-TEMPLATE = "report.html.jinja"
+TEMPLATE = Path(__file__).parent / "page/report.html.jinja"
+BAR_WIDTH, BAR_HEIGHT = 180, 16
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What the scores of one split say about two models: a sentence, and the numbers that it rests on."""
+
+    claim: str
+    evidence: str
 
 
 def run(
@@ -48,7 +56,7 @@ def run(
     """Write the report of a run folder; returns its path, RUN_DIR/report.html if not given.
 
     `candidate` and `reference` are the models that the headline compares; differences are taken to the reference.
-    `resamples` and `seed` as for the table, which then has the same figures. Raises `UserError` for a folder without
+    `resamples` and `seed` as for the table, which then has the same numbers. Raises `UserError` for a folder without
     scores or a model that is not there.
     """
     found = read_run_folder(run_dir)
@@ -64,8 +72,8 @@ def run(
     }
     gallery = make_gallery(found, output)
     page = (
-        _environment()
-        .get_template(TEMPLATE)
+        environment(TEMPLATE.parent)
+        .get_template(TEMPLATE.name)
         .render(
             title=title or run_dir.resolve().name,
             findings=_findings(found, rows, candidate, reference),
@@ -81,10 +89,17 @@ def run(
             else None,
             published_judge=published_judge(),
             tasks=_nested(summarise(found.scores, task_group(found.scores), resamples=resamples, seed=seed)),
+            trainings=[(training.name, _panels(training)) for training in found.trainings],
             gallery=gallery,
+            # Compact, and in the order in which it was made.
+            data=htmlsafe_json_dumps(gallery, separators=(",", ":"), ensure_ascii=False),
             failed=sum(score.status != SCORED for score in found.scores),
             resamples=resamples,
             seed=seed,
+            interval_bar=interval_bar,
+            cell=cell,
+            brackets=brackets,
+            plain=plain,
         )
     )
     with whole_file(output) as temporary:
@@ -92,7 +107,7 @@ def run(
     return output
 
 
-def _findings(found: RunFolder, rows: list[Row], candidate: str | None, reference: str | None) -> list[Finding]:
+def _findings(found: RunFolder, rows: list[Row], candidate: str | None, reference: str | None) -> list[Headline]:
     """What the page begins with: the average where there is one, else all groups."""
     if candidate is None or reference is None or found.metric != VIESCORE:
         return []
@@ -107,20 +122,80 @@ def _nested(rows: list[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("page")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def _panels(training: TrainingCurves) -> list[Panel]:
+    return [
+        Panel(curve.name, "by step", line_chart(curve.name, curve.steps, curve.values)) for curve in training.curves
+    ]
+
+
+def interval_bar(mean: float | None, interval: Interval | None, end: float) -> Markup:
+    """A bar from 0 to `mean` on the scale 0 to `end`, its interval as a whisker. The text beside it says the same."""
+    middle, unit = BAR_HEIGHT / 2, BAR_WIDTH / end
+    parts = [f'<rect class="track" x="0" y="{middle - 4}" width="{BAR_WIDTH}" height="8" rx="2"/>']
+    if mean is not None:
+        parts.append(
+            f'<rect class="bar" x="0" y="{middle - 4}" width="{max(0.0, mean) * unit:.1f}" height="8" rx="2"/>'
+        )
+        parts.append(f'<circle class="mean" cx="{mean * unit:.1f}" cy="{middle}" r="3.2"/>')
+    if interval is not None:
+        low, high = (f"{bound * unit:.1f}" for bound in interval)
+        cap = f"{middle - 5}v10"
+        parts.append(f'<path class="whisker" d="M{low} {cap}M{low} {middle}H{high}M{high} {cap}"/>')
+    return Markup(
+        f'<svg class="interval" viewBox="-1 0 {BAR_WIDTH + 2} {BAR_HEIGHT}" aria-hidden="true">{"".join(parts)}</svg>'
     )
-    environment.globals.update(interval_bar=interval_bar, line_chart=line_chart, cell=cell, brackets=brackets)
-    environment.filters["minus"] = lambda text: re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
-    environment.filters["plain"] = lambda text: text.replace("`", "")
-    # Compact, and in the order in which it was made.
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
-    return environment
+
+
+def findings(rows: Sequence[Row], candidate: str, reference: str, bounds: Collection[str] = ()) -> list[Headline]:
+    """A finding per split that both models have, complex before simple.
+
+    `rows` come from `summarise` with the same `reference`; `bounds` are models that compete with nobody (no-edit and
+    ground truth). A third model that is ahead of both is named.
+    """
+    found = {(row.model, row.split): row for row in rows}
+    return [
+        _finding(
+            found[candidate, split],
+            found[reference, split],
+            [row for row in rows if row.split == split and row.model not in bounds],
+        )
+        for split in reversed(list(dict.fromkeys(row.split for row in rows)))
+        if (candidate, split) in found and (reference, split) in found
+    ]
+
+
+def intervals_disjoint(one: Row, other: Row) -> bool:
+    """Whether the two 95% intervals have no number in common; False where one is unknown."""
+    if one.ci95 is None or other.ci95 is None:
+        return False
+    return one.ci95[0] > other.ci95[1] or other.ci95[0] > one.ci95[1]
+
+
+def _finding(candidate: Row, reference: Row, competitors: list[Row]) -> Headline:
+    where, pair = _where(candidate.split), candidate.difference
+    if candidate.mean is None or reference.mean is None or pair is None or pair.ci95 is None:
+        return Headline(f"{where} too few samples were judged to compare {candidate.model} with {reference.model}.", "")
+    low, high = pair.ci95
+    means = f"{candidate.mean:.2f} against {reference.mean:.2f}"
+    if low <= 0 <= high:
+        claim = f"{where} {candidate.model} and {reference.model} cannot be told apart: {means}."
+    else:
+        claim = f"{where} {candidate.model} {'beats' if low > 0 else 'loses to'} {reference.model}: {means}."
+    overlap = "do not overlap" if intervals_disjoint(candidate, reference) else "overlap"
+    evidence = (
+        f"The difference on the same {pair.n} samples is {cell(pair.mean, pair.ci95, '+')}; "
+        f"the 95% intervals of the two means {overlap}."
+    )
+    best = max(competitors, key=lambda row: -1.0 if row.mean is None else row.mean)
+    if best.model not in (candidate.model, reference.model):
+        evidence += f" The highest mean is that of {best.model}: {cell(best.mean, best.ci95)}."
+    return Headline(claim, evidence)
+
+
+def _where(split: str) -> str:
+    if split.startswith(AVERAGE):
+        return "On average"
+    return f"On {split} edits" if split in SPLIT_ORDER else f"On {split}"
 
 
 def main() -> None:

@@ -1,16 +1,16 @@
-"""Step 2 of 4: what a judge and other metrics say about an editor's pictures.
+"""Step 2 of 4: what a judge and other metrics say about an editor's predictions.
 
     python -m baselines.score --predictions runs/x/eval/sft_s --judge-url http://127.0.0.1:4877/v1
     python -m baselines.score --predictions runs/x/eval/sft_s --metrics l1 psnr ssim
     python -m baselines.score --predictions runs/x/eval/sft_s --judge-url https://api.openai.com/v1 \
         --judge-model gpt-4o-mini-2024-07-18 --requests-per-minute 400 --usd-per-million-tokens 0.15 0.60
 
-The last is the judge of the published figures, by its dated snapshot; the key is read from OPENAI_API_KEY.
+The last is the judge of the published scores, by its dated snapshot; the key is read from OPENAI_API_KEY.
 
 Writes scores.parquet beside the predictions: a row per sample and metric with its value, or with the reason why there
 is none; what the judge said word for word; metrics that were there before stay. Replies of the judge are kept in
 `--cache` as they arrive, so an interrupted run asks nothing twice, and running again asks only for what failed. Beside
-it MODEL_viescore_stats.json (`baselines.results.stats`) and, in usage.jsonl, what each run sent and what that cost.
+it MODEL_viescore_stats.json (`baselines.tables.statistics`) and, in usage.jsonl, what each run sent and what that cost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from baselines.judges.judging import Pace, judge_rows, note_reply
+from baselines.judging import Pace, judge_rows, note_reply, note_usage, usage_of
 from baselines.metrics.measuring import measure
 from baselines.results.records import (
     PREDICTIONS_FILE,
@@ -30,11 +30,10 @@ from baselines.results.records import (
     VIESCORE,
     Prediction,
     ScoredSample,
+    ScoreFile,
     read_records,
 )
-from baselines.results.score_file import ScoreFile
-from baselines.results.stats import stats_name, viescore_stats
-from baselines.results.usage import note_usage, usage_of
+from baselines.tables.statistics import stats_name, viescore_stats
 from emu3.errors import UserError, run_main
 from emu3.files import sha256_of, write_json
 from rl.reward.cache import ReplyCache
@@ -96,7 +95,7 @@ def run(
 def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile) -> None:
     """Another metric than VIEScore. Rows that are there stand if they are whole and were made alike."""
     # Imported here: the metrics bring torch and models, which the judge needs nothing of.
-    from baselines.metrics.choose import metric_named
+    from baselines.metrics.measuring import metric_named
 
     metric = metric_named(name, weights)
     made = {f"metric {name}": {"version": metric.version, "higher_is_better": metric.higher_is_better}}
@@ -123,7 +122,7 @@ def _digest(prompts: EditPrompts) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Score an editor's pictures.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Score an editor's predictions.", allow_abbrev=False)
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
     parser.add_argument("--metrics", nargs="+", default=[VIESCORE], help="viescore, l1, psnr, ... (default: viescore)")
     parser.add_argument("--requests-per-minute", type=float, help="what the judge's provider allows")

@@ -3,12 +3,12 @@
     python -m baselines.table --scores runs/x/eval/*/scores.parquet --output-dir runs/x --reference sft_s
 
 Side by side stand the benchmarks, with their average at the end, or the splits of a single one. A cell is the mean
-over the scored samples with its 95% bootstrap interval (`baselines.tables.bootstrap`), n of them, and how many failed;
+over the scored samples with its 95% bootstrap interval (`baselines.tables.statistics`), n of them, and how many failed;
 then the paired difference to the reference (`baselines.tables.summary`), our difference to the paper where it has the
-model (`baselines.tables.beside`), and the same by task and by source.
+model (`baselines.tables.paper`), and the same by task and by source.
 
 Writes table.md and table.tex with all of it, table.png (the main table), table.csv, tasks.csv and, where a benchmark
-has parts, sources.csv (all figures, one line each), and summary.json (the main table's rows of the first metric, as
+has parts, sources.csv (all numbers, one line each), and summary.json (the main table's rows of the first metric, as
 `Row` has them).
 """
 
@@ -21,14 +21,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample, read_records
-from baselines.tables.averages import main_rows, source_group, task_group
-from baselines.tables.beside import comparison_of
-from baselines.tables.bootstrap import RESAMPLES
-from baselines.tables.cells import UNKNOWN, cell
-from baselines.tables.grid import Grid, to_latex, to_markdown
-from baselines.tables.grid_picture import draw
-from baselines.tables.published import benchmarks, row_of
-from baselines.tables.summary import Row, metrics_of, models_of, of_metric, summarise
+from baselines.tables.grid import UNKNOWN, Grid, cell, draw, to_latex, to_markdown
+from baselines.tables.paper import benchmarks, comparison_of, row_of
+from baselines.tables.statistics import RESAMPLES
+from baselines.tables.summary import (
+    Row,
+    main_rows,
+    metrics_of,
+    models_of,
+    of_metric,
+    source_group,
+    summarise,
+    task_group,
+)
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file, write_json
 
@@ -160,7 +165,7 @@ def _group_grid(title: str, head: str, rows: list[Row], metric: str) -> Grid:
 
 
 def _write_csv(path: Path, groups: dict[str, list[Row]]) -> None:
-    """One line per row; unknown figures are empty cells."""
+    """One line per row; unknown numbers are empty cells."""
     rows = [(metric, row) for metric, metric_rows in groups.items() for row in metric_rows]
     parts = list(dict.fromkeys(name for _, row in rows for name in row.parts))
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -173,12 +178,12 @@ def _write_csv(path: Path, groups: dict[str, list[Row]]) -> None:
             compared = [pair.to, pair.n, pair.mean, pair_low, pair_high] if pair else [None] * 5
             published = _published(metric, row)
             beyond = row.mean - published if published is not None and row.mean is not None else None
-            figures = [metric, row.model, row.split, row.n, row.failed, row.mean, low, high, *compared]
-            writer.writerow([*figures, published, beyond, *(row.parts.get(name) for name in parts)])
+            cells = [metric, row.model, row.split, row.n, row.failed, row.mean, low, high, *compared]
+            writer.writerow([*cells, published, beyond, *(row.parts.get(name) for name in parts)])
 
 
 def _published(metric: str, row: Row) -> float | None:
-    """The paper's figure for a cell of the main table."""
+    """The paper's score for a cell of the main table."""
     found = row_of(row.model) if metric == VIESCORE else None
     titles = [*benchmarks().values(), "AVG"]
     return found.cells[titles.index(row.split)] if found is not None and row.split in titles else None

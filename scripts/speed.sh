@@ -7,5 +7,6 @@ set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 
 install_project dev
-python -m emu3.speed "$@"
-python -m rl.speed "$@"
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}  # dev/ is not installed
+python -m dev.speed "$@"
+python -m dev.speed.rl "$@"

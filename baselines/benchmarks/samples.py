@@ -2,9 +2,9 @@
 
 Files are on disk or on the Hub, whose cache and `HF_HUB_OFFLINE=1` do what they do everywhere
 (`emu3.train_image_editing.open_rows`); nothing but Parquet files is fetched. Images are decoded when a row is taken,
-not before: the encoded images of the rows that count are held in memory, of the others nothing. Cells are read as training
-data are (`emu3.train_image_editing.image_rows`), with one difference: a row that cannot be read ends the run, since a
-benchmark with holes is another benchmark.
+not before: the encoded images of the rows that count are held in memory, of the others nothing. Cells are read as
+training data are (`emu3.train_image_editing.image_rows`), with one difference: a row that cannot be read ends the run,
+since a benchmark with holes is another benchmark.
 """
 
 from __future__ import annotations

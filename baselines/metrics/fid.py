@@ -1,12 +1,12 @@
-"""Fréchet distance of two sets of pictures (Heusel et al., 2017, "GANs Trained by a Two Time-Scale Update Rule"), lower
+"""Fréchet distance of two sets of images (Heusel et al., 2017, "GANs Trained by a Two Time-Scale Update Rule"), lower
 is better: |m - n|^2 + tr(C + D - 2 (C D)^(1/2)), with means m, n and covariances C, D of the network's features.
 
-`fid` compares the edited pictures with the target pictures of the same rows, by torchmetrics, on the 2,048 pooled
-features of TensorFlow's Inception of 2015 as torch-fidelity ported it, with its scaling to 299x299. Each picture is
+`fid` compares the edited images with the target images of the same rows, by torchmetrics, on the 2,048 pooled
+features of TensorFlow's Inception of 2015 as torch-fidelity ported it, with its scaling to 299x299. Each image is
 scaled by itself; sizes need not agree. torch-fidelity imports torchvision: where that is lacking there is no FID.
 
 An estimate from n samples is too high by a bias that shrinks with n, and below 2,048 samples the covariance does not
-even have full rank: such figures are comparable only at the same n, and a warning says so.
+even have full rank: such numbers are comparable only at the same n, and a warning says so.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from baselines.metrics.frames import as_tensor, batches
-from baselines.metrics.protocol import Missing, Pictures
-from baselines.metrics.weights import device, library, tensors, torch_file, version_of
+from baselines.metrics.image_metric import EditedSample, Missing, as_tensor, batches
+from baselines.metrics.metric_weights import device, library, tensors, torch_file, version_of
 from emu3.tokenizer.quantizer import plain_float32
 
 INCEPTION = (
@@ -34,7 +33,7 @@ ROWS_AT_ONCE = 64
 
 
 class Fid:
-    """Fréchet distance between edited and target pictures, on the features of any network.
+    """Fréchet distance between edited and target images, on the features of any network.
 
     network: uint8 (B, 3, H, W) -> float (B, features).
     """
@@ -44,15 +43,15 @@ class Fid:
     needs_target = True
 
     def __init__(self, network: nn.Module, features: int, version: str) -> None:
-        """Raises `Absent` without torchmetrics."""
+        """Raises `MissingDependency` without torchmetrics."""
         self._frechet = library("torchmetrics.image.fid", "torchmetrics").FrechetInceptionDistance
         self.version = f"{version_of('torchmetrics')}, {version}"
         self._network = network
         self._features = features
-        # Where torchmetrics looks for it; otherwise it runs a picture of its own through the network.
+        # Where torchmetrics looks for it; otherwise it runs an image of its own through the network.
         network.num_features = features  # type: ignore[assignment]
 
-    def score_set(self, rows: Iterable[Pictures]) -> tuple[float, int] | Missing:
+    def score_set(self, rows: Iterable[EditedSample]) -> tuple[float, int] | Missing:
         """(distance, n) over the rows that have a target. Warns if n is below the number of features."""
         frechet = self._frechet(feature=self._network).to(device())
         count = 0
@@ -83,7 +82,7 @@ def _chunks(
 
 
 def fid(weights: Path | None) -> Fid:
-    """FID on Inception. Raises `Absent` without torch-fidelity, torchvision, torchmetrics or the weights."""
+    """FID on Inception. Raises `MissingDependency` without torch-fidelity, torchvision, torchmetrics or the weights."""
     library("torch_fidelity", "torch-fidelity")
     inception = library("torchmetrics.image.fid", "torchmetrics").NoTrainInceptionV3
     file = torch_file(INCEPTION, weights)

@@ -1,1 +1,1 @@
-"""The parts of the report: gallery, charts, headline, and its templates."""
+"""What the report is made from: the run folder, the gallery, and its templates."""

@@ -1,24 +1,30 @@
-"""Predictions on disk: pictures and a line per finished sample, then one file over all of them.
+"""Predictions on disk: images and a line per finished sample, then one file over all of them.
 
     OUT/settings.json                    what the run was asked for; written with the first sample
-    OUT/batches/000064/000070-edited.png the pictures of a batch, by row
-    OUT/rows-0.jsonl                     the finished samples (`baselines.results.sample_log`)
-    OUT/failures-0.json                  samples without a picture, if there are any, and why
+    OUT/batches/000064/000070-edited.png the images of a batch, by row
+    OUT/rows-0.jsonl                     the finished samples, a JSON line each; a file per process
+    OUT/failures-0.json                  samples without an image, if there are any, and why
     OUT/predictions.parquet              written last: its presence says that all is there
 
 Several processes share the batches, and whoever finds all samples there at its end writes the last file. A batch that
 was cut short is computed again, since its seed belongs to all of it; what is finished of it stays as it is.
+
+A sample's line is appended after its images are written, and holds their digests: a run that goes on after a crash
+takes a sample for finished only if its line is whole and its images are what the line says. Images are not synced one
+by one, which would cost more than writing them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any
 
 from baselines.benchmarks.samples import Sample, Samples
 from baselines.editors.editing import (
@@ -32,19 +38,19 @@ from baselines.editors.editing import (
     make_batches,
 )
 from baselines.results.records import PREDICTIONS_FILE, Prediction, refuse_other_settings, write_records
-from baselines.results.sample_log import SampleLog, finished_samples
 from emu3.errors import UserError
 from emu3.files import read_json, write_json
+from emu3.report.metrics_file import flat
 
 SETTINGS_FILE = "settings.json"
 
 GIVE_UP_AFTER = 8
-"""So many samples in a row without a picture end a run: the editor does not work."""
+"""So many samples in a row without an image end a run: the editor does not work."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked for, and all that led to its pictures.
+    """What a run was asked for, and all that led to its images.
 
     `name` is the run's row in the tables, `benchmark` the rules that made the samples, `origin` and `data` tell the
     files that they are from, `options` are the editor's, `image_area` is in pixels.
@@ -70,8 +76,8 @@ def write_predictions(
     are done.
 
     The editor is loaded only if a sample is missing, before anything is written. Raises `UserError` when `output_dir`
-    holds a run with other settings, for a picture that is none of its sample, and, at the end, for samples without a
-    picture; what is missing is made by the next call.
+    holds a run with other settings, for an image that is none of its sample, and, at the end, for samples without an
+    image; what is missing is made by the next call.
     """
     asked = json.loads(json.dumps(asdict(settings)))
     whole = output_dir / PREDICTIONS_FILE
@@ -82,11 +88,11 @@ def write_predictions(
     mine = share.of(make_batches(samples, rows, settings.batch_size, editor.equal_sizes))
     missing = [batch for batch in mine if not done.keys() >= set(batch.rows)]
     if missing:
-        run = _Run(samples, editor, output_dir, settings, asked, share)
+        run = _Worker(samples, editor, output_dir, settings, asked, share)
         run.predict(missing, len(rows), set(done))
         done = finished_samples(output_dir)
     if done.keys() >= set(rows):
-        os.sync()  # once for all pictures; they were not synced one by one
+        os.sync()  # once for all images; they were not synced one by one
         write_records(whole, [done[row] for row in rows], asked)
     else:
         print(f"{settings.name}: share {share.index} of {share.count} is done, others are not")
@@ -100,20 +106,12 @@ def _check_folder(output_dir: Path, asked: dict[str, Any], finished: bool) -> No
         if finished and isinstance(found, dict):
             # Nothing is added to it: with newer libraries it is still the run that it was.
             found["versions"] = asked["versions"]
-        refuse_other_settings(output_dir, _flat(found), _flat(asked))
+        refuse_other_settings(output_dir, flat(found, "."), flat(asked, "."))
     elif output_dir.exists() and any(not path.name.startswith(".") for path in output_dir.iterdir()):
         raise UserError(f"{output_dir} is not empty and holds no run of this command: choose another folder")
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-class _Run:
+class _Worker:
     """One process at work on its share."""
 
     def __init__(
@@ -159,11 +157,11 @@ class _Run:
                         self._failures_in_a_row += 1
                         continue
                     try:
-                        pictures = self._pictures(sample, answer)
+                        images = self._images(sample, answer)
                     except UserError as error:
                         trouble = trouble or error
                         continue
-                    self._keep(batch, row, sample, answer, pictures, seconds, log)
+                    self._keep(batch, row, sample, answer, images, seconds, log)
                     self._failures_in_a_row = 0
                     done.add(row)
                 if trouble is not None:
@@ -173,7 +171,7 @@ class _Run:
                     break
         self._tell_failures()
 
-    def _pictures(self, sample: Sample, answer: Edited) -> dict[str, Any]:
+    def _images(self, sample: Sample, answer: Edited) -> dict[str, Any]:
         """What a judge or a reader sees of a sample, by kind, all of one size rule."""
         try:
             frame = SourceFrame(sample.source, self._settings.image_area)
@@ -185,12 +183,12 @@ class _Run:
                 f"sample {sample.id}: {self._settings.name} gave a picture of {size[0]}x{size[1]} pixels for one of "
                 f"{sample.source.width}x{sample.source.height}, which is another shape"
             )
-        pictures = {"source": frame.shown, "edited": frame.fit(answer.image)}
+        images = {"source": frame.shown, "edited": frame.fit(answer.image)}
         if sample.target is not None:
-            pictures["target"] = frame.fit_target(sample.target)
+            images["target"] = frame.fit_target(sample.target)
         if sample.mask is not None:
-            pictures["mask"] = frame.fit_mask(sample.mask)
-        return pictures
+            images["mask"] = frame.fit_mask(sample.mask)
+        return images
 
     def _keep(
         self,
@@ -198,7 +196,7 @@ class _Run:
         row: int,
         sample: Sample,
         answer: Edited,
-        pictures: dict[str, Any],
+        images: dict[str, Any],
         seconds: float,
         log: SampleLog,
     ) -> None:
@@ -209,9 +207,9 @@ class _Run:
             write_json(self._output_dir / SETTINGS_FILE, self._asked)
         folder = self._output_dir / f"batches/{batch.start:06d}"
         folder.mkdir(parents=True, exist_ok=True)
-        paths = {kind: f"batches/{folder.name}/{row:06d}-{kind}.png" for kind in pictures}
-        for kind, picture in pictures.items():
-            picture.save(self._output_dir / paths[kind])
+        paths = {kind: f"batches/{folder.name}/{row:06d}-{kind}.png" for kind in images}
+        for kind, image in images.items():
+            image.save(self._output_dir / paths[kind])
         prediction = Prediction(
             id=sample.id,
             benchmark=settings.benchmark["name"],
@@ -244,3 +242,64 @@ class _Run:
         others = f"; {len(self._failures) - 1} more without one" if len(self._failures) > 1 else ""
         kept = f", listed in {file}; all others are kept" if file.exists() else ""
         raise UserError(f"{self._settings.name} gave no picture for sample {id}: {reason}{others}{kept}")
+
+
+class SampleLog:
+    """Appends to OUT/rows-N.jsonl, made at the first line; N is the number of the process."""
+
+    def __init__(self, output_dir: Path, number: int) -> None:
+        self._folder = output_dir
+        self._path = output_dir / f"rows-{number}.jsonl"
+        self._file: IO[bytes] | None = None
+
+    def append(self, row: int, prediction: Prediction, candidates: tuple[float | None, ...]) -> None:
+        """Note that sample `row` is done. candidates: scores of what its image was chosen among."""
+        line = {
+            "row": row,
+            "prediction": asdict(prediction),
+            "digests": {name: _digest(self._folder / name) for name in _image_names(prediction)},
+            **({"candidates": candidates} if candidates else {}),
+        }
+        if self._file is None:
+            # Whatever a crash left of a last line is closed, so that the next one stands by itself.
+            torn = self._path.is_file() and not self._path.read_bytes().endswith(b"\n")
+            self._file = self._path.open("ab", buffering=0)
+            if torn and self._file.tell():
+                self._file.write(b"\n")
+        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    def __enter__(self) -> SampleLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+def finished_samples(output_dir: Path) -> dict[int, Prediction]:
+    """The samples that all processes so far have finished, by row; what is torn or has lost an image is left out."""
+    done: dict[int, Prediction] = {}
+    for file in sorted(output_dir.glob("rows-*.jsonl")):
+        for line in file.read_bytes().splitlines():
+            try:
+                entry: dict[str, Any] = json.loads(line)
+                prediction = Prediction(**entry["prediction"])
+                whole = all(_digest(output_dir / name) == digest for name, digest in entry["digests"].items())
+            except (ValueError, KeyError, TypeError, OSError):
+                continue
+            if whole:
+                done[entry["row"]] = prediction
+    return done
+
+
+def _image_names(prediction: Prediction) -> list[str]:
+    return [
+        name for name in (prediction.source, prediction.edited, prediction.target, prediction.mask) if name is not None
+    ]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Where a number comes from: fingerprints of files, and versions of the libraries that shape pictures.
+"""Where a number comes from: fingerprints of files, and versions of the libraries that shape images.
 
 A path says little next week, so data and weights are told by the SHA-256 of their contents. In huggingface_hub's cache
 a large file's name is that digest already, so a model from the Hub and a copy of it in a folder have one fingerprint,

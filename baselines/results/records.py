@@ -1,7 +1,8 @@
 """The two files between the steps: predictions and scores, one row per sample, as Parquet.
 
 Paths in a predictions file are relative to its folder, so that a run folder can be moved. The settings that led to a
-file stand in its schema metadata: a number can be traced, and a file is never continued under other settings.
+file stand in its schema metadata: a number can be traced, and a file is never continued under other settings. A scores
+file grows by metrics (`ScoreFile`), and its numbers never mix two ways of making them.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ _SETTINGS = b"settings"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One edited picture. `source` is the picture as the judge sees it; `target` is None where the data has none.
+    """One edited image. `source` is the image as the judge sees it; `target` is None where the data has none.
 
     `source_set` is the part of a benchmark that a row comes from, "" where there are no parts. `model` is the name of
     the row in the tables, `editor` the kind of editor, `seconds` the sample's share of the time that its batch took.
-    `reasoning` is the chain of thought that the editor wrote before the picture, or None. What the data has of captions
-    of the picture before and after the edit, and of a mask (white where the edit belongs), stands beside it.
+    `reasoning` is the chain of thought that the editor wrote before the image, or None. What the data has of captions
+    of the image before and after the edit, and of a mask (white where the edit belongs), stands beside it.
     """
 
     id: str
@@ -60,9 +61,9 @@ class Prediction:
 class ScoredSample:
     """One prediction under one metric. `value` is null unless `status` is "score": a failure is never a number.
 
-    `metric` is VIESCORE or the name of another metric, `parts` holds the figures behind the value. `answers` keeps
-    what the judge said, by question; it is empty for other metrics. `detail` says why there is no value, else null.
-    A figure of a whole benchmark, such as FID, is one row with the id WHOLE_SET, its sample count as `parts["n"]`.
+    `metric` is VIESCORE or the name of another metric, `parts` holds the numbers that the value is made of. `answers`
+    keeps what the judge said, by question; it is empty for other metrics. `detail` says why there is no value, else
+    null. A score of a whole benchmark, such as FID, is one row with the id WHOLE_SET, its sample count as `parts["n"]`.
     """
 
     id: str
@@ -167,3 +168,32 @@ def refuse_other_settings(where: Path, found: dict[str, Any], wanted: dict[str, 
                 f"{where} already holds a run with {key}={found.get(key)!r}, this one has {key}={wanted.get(key)!r}: "
                 "choose another folder or delete that one"
             )
+
+
+class ScoreFile:
+    """The scores file at `path` by metric, written anew after each: what was measured is not lost to the next one.
+
+    Raises `UserError` if it is about other predictions than `settings` says.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.settings = settings
+        self.by_metric: dict[str, list[ScoredSample]] = {}
+        if path.exists():
+            self.settings = read_settings(path)
+            refuse_other_settings(path, {key: self.settings.get(key) for key in settings}, settings)
+            for score in read_records(path, ScoredSample):
+                self.by_metric.setdefault(score.metric, []).append(score)
+
+    def check(self, made: dict[str, Any]) -> None:
+        """Raise `UserError` if the file holds scores that were made in another way than `made` says."""
+        if self.settings.keys() & made.keys():
+            refuse_other_settings(self.path, {key: self.settings.get(key) for key in made}, made)
+
+    def put(self, name: str, rows: list[ScoredSample], made: dict[str, Any]) -> None:
+        """Write the rows of a metric; its place in the file does not depend on what was scored first."""
+        self.by_metric[name] = rows
+        self.settings = self.settings | made
+        order = sorted(self.by_metric, key=lambda metric: (metric != VIESCORE, metric))
+        write_records(self.path, [row for metric in order for row in self.by_metric[metric]], self.settings)

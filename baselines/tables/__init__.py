@@ -1,1 +1,1 @@
-"""From scores to means with intervals, beside the published figures, as Markdown, LaTeX, CSV and PNG."""
+"""From scores to means with intervals, beside the published scores, as Markdown, LaTeX, CSV and PNG."""

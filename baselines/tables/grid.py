@@ -1,8 +1,10 @@
-"""A table as text cells, and its three spellings: Markdown, LaTeX (booktabs) and CSV.
+"""A table as text cells: how a number is printed, and the spellings of the whole in Markdown, LaTeX (booktabs), CSV and
+as a PNG.
 
-Whoever builds a grid decides what a cell says, the spellings only dress it: all three print the same figures. A name
-in backticks is a name of this project (a model, a file) and is set in a typewriter face. The picture of a grid is in
-`baselines.tables.grid_picture`.
+A judge's score from 0 to 10 has two decimals, as published. Other metrics live on other scales and have four
+significant digits. An unknown number is a dash, never a zero. Whoever builds a grid decides what a cell says; the
+spellings only dress it, so all of them say the same. A name in backticks is a name of this project (a model, a file)
+and is set in a typewriter face.
 """
 
 from __future__ import annotations
@@ -10,11 +12,23 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from baselines.results.records import VIESCORE
+from baselines.tables.statistics import Interval
+from emu3.files import whole_file
+
+if TYPE_CHECKING:  # only `draw` needs it, and it takes a second to import
+    from matplotlib.axes import Axes
+
+UNKNOWN = "–"
 
 _LATEX = {
-    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -26,6 +40,38 @@ _LATEX = {
     "↓": r"$\downarrow$",
     "→": r"$\rightarrow$",
 }
+
+INK, SOFT, LINE = "#1b1d21", "#5c636e", "#c9ced6"
+_POINTS, _ROW, _PAD = 9, 0.25, 0.18
+# Inches per character of the sans-serif face at 9 points, wide enough for digits and capitals.
+_CHARACTER = 0.073
+
+
+def number(value: float, metric: str = VIESCORE, sign: str = "") -> str:
+    """`3.10`; with sign "+" also a positive number shows its sign."""
+    if metric == VIESCORE:
+        return fixed(value, 2, sign)
+    if abs(value) >= 1000:
+        return f"{value:{sign}.0f}"
+    # "#" keeps trailing zeros, so that the numbers of a column end alike.
+    return f"{value:{sign}#.4g}" if abs(value) >= 1e-4 or value == 0 else f"{value:{sign}.1e}"
+
+
+def fixed(value: float, decimals: int, sign: str = "") -> str:
+    """So many decimals; what rounds to zero has no minus."""
+    return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"
+
+
+def cell(mean: float | None, interval: Interval | None, sign: str = "", metric: str = VIESCORE) -> str:
+    """`3.10 [2.81, 3.40]`; with sign "+" a difference shows its sign."""
+    if mean is None:
+        return UNKNOWN
+    return " ".join([number(mean, metric, sign), *([brackets(interval, sign, metric)] if interval else [])])
+
+
+def brackets(interval: Interval, sign: str = "", metric: str = VIESCORE) -> str:
+    """`[2.81, 3.40]`"""
+    return f"[{number(interval[0], metric, sign)}, {number(interval[1], metric, sign)}]"
 
 
 @dataclass(frozen=True)
@@ -92,7 +138,7 @@ def plain(text: str) -> str:
 def latex_text(text: str) -> str:
     """Text with LaTeX's own characters escaped, backticks set in `texttt`."""
     pieces = re.split(r"`([^`]*)`", text)
-    escaped = ["".join(_LATEX.get(mark, mark) for mark in piece) for piece in pieces]
+    escaped = ["".join(_LATEX.get(sign, sign) for sign in piece) for piece in pieces]
     return "".join(f"\\texttt{{{piece}}}" if place % 2 else piece for place, piece in enumerate(escaped))
 
 
@@ -102,3 +148,49 @@ def _pipes(cells: Sequence[str]) -> str:
 
 def _ampersands(cells: Sequence[str]) -> str:
     return " & ".join(map(latex_text, cells)) + r" \\"
+
+
+def draw(grid: Grid, path: Path) -> Path:
+    """Write `grid` as a PNG of its natural size; returns `path`. Raises `ValueError` for a grid without rows."""
+    if not grid.rows:
+        raise ValueError("a grid without rows has no picture")
+    # Imported here: what prints text needs no drawing library.
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    cells = [[plain(text) for text in row] for row in (grid.columns, *grid.rows)]
+    widths = [max(len(row[place]) for row in cells) * _CHARACTER + 2 * _PAD for place in range(len(grid.columns))]
+    width = sum(widths)
+    wrapped = textwrap.wrap(grid.note, max(40, int(width / (_CHARACTER * 0.85))))
+    heights = [0.4 if grid.title else 0.1, _ROW * len(cells), _ROW * len(wrapped) + 0.15]
+    height = sum(heights)
+    with mpl.rc_context({"font.size": _POINTS, "text.color": INK, "font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(0, width), ylim=(height, 0))
+        axes.set_axis_off()
+        if grid.title:
+            axes.text(_PAD, 0.22, grid.title, weight="bold", va="center", fontsize=_POINTS + 2)
+        top = heights[0]
+        for place, row in enumerate(cells):
+            middle = top + (place + 0.5) * _ROW
+            _write_row(axes, row, widths, middle, heading=place == 0)
+            if place <= 1 or grid.begins_block(place - 1):
+                axes.plot([_PAD, width - _PAD], [top + place * _ROW] * 2, color=INK if place < 2 else LINE, lw=0.8)
+        bottom = top + heights[1]
+        axes.plot([_PAD, width - _PAD], [bottom, bottom], color=INK, lw=0.8)
+        for place, line in enumerate(wrapped):
+            axes.text(_PAD, bottom + (place + 0.6) * _ROW, line, color=SOFT, va="center", fontsize=_POINTS - 1)
+        with whole_file(path) as temporary:
+            # Without the version of matplotlib, the same grid gives the same bytes.
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+    return path
+
+
+def _write_row(axes: Axes, row: list[str], widths: list[float], middle: float, *, heading: bool) -> None:
+    """Names to the left, numbers to the right."""
+    left = 0.0
+    for place, (text, width) in enumerate(zip(row, widths, strict=True)):
+        x, side = (left + _PAD, "left") if place == 0 else (left + width - _PAD, "right")
+        axes.text(x, middle, text, ha=side, va="center", color=SOFT if heading else INK, parse_math=False)
+        left += width

@@ -2,7 +2,9 @@
 
 A failed sample is counted and enters no mean. The difference to a reference model is taken sample by sample on the
 samples that both have a score for: a much tighter interval than two side by side, since both models meet the same
-easy and hard samples. All functions take the scores of one metric (`of_metric`).
+easy and hard samples. The paper's AVG is the plain mean of its six benchmarks, whatever their sizes; its interval comes
+from resampling each benchmark by itself (`average_interval`). All functions take the scores of one metric
+(`of_metric`).
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ import numpy as np
 
 from baselines.editors.options import GROUND_TRUTH, NO_EDIT
 from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample
-from baselines.tables.bootstrap import RESAMPLES, mean_interval
-from baselines.tables.cells import Interval
-from baselines.tables.published import in_published_order, title_of
+from baselines.tables.paper import benchmarks, in_published_order, title_of
+from baselines.tables.statistics import RESAMPLES, Interval, average_interval, mean_interval
 from emu3.errors import UserError
 
 SPLIT_ORDER = ("simple", "complex")
 EDITOR_ORDER = {NO_EDIT: 0, GROUND_TRUTH: 2}
+AVERAGE = "AVG"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Row:
     """One model on one group of samples. `mean` is None for n = 0, `ci95` for n < 2.
 
     `split` names the group, also where the groups are benchmarks, tasks or sources. `parts` holds the means of the
-    figures behind the score.
+    parts that the scores are made of.
     """
 
     model: str
@@ -51,7 +53,10 @@ class Row:
     difference: Difference | None
 
 
+Group = Callable[[ScoredSample], str]
+"""The name of the group that a score belongs to."""
 Cell = dict[tuple[str, str], ScoredSample]
+"""The scores of one model in one group, by benchmark and id."""
 
 
 def by_split(score: ScoredSample) -> str:
@@ -78,6 +83,25 @@ def by_benchmark_source(score: ScoredSample) -> str:
     return f"{by_benchmark(score)}: {score.source_set}"
 
 
+def main_group(scores: Sequence[ScoredSample]) -> Group:
+    """What stands side by side: the benchmarks where there are several, else the splits of the one."""
+    return by_benchmark if _several(scores) else by_split
+
+
+def task_group(scores: Sequence[ScoredSample]) -> Group:
+    """Tasks; those of several benchmarks are told apart though they may be called alike."""
+    return by_benchmark_task if _several(scores) else by_task
+
+
+def source_group(scores: Sequence[ScoredSample]) -> Group:
+    """Sources, as tasks."""
+    return by_benchmark_source if _several(scores) else by_source
+
+
+def _several(scores: Sequence[ScoredSample]) -> bool:
+    return len({by_benchmark(score) for score in scores}) > 1
+
+
 def of_metric(scores: Sequence[ScoredSample], metric: str) -> list[ScoredSample]:
     return [score for score in scores if score.metric == metric]
 
@@ -93,7 +117,7 @@ def models_of(scores: Sequence[ScoredSample]) -> list[str]:
     return sorted(editors, key=lambda model: EDITOR_ORDER.get(editors[model], 1))
 
 
-def groups_of(scores: Sequence[ScoredSample], group: Callable[[ScoredSample], str]) -> list[str]:
+def groups_of(scores: Sequence[ScoredSample], group: Group) -> list[str]:
     """Group names: simple, complex, the paper's benchmarks in its order, then the others as they come."""
     names = in_published_order(list(dict.fromkeys(group(score) for score in scores)))
     return sorted(names, key=lambda name: SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER))
@@ -101,7 +125,7 @@ def groups_of(scores: Sequence[ScoredSample], group: Callable[[ScoredSample], st
 
 def summarise(
     scores: Sequence[ScoredSample],
-    group: Callable[[ScoredSample], str] = by_split,
+    group: Group = by_split,
     *,
     reference: str | None = None,
     resamples: int = RESAMPLES,
@@ -144,7 +168,75 @@ def summarise(
     return rows
 
 
-def cells_of(scores: Sequence[ScoredSample], group: Callable[[ScoredSample], str]) -> dict[tuple[str, str], Cell]:
+def main_rows(
+    scores: Sequence[ScoredSample], *, reference: str | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> list[Row]:
+    """The rows of the main table; several benchmarks end with their average. Arguments and errors as `summarise`."""
+    group = main_group(scores)
+    rows = summarise(scores, group, reference=reference, resamples=resamples, seed=seed)
+    if group is by_benchmark and not any(score.id == WHOLE_SET for score in scores):
+        rows += average_rows(scores, reference=reference, resamples=resamples, seed=seed)
+    return rows
+
+
+def average_title(names: Sequence[str]) -> tuple[str, list[str]]:
+    """Title and members of the average of some benchmarks: AVG over the paper's six where all are there, else over
+    what there is, which the title then says."""
+    six = list(benchmarks().values())
+    return (AVERAGE, six) if set(six) <= set(names) else (f"{AVERAGE} of {len(names)}", list(names))
+
+
+def average_rows(
+    scores: Sequence[ScoredSample], *, reference: str | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> list[Row]:
+    """A row per model with the plain mean of its benchmarks' means, unknown where one of them has no score: a mean of
+    five is not comparable with a mean of six."""
+    title, names = average_title(groups_of(scores, by_benchmark))
+    cells = cells_of(scores, by_benchmark)
+
+    def of(model: str) -> list[Cell]:
+        return [cells.get((model, name), {}) for name in names]
+
+    rows = []
+    for model in models_of(scores):
+        values = [values_of(cell) for cell in of(model)]
+        parts = [mean_parts(cell) for cell in of(model)]
+        numbers = [np.array(list(group.values())) for group in values]
+        n, whole = sum(map(len, values)), all(values)
+        difference = None
+        if reference is not None and model != reference:
+            pairs = [pairs_of(one, values_of(other)) for one, other in zip(values, of(reference), strict=True)]
+            difference = _average_difference(pairs, reference, resamples, seed)
+        rows.append(
+            Row(
+                model=model,
+                split=title,
+                n=n,
+                mean=float(np.mean([group.mean() for group in numbers])) if whole else None,
+                ci95=average_interval(numbers, resamples=resamples, seed=seed) if whole else None,
+                failed=sum(map(len, of(model))) - n,
+                parts=_common_means(parts) if whole else {},
+                difference=difference,
+            )
+        )
+    return rows
+
+
+def _common_means(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    common = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: float(np.mean([part[name] for part in parts])) for name in common}
+
+
+def _average_difference(pairs: Sequence[np.ndarray], reference: str, resamples: int, seed: int) -> Difference | None:
+    """The plain mean of the benchmarks' paired differences; None where one of them has no pair."""
+    if not all(map(len, pairs)):
+        return None
+    mean = float(np.mean([group.mean() for group in pairs]))
+    interval = average_interval(pairs, resamples=resamples, seed=seed)
+    return Difference(reference, sum(map(len, pairs)), mean, interval)
+
+
+def cells_of(scores: Sequence[ScoredSample], group: Group) -> dict[tuple[str, str], Cell]:
     """Scores by model and group name, then by benchmark and id. Raises `UserError` for a sample with two scores."""
     cells: dict[tuple[str, str], Cell] = {}
     for score in scores:
@@ -161,7 +253,7 @@ def values_of(cell: Cell) -> dict[tuple[str, str], float]:
 
 
 def _count(cell: Cell) -> int:
-    """Samples behind a figure. That of a whole set is one figure, which says itself how many they were."""
+    """Samples behind a mean. A score of a whole set says itself how many they were."""
     return sum(int(cell[key].parts["n"]) if key[1] == WHOLE_SET else 1 for key in values_of(cell))
 
 
@@ -185,7 +277,7 @@ def pairs_of(values: dict[tuple[str, str], float], others: dict[tuple[str, str],
 
 
 def mean_parts(cell: Cell) -> dict[str, float]:
-    """Means of the figures behind the scores, each over the samples that have it."""
+    """Means of the parts of the scores, each over the samples that have it."""
     scored = [score for score in cell.values() if score.value is not None and score.id != WHOLE_SET]
     names = dict.fromkeys(name for score in scored for name in score.parts)
     return {name: float(np.mean([score.parts[name] for score in scored if name in score.parts])) for name in names}

@@ -2,7 +2,8 @@
 
 It needs no server and no network, and loads itself again while steps are still to come. It cannot know that a run was
 killed: it says when its last step was written. A value that never moved (no failures, one learning rate) gets a
-sentence instead of an empty chart. SFT fills the page as it is; RL's template extends it.
+sentence instead of an empty chart. SFT fills the page as it is; RL's template extends it; the evaluation's page is
+another one and takes style, panels and environment from here.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Head:
 def write_page(path: Path, head: Head, sections: Sequence[Section], template: Path | None = None, **more: Any) -> Path:
     """Write the page, whole or not at all; returns `path`. template: one that extends `TEMPLATE`, which gets `more`."""
     page = (
-        _environment(template.parent if template else None)
+        environment(template.parent if template else None)
         .get_template(template.name if template else TEMPLATE)
         .render(
             head=head,
@@ -139,8 +140,8 @@ def curves(lines: Sequence[Line], metrics: Iterable[Metric]) -> list[tuple[Metri
 
 
 @lru_cache
-def _environment(folder: Path | None) -> jinja2.Environment:
-    """Templates of this package and of `folder`."""
+def environment(folder: Path | None) -> jinja2.Environment:
+    """Templates of this package and of `folder`. The filter `minus` writes negative numbers with a true minus sign."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, *([folder] if folder else [])]),
         autoescape=True,

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from baselines import agreement
-from baselines.judges.correlation import correlations
-from baselines.judges.ratings import Columns
+from baselines.agreement import RatingColumns
 from baselines.results.records import ScoredSample, write_records
+from baselines.tables.statistics import correlations
 from emu3.errors import UserError
 
 Make = Callable[..., ScoredSample]
@@ -84,7 +84,7 @@ def test_people_are_correlated_not_subtracted(files: Callable[..., Path], tmp_pa
         pq.write_table(pa.Table.from_pylist(rows), ratings)
     else:
         ratings.write_text("sample,model,mean\n" + "".join(f"{id},m,{rating}\n" for id, rating in rated))
-    columns = Columns(id="sample", rating="mean")
+    columns = RatingColumns(id="sample", rating="mean")
     [whole, *_] = agreement.run(path, tmp_path / "out", ratings=ratings, columns=columns, resamples=50)
     assert whole.n == 4 and whole.difference is None and whole.equal is None
     assert whole.correlations[1].value == pytest.approx(1.0)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from baselines import figure
-from baselines.results.run_folder import read_run_folder
+from baselines.page.run_folder import read_run_folder
 from emu3.errors import UserError
 
 MakeRun = Callable[..., Path]

@@ -14,9 +14,8 @@ import pytest
 
 from baselines import report
 from baselines.page import gallery
-from baselines.page.charts import interval_bar
-from baselines.page.curves import read_curves
-from baselines.page.headline import findings
+from baselines.page.run_folder import read_curves
+from baselines.report import findings, interval_bar
 from baselines.results.records import Prediction, read_records, write_records
 from baselines.tables.summary import Row, summarise
 from emu3.errors import UserError
@@ -256,11 +255,11 @@ def test_curves_of_a_resumed_and_a_cut_log(tmp_path: Path) -> None:
     """Guards the log of a run that was killed: a repeated step counts once, half a line not at all."""
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 1, "reward": 1}\n{"step": 2, "reward": 9}\n{"step": 2, "reward": 2}\n{"step": 3, "rew')
-    [curve] = read_curves(log)
+    [curve] = read_curves(tmp_path)
     assert (curve.steps, curve.values) == ([1.0, 2.0], [1.0, 2.0])
     log.write_text("nonsense\n")
     with pytest.raises(UserError, match="line 1: not a JSON object with a step"):
-        read_curves(log)
+        read_curves(tmp_path)
 
 
 def test_a_bar_is_as_long_as_its_score() -> None:

@@ -15,12 +15,16 @@ import pytest
 from noise_pictures import noise
 from PIL import Image
 
-from baselines import report, screenshot
+from baselines import report
 from baselines.page import gallery
 from baselines.results.records import Prediction, write_records
 from emu3.errors import UserError
 
-playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright")
+from playwright import sync_api as playwright
+
+from dev import screenshots
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
@@ -205,8 +209,8 @@ def test_the_picture_for_the_readme(make_run: Callable[..., Path], tmp_path: Pat
     output = tmp_path / "report.png"
     # In a thread, since this one runs playwright's loop for the other tests.
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(screenshot.run, page, one="rl", two="sft", output=output).result()
-        failed = thread.submit(screenshot.run, page, one="other", two="sft", output=output).exception()
+        thread.submit(screenshots.evaluation, page, output, one="rl", two="sft").result()
+        failed = thread.submit(screenshots.evaluation, page, output, one="other", two="sft").exception()
     assert isinstance(failed, UserError) and "has no 'other' to show" in str(failed)
     with Image.open(output) as picture:
-        assert picture.width == round(screenshot.SCALE * (2 * screenshot.WIDTH + screenshot.GAP))
+        assert picture.width == round(screenshots.SCALE * (2 * screenshots.WIDTH + screenshots.GAP))

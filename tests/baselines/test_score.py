@@ -11,12 +11,10 @@ import pytest
 from fake_judge import FakeJudge
 from noise_pictures import noise
 
-from baselines import score
-from baselines.judges import judging
-from baselines.judges.judging import Pace
-from baselines.metrics.protocol import Missing, Pictures
+from baselines import judging, score
+from baselines.judging import Pace, usage_of
+from baselines.metrics.image_metric import EditedSample, Missing
 from baselines.results.records import Prediction, ScoredSample, read_records, read_settings, write_records
-from baselines.results.usage import usage_of
 from emu3.errors import UserError
 from rl.reward.config import JudgeConfig
 
@@ -184,7 +182,7 @@ class Redness:
     version = "one"
     calls = 0
 
-    def score(self, rows: list[Pictures]) -> list[float | Missing]:
+    def score(self, rows: list[EditedSample]) -> list[float | Missing]:
         Redness.calls += 1
         return [float(row.edited.getpixel((0, 0))[0]) if row.target else Missing("no target") for row in rows]  # type: ignore[index]
 
@@ -205,7 +203,7 @@ class Spread:
 @pytest.fixture
 def other_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {"redness": Redness, "spread": Spread}
-    monkeypatch.setattr("baselines.metrics.choose.metric_named", lambda name, weights: made[name]())
+    monkeypatch.setattr("baselines.metrics.measuring.metric_named", lambda name, weights: made[name]())
     monkeypatch.setattr(Redness, "calls", 0)
 
 

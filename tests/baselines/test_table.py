@@ -11,9 +11,8 @@ import pytest
 
 from baselines import table
 from baselines.results.records import ScoredSample, write_records
-from baselines.tables.averages import average_rows, main_rows
-from baselines.tables.published import benchmarks
-from baselines.tables.summary import by_task, summarise
+from baselines.tables.paper import benchmarks
+from baselines.tables.summary import average_rows, by_task, main_rows, summarise
 from emu3.errors import UserError
 
 Make = Callable[..., ScoredSample]

@@ -16,13 +16,13 @@ from emu3.errors import run_main
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
-from emu3.demo import screenshot
+from dev import screenshots
 from emu3.demo.__main__ import main
 from emu3.demo.session import MAX_SAMPLES
 
 LIFE_S = "600"
 
-needs_browser = pytest.mark.skipif(screenshot.find_browser() is None, reason="no Chromium is installed")
+needs_browser = pytest.mark.skipif(screenshots.find_browser() is None, reason="no Chromium is installed")
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +49,11 @@ def photos(tmp_path: Path) -> tuple[Path, Path]:
     return wide, tall
 
 
-def sizes(page: screenshot.Page, selector: str) -> list[list[int]]:
+def sizes(page: screenshots.Page, selector: str) -> list[list[int]]:
     return page.eval_on_selector_all(selector, "all => all.map(image => [image.naturalWidth, image.naturalHeight])")
 
 
-def message(page: screenshot.Page) -> str:
+def message(page: screenshots.Page) -> str:
     toast = page.locator(".toast-body")
     toast.first.wait_for()
     text = toast.first.inner_text()
@@ -66,14 +66,14 @@ def message(page: screenshot.Page) -> str:
 def test_a_person_edits_a_picture(url: str, photos: tuple[Path, Path], tmp_path: Path) -> None:
     """The whole way: errors first, then edits, another choice, a chain of thought. Nothing is asked of other hosts."""
     wide, _ = photos
-    with screenshot.opened(url) as (page, elsewhere):
-        screenshot.ask(page, "make it purple")
+    with screenshots.opened(url) as (page, elsewhere):
+        screenshots.ask(page, "make it purple")
         assert "There is no picture yet" in message(page)
-        screenshot.ask(page, "  ", wide)
+        screenshots.ask(page, "  ", wide)
         assert "The instruction is empty" in message(page)
 
-        screenshot.ask(page, "make it purple", samples=3)
-        screenshot.wait_for_edits(page, 3)
+        screenshots.ask(page, "make it purple", samples=3)
+        screenshots.wait_for_edits(page, 3)
         assert sizes(page, "#edits button img") == [[504, 336]] * 3  # 24x16, 21 times as large
         assert sizes(page, "#compare img") == [[504, 336]] * 2
         assert not page.locator("#chain").is_visible()
@@ -83,23 +83,23 @@ def test_a_person_edits_a_picture(url: str, photos: tuple[Path, Path], tmp_path:
         page.get_by_text("Before and after: edit 2").wait_for()
         assert page.locator("#compare img").last.get_attribute("src") != first
 
-        screenshot.ask(page, "make it purple", samples=2, think=True)
-        screenshot.wait_for_edits(page, 2)
+        screenshots.ask(page, "make it purple", samples=2, think=True)
+        screenshots.wait_for_edits(page, 2)
         page.locator("#chain").wait_for()
         assert sizes(page, "#boxes img") == [[504, 336]]
 
         page.screenshot(path=tmp_path / "page.png")
         screen = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
-        assert screen[0] <= screenshot.VIEWPORT_WIDTH and screen[1] <= screenshot.VIEWPORT_HEIGHT
+        assert screen[0] <= screenshots.VIEWPORT_WIDTH and screen[1] <= screenshots.VIEWPORT_HEIGHT
     assert elsewhere == []
 
 
 @needs_browser
 def test_as_many_edits_as_can_be_asked_for_are_all_in_sight(url: str, photos: tuple[Path, Path]) -> None:
     """Guards against a row of small pictures that is wider than its frame, which hides what sticks out."""
-    with screenshot.opened(url) as (page, _):
-        screenshot.ask(page, "make it purple", photos[0], samples=MAX_SAMPLES)
-        screenshot.wait_for_edits(page, MAX_SAMPLES)
+    with screenshots.opened(url) as (page, _):
+        screenshots.ask(page, "make it purple", photos[0], samples=MAX_SAMPLES)
+        screenshots.wait_for_edits(page, MAX_SAMPLES)
         edges = "all => all.map(each => each.getBoundingClientRect()).map(box => [box.left, box.right])"
         [[left, right]] = page.eval_on_selector_all("#edits .grid-wrap", edges)
         thumbnails = page.eval_on_selector_all("#edits .thumbnail-item", edges)
@@ -111,13 +111,13 @@ def test_as_many_edits_as_can_be_asked_for_are_all_in_sight(url: str, photos: tu
 def test_two_visitors_get_their_own_edits(url: str, photos: tuple[Path, Path]) -> None:
     """Guards against edits that run into each other, and against one visitor's pictures on the other's page."""
     wide, tall = photos
-    with screenshot.opened(url) as (first, _):
+    with screenshots.opened(url) as (first, _):
         second = first.context.new_page()
         second.goto(url)
-        screenshot.ask(first, "make it purple", wide, samples=2, think=True)
-        screenshot.ask(second, "make it purple", tall, samples=3)
-        screenshot.wait_for_edits(second, 3)
-        screenshot.wait_for_edits(first, 2)
+        screenshots.ask(first, "make it purple", wide, samples=2, think=True)
+        screenshots.ask(second, "make it purple", tall, samples=3)
+        screenshots.wait_for_edits(second, 3)
+        screenshots.wait_for_edits(first, 2)
         assert sizes(first, "#edits button img") == [[504, 336]] * 2
         assert sizes(second, "#edits button img") == [[336, 504]] * 3
 
@@ -128,11 +128,11 @@ def test_the_screenshot_command(
 ) -> None:
     output = tmp_path / "page.png"
     command = [url, str(photos[0]), "make it purple", "-o", str(output), "--samples", "1"]
-    monkeypatch.setattr(sys, "argv", ["screenshot", *command])
-    run_main(screenshot.main)
+    monkeypatch.setattr(sys, "argv", ["screenshots", "demo", *command])
+    run_main(screenshots.main)
     with Image.open(output) as image:
-        assert image.width == screenshot.VIEWPORT_WIDTH
-        assert screenshot.VIEWPORT_HEIGHT / 2 < image.height <= screenshot.VIEWPORT_HEIGHT
+        assert image.width == screenshots.VIEWPORT_WIDTH
+        assert screenshots.VIEWPORT_HEIGHT / 2 < image.height <= screenshots.VIEWPORT_HEIGHT
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from rl.reward.outcome import Outcome
 from tiny_run import StubScorer
 from torch.distributed import distributed_c10d
 

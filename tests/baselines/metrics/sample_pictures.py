@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from baselines.metrics.protocol import Pictures
+from baselines.metrics.image_metric import EditedSample
 
 AURORA_FILE = Path(__file__).parents[3] / "../shared/data/aurora-bench-dev.parquet"
 
@@ -27,7 +27,7 @@ def waves(seed: int, width: int = 48, height: int = 40) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def sample(seed: int = 0, **fields: Any) -> Pictures:
+def sample(seed: int = 0, **fields: Any) -> EditedSample:
     """A row whose three pictures differ."""
     defaults = {
         "source": waves(seed),
@@ -37,10 +37,10 @@ def sample(seed: int = 0, **fields: Any) -> Pictures:
         "source_caption": "a table",
         "target_caption": "a cat on a table",
     }
-    return Pictures(**(defaults | fields))
+    return EditedSample(**(defaults | fields))
 
 
-def photographs(count: int) -> list[Pictures]:
+def photographs(count: int) -> list[EditedSample]:
     """Rows of AURORA-Bench that have a target of the source's size; the source stands in as edited picture."""
     rows = []
     for row in pq.read_table(AURORA_FILE).to_pylist():
@@ -48,6 +48,6 @@ def photographs(count: int) -> list[Pictures]:
             continue
         source, target = (Image.open(io.BytesIO(row[side]["bytes"])).convert("RGB") for side in ("input", "output"))
         if source.size == target.size:
-            rows.append(Pictures(source=source, edited=source, target=target, instruction=row["instruction"]))
+            rows.append(EditedSample(source=source, edited=source, target=target, instruction=row["instruction"]))
     step = len(rows) // count
     return rows[: step * count : step]

@@ -15,9 +15,9 @@ from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
 from baselines.metrics import fid
-from baselines.metrics.choose import metric_named
 from baselines.metrics.fid import Fid
-from baselines.metrics.protocol import AbsentSetMetric, Missing, Pictures, SetMetric
+from baselines.metrics.image_metric import AbsentSetMetric, EditedSample, Missing, SetMetric
+from baselines.metrics.measuring import metric_named
 
 pytest.importorskip("torchmetrics")
 
@@ -106,7 +106,7 @@ def test_rows_may_come_one_by_one() -> None:
     """Thousands of pictures do not fit into memory: a generator must be enough, and be gone through once."""
     seen = []
 
-    def rows() -> Iterator[Pictures]:
+    def rows() -> Iterator[EditedSample]:
         for seed in range(6):
             seen.append(seed)
             yield sample(seed)

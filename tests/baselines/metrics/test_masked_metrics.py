@@ -13,8 +13,8 @@ from sample_pictures import sample, waves
 from tiny_encoders import save_clip
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from baselines.metrics.choose import metric_named
-from baselines.metrics.protocol import Metric, Missing, Pictures
+from baselines.metrics.image_metric import EditedSample, ImageMetric, Missing
+from baselines.metrics.measuring import metric_named
 
 
 def flat(level: int, inside: int) -> Image.Image:
@@ -27,14 +27,14 @@ def flat(level: int, inside: int) -> Image.Image:
 MASK = flat(0, 255).convert("L")
 
 
-def row(**fields: object) -> Pictures:
+def row(**fields: object) -> EditedSample:
     """An edit that changed the left quarter by 100 levels and, though it should not have, all else by 51."""
     return sample(**({"source": flat(100, 100), "edited": flat(151, 200), "mask": MASK} | fields))
 
 
-def value(name: str, *rows: Pictures, weights: Path | None = None) -> float | Missing:
+def value(name: str, *rows: EditedSample, weights: Path | None = None) -> float | Missing:
     metric = metric_named(name, weights)
-    assert isinstance(metric, Metric)
+    assert isinstance(metric, ImageMetric)
     return metric.score(rows)[0]
 
 
@@ -83,7 +83,7 @@ def test_the_edited_region_is_what_clip_sees(tmp_path: Path) -> None:
 def test_without_a_part_to_look_at_there_is_no_number(name: str, fields: dict[str, object], reason: str) -> None:
     """Guards the zero that a black picture against a black picture would give; rows beside it keep their places."""
     metric = metric_named(name)
-    assert isinstance(metric, Metric)
+    assert isinstance(metric, ImageMetric)
     missing, number = metric.score([row(**fields), row()])
     assert isinstance(missing, Missing) and reason in missing.reason
     assert number == value(name, row())

@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 from sample_pictures import AURORA_FILE, photographs, sample, waves
 
-from baselines.metrics.backbones import Stages, squeezenet
-from baselines.metrics.choose import metric_named
-from baselines.metrics.protocol import AbsentMetric, Metric, Missing
+from baselines.metrics.image_metric import AbsentMetric, ImageMetric, Missing
+from baselines.metrics.measuring import metric_named
+from baselines.metrics.perceptual import FeatureStages, squeezenet
 from emu3.errors import UserError
 
 torchmetrics_lpips = pytest.importorskip("torchmetrics.functional.image.lpips")
 
 
 @pytest.fixture
-def network() -> Stages:
+def network() -> FeatureStages:
     torch.manual_seed(0)
     return squeezenet()
 
@@ -34,11 +34,11 @@ def publish(state: dict[str, torch.Tensor], folder: Path) -> Path:
 
 def score(name: str, weights: Path | None, edited: Image.Image, target: Image.Image) -> float | Missing:
     metric = metric_named(name, weights)
-    assert isinstance(metric, Metric)
+    assert isinstance(metric, ImageMetric)
     return metric.score([sample(edited=edited, target=target)])[0]
 
 
-def test_lpips_equals_torchmetrics(network: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_equals_torchmetrics(network: FeatureStages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same network and same heads: a stage cut elsewhere, another range or a lost square root changes the number."""
     publish(network.state_dict(), tmp_path)
     monkeypatch.setattr(torchmetrics_lpips, "_get_tv_model_features", lambda *_: network.features)
@@ -60,18 +60,18 @@ def test_squeezenet_has_the_published_layers() -> None:
     assert state["features.12.expand3x3.weight"].shape == (256, 64, 3, 3)
 
 
-def test_equal_pictures_are_at_distance_zero(network: Stages, tmp_path: Path) -> None:
+def test_equal_pictures_are_at_distance_zero(network: FeatureStages, tmp_path: Path) -> None:
     publish(network.state_dict(), tmp_path)
     assert score("lpips", tmp_path, waves(0), waves(0)) == 0
 
 
-def test_pictures_too_small_for_the_network_have_a_reason(network: Stages, tmp_path: Path) -> None:
+def test_pictures_too_small_for_the_network_have_a_reason(network: FeatureStages, tmp_path: Path) -> None:
     publish(network.state_dict(), tmp_path)
     result = score("lpips", tmp_path, waves(0, 40, 20), waves(1, 40, 20))
     assert isinstance(result, Missing) and "32 pixels" in result.reason
 
 
-def test_file_that_is_not_what_its_name_says(network: Stages, tmp_path: Path) -> None:
+def test_file_that_is_not_what_its_name_says(network: FeatureStages, tmp_path: Path) -> None:
     """A download that was cut short loaded as far as it went."""
     file = publish(network.state_dict(), tmp_path)
     file.write_bytes(file.read_bytes()[:-100])
@@ -109,15 +109,15 @@ def test_without_weights_there_is_a_reason_and_no_number(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def st_lpips() -> Metric:
+def st_lpips() -> ImageMetric:
     metric = metric_named("st_lpips")
-    assert isinstance(metric, Metric)
+    assert isinstance(metric, ImageMetric)
     if isinstance(metric, AbsentMetric):
         pytest.skip("stlpips-pytorch is not installed")
     return metric
 
 
-def test_st_lpips_equals_its_own_package(st_lpips: Metric) -> None:
+def test_st_lpips_equals_its_own_package(st_lpips: ImageMetric) -> None:
     """Figures of stlpips_pytorch 0.0.2's own code (variant shift_tolerant, AlexNet) for the same two pictures."""
     data = pytest.importorskip("skimage.data")
     astronaut, cat = (Image.fromarray(picture).resize((256, 256)) for picture in (data.astronaut(), data.chelsea()))
@@ -127,7 +127,7 @@ def test_st_lpips_equals_its_own_package(st_lpips: Metric) -> None:
 
 
 @pytest.mark.skipif(not AURORA_FILE.exists(), reason="photographs are not there")
-def test_st_lpips_orders_changes_of_photographs_as_the_eye_does(st_lpips: Metric) -> None:
+def test_st_lpips_orders_changes_of_photographs_as_the_eye_does(st_lpips: ImageMetric) -> None:
     """A shift by a pixel is hardly seen, noise is, another photograph is furthest: a wrong layer breaks the order."""
     rows = photographs(3)
     other = photographs(4)[-1].source

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from baselines.tables.cells import cell, number
-from baselines.tables.grid import Grid, to_csv, to_latex, to_markdown
-from baselines.tables.grid_picture import draw
+from baselines.tables.grid import Grid, cell, draw, number, to_csv, to_latex, to_markdown
 
 GRID = Grid(
     "A & B", ["model", "100% _ok_"], [["`sft_s__rl`", "1.00"], ["", "–"], ["x|y", "$5"]], "A note.", blocks=True

@@ -13,7 +13,7 @@ import pytest
 import sft_world
 from transformers import TrainerControl, TrainerState
 
-from emu3.demo.screenshot import find_browser
+from dev.screenshots import find_browser
 from emu3.errors import UserError
 from emu3.files import write_json
 from emu3.report.metrics_file import read_lines

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from run_lines import NOTHING, line, write_run
 
-from emu3.demo.screenshot import find_browser
+from dev.screenshots import find_browser
 from emu3.errors import UserError
 from emu3.report.page import REFRESH
 from rl.watch.report import write_report

@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from sizes_of_emu3 import settings
 from transformers import Emu3ForCausalLM
 
+from dev.speed.measure import added_memory
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
-from emu3.speed.measure import added_memory
 from rl.config import Config
 from rl.logprobs import pack
 from rl.rollout.protocol import Prompt, Rollout

@@ -1,1 +1,0 @@
-"""Asking a judge about predictions, and how far one can be trusted."""

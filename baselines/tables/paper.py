@@ -1,0 +1,270 @@
+"""The paper's scores (arXiv:2508.01119v3), as printed, and where each of them is found in results of our own.
+
+`published.json` holds the tables: Table 2, 3, 6, 7 and 10 to 17. A row has the names under which its model may run
+here, a column says which benchmark, tasks, metric or part its cells are about. Only numbers are kept, no wording of
+the paper. Left out are Tables 4, 5 (correlation with human ratings), 8, 9 (CLIP and FID, means over three benchmarks)
+and 18 (training time).
+
+Beside them a model of ours takes four lines: its score with the 95% interval, the published score, the difference, and
+how many samples were judged and failed. The difference is marked where the published score lies outside our interval.
+Published scores come without intervals, so the mark says less than a test would.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample
+from baselines.tables.grid import UNKNOWN, Grid, fixed
+from baselines.tables.statistics import RESAMPLES, Interval, average_interval, mean_interval
+from emu3.errors import UserError
+
+FILE = Path(__file__).with_name("published.json")
+MAIN_TABLE = 2
+OUTSIDE = "*"
+NOTE = f"Ours with its 95% bootstrap interval; {OUTSIDE} marks a published figure outside it."
+
+ScoreIndex = dict[tuple[str, str, str], list[ScoredSample]]
+
+
+@dataclass(frozen=True)
+class PublishedColumn:
+    """What a column's cells are the mean of: a benchmark, cut down to `tasks` if there are any.
+
+    average: the plain mean of the columns before it, instead. scale: what the metric is multiplied by for print.
+    """
+
+    title: str
+    benchmark: str = ""
+    tasks: tuple[str, ...] = ()
+    metric: str = VIESCORE
+    scale: float = 1.0
+    average: bool = False
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """cells: the printed numbers, one per column. models: names of the model here, as `model_key` has them. part: the
+    part of VIEScore that the cells are about, None for the score itself."""
+
+    name: str
+    models: tuple[str, ...]
+    cells: tuple[float, ...]
+    base: str = ""
+    part: str | None = None
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """One table of the paper; `decimals` as it prints them."""
+
+    number: int
+    title: str
+    columns: tuple[PublishedColumn, ...]
+    rows: tuple[PublishedRow, ...]
+    decimals: int = 2
+    note: str = ""
+
+
+def normal(name: str) -> str:
+    """A name of a model, a benchmark or a task without case and punctuation: `Omni-Edit` and `omniedit` are one."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def model_key(name: str) -> str:
+    """`normal` of a model's name, without the revision that stands behind an `@`."""
+    return normal(name.partition("@")[0])
+
+
+@cache
+def _file() -> dict[str, Any]:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def published_judge() -> str:
+    """The judge of all VIEScores in the tables."""
+    return _file()["judge"]
+
+
+@cache
+def tables() -> tuple[PublishedTable, ...]:
+    """All tables that are kept, by number."""
+    return tuple(_table(entry) for entry in _file()["tables"])
+
+
+@cache
+def benchmarks() -> dict[str, str]:
+    """The six benchmarks of the main table in its order: normal name to printed title."""
+    main = next(table for table in tables() if table.number == MAIN_TABLE)
+    return {column.benchmark: column.title for column in main.columns if not column.average}
+
+
+def row_of(model: str) -> PublishedRow | None:
+    """The published row over the six benchmarks of a model that is called so here, None where there is none."""
+    for table in tables():
+        if set(benchmarks()) <= {column.benchmark for column in table.columns}:
+            for row in table.rows:
+                if row.part is None and model_key(model) in row.models:
+                    return row
+    return None
+
+
+def title_of(benchmark: str) -> str:
+    """How the paper prints a benchmark's name; one that it does not have keeps its own."""
+    return benchmarks().get(normal(benchmark), benchmark)
+
+
+def in_published_order(titles: Sequence[str]) -> list[str]:
+    """Benchmarks of the paper in its order, then the others as they come."""
+    order = list(benchmarks().values())
+    return sorted(titles, key=lambda title: order.index(title) if title in order else len(order))
+
+
+def _table(entry: dict[str, Any]) -> PublishedTable:
+    columns = tuple(
+        PublishedColumn(**(column | {"tasks": tuple(column.get("tasks", ()))})) for column in entry["columns"]
+    )
+    rows = tuple(
+        PublishedRow(**(row | {"models": tuple(map(model_key, row["models"])), "cells": tuple(row["cells"])}))
+        for row in entry["rows"]
+    )
+    return PublishedTable(**(entry | {"columns": columns, "rows": rows}))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Our side of one cell. values: float (n,), those of the samples behind it; empty where nothing was scored."""
+
+    mean: float | None
+    ci95: Interval | None
+    n: int
+    failed: int
+    values: np.ndarray
+
+
+def printed(table: PublishedTable) -> Grid:
+    """The published table as it is printed."""
+    rows = [[row.name, *(f"{cell:.{table.decimals}f}" for cell in row.cells)] for row in table.rows]
+    return Grid(_title(table), ["", *(column.title for column in table.columns)], rows, table.note)
+
+
+def compare(
+    table: PublishedTable, scores: Sequence[ScoredSample], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Grid:
+    """The published table with our scores between its lines; models that were not run keep their published line."""
+    index = _index(scores)
+    lines: list[list[str]] = []
+    for row in table.rows:
+        ours = _measure_row(row, table.columns, index, resamples, seed)
+        if any(cell.n or cell.failed for cell in ours):
+            lines += _block(row, ours, table.decimals)
+        else:
+            lines.append([row.name, "published", *(f"{cell:.{table.decimals}f}" for cell in row.cells)])
+    columns = ["", "", *(column.title for column in table.columns)]
+    return Grid(_title(table), columns, lines, " ".join(filter(None, [NOTE, table.note])), blocks=True)
+
+
+def comparison_of(
+    models: Sequence[str], scores: Sequence[ScoredSample], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Grid | None:
+    """Those of `models` that the paper has a row for, beside it; None where nothing of theirs can be compared."""
+    main = next(table for table in tables() if table.number == MAIN_TABLE)
+    index = _index(scores)
+    lines: list[list[str]] = []
+    for model in models:
+        row = row_of(model)
+        if row is not None:
+            own = PublishedRow(f"`{model}`", (model_key(model),), row.cells)
+            ours = _measure_row(own, main.columns, index, resamples, seed)
+            lines += _block(own, ours, main.decimals) if any(cell.n for cell in ours) else []
+    if not lines:
+        return None
+    return Grid(
+        "Beside the published figures", ["", "", *(column.title for column in main.columns)], lines, NOTE, blocks=True
+    )
+
+
+def _title(table: PublishedTable) -> str:
+    return f"Table {table.number}: {table.title}"
+
+
+def _index(scores: Sequence[ScoredSample]) -> ScoreIndex:
+    index: ScoreIndex = {}
+    for score in scores:
+        index.setdefault((model_key(score.model), normal(score.benchmark), score.metric), []).append(score)
+    return index
+
+
+def _measure_row(
+    row: PublishedRow, columns: Sequence[PublishedColumn], index: ScoreIndex, resamples: int, seed: int
+) -> list[Measured]:
+    measured: list[Measured] = []
+    for column in columns:
+        if column.average:
+            measured.append(_average(measured, resamples, seed))
+        else:
+            measured.append(_measure(row, column, index, resamples, seed))
+    return measured
+
+
+def _measure(row: PublishedRow, column: PublishedColumn, index: ScoreIndex, resamples: int, seed: int) -> Measured:
+    found = [score for model in row.models for score in index.get((model, column.benchmark, column.metric), [])]
+    if len(names := sorted({score.model for score in found})) > 1:
+        raise UserError(f"{' and '.join(names)} are both known as {row.name!r}: keep one of them, or rename the other")
+    if column.tasks:
+        found = [score for score in found if {normal(score.task), normal(score.source_set)} & set(column.tasks)]
+    scored = [score for score in found if score.value is not None]
+    kept = [score.value if row.part is None else score.parts.get(row.part) for score in scored]
+    values = column.scale * np.array([value for value in kept if value is not None], dtype=np.float64)
+    return Measured(
+        mean=float(values.mean()) if len(values) else None,
+        ci95=mean_interval(values, resamples=resamples, seed=seed),
+        n=sum(int(score.parts["n"]) if score.id == WHOLE_SET else 1 for score in scored),
+        failed=len(found) - len(scored),
+        values=values,
+    )
+
+
+def _average(columns: Sequence[Measured], resamples: int, seed: int) -> Measured:
+    means = [column.mean for column in columns if column.mean is not None]
+    whole = len(means) == len(columns)
+    return Measured(
+        mean=float(np.mean(means)) if whole else None,
+        ci95=average_interval([column.values for column in columns], resamples=resamples, seed=seed),
+        n=sum(column.n for column in columns),
+        failed=sum(column.failed for column in columns),
+        values=np.array([]),
+    )
+
+
+def _block(row: PublishedRow, ours: Sequence[Measured], decimals: int) -> list[list[str]]:
+    pairs = list(zip(ours, row.cells, strict=True))
+    return [
+        [row.name, "ours", *(_with_interval(cell, decimals) for cell in ours)],
+        ["", "published", *(f"{cell:.{decimals}f}" for cell in row.cells)],
+        ["", "difference", *(_difference(cell, published, decimals) for cell, published in pairs)],
+        ["", "n (failed)", *(f"{cell.n} ({cell.failed})" for cell in ours)],
+    ]
+
+
+def _with_interval(cell: Measured, decimals: int) -> str:
+    if cell.mean is None:
+        return UNKNOWN
+    if cell.ci95 is None:
+        return f"{cell.mean:.{decimals}f}"
+    return f"{cell.mean:.{decimals}f} [{cell.ci95[0]:.{decimals}f}, {cell.ci95[1]:.{decimals}f}]"
+
+
+def _difference(cell: Measured, published: float, decimals: int) -> str:
+    if cell.mean is None:
+        return UNKNOWN
+    outside = cell.ci95 is not None and not cell.ci95[0] <= published <= cell.ci95[1]
+    return fixed(cell.mean - published, decimals, "+") + (OUTSIDE if outside else "")

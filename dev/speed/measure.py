@@ -1,0 +1,107 @@
+"""One measurement: ours and a peer's cost of the same work, taken in turns in one process.
+
+Taking turns cancels what a busy machine does to both; the median forgets a disturbed turn.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from emu3.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Speed:
+    """ours, peer: costs in `unit`, lower is better. ratio: peer / ours. goal: what the ratio should reach, None where
+    it is only reported. peer_is: what it was measured against."""
+
+    name: str
+    ours: float
+    peer: float
+    unit: str
+    goal: float | None
+    peer_is: str
+
+    @property
+    def ratio(self) -> float:
+        return self.peer / self.ours
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "ratio": round(self.ratio, 3)}
+
+
+def seconds(ours: Callable[[], object], peer: Callable[[], object], turns: int) -> tuple[float, float]:
+    """Median wall seconds of each, over `turns` turns of one call each, after one call of each to warm up."""
+    ours(), peer()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(turns):
+        for work, taken in zip((ours, peer), times, strict=True):
+            gc.collect()
+            start = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - start)
+    return median(times[0]), median(times[1])
+
+
+def added_memory(work: Callable[[], object]) -> float:
+    """Megabytes that `work` needs at its peak beyond what the process holds before (Linux).
+
+    In a process of its own: what was freed earlier and is used again would not count.
+    """
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is the present from here on
+    before = _memory("VmRSS")
+    work()
+    return _memory("VmHWM") - before
+
+
+def _memory(name: str) -> float:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1]) / 1024
+
+
+def machine() -> dict[str, Any]:
+    """Date and hardware, which belong to every number."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def record(results: Sequence[Speed], path: Path, machine: dict[str, Any]) -> None:
+    """Put the results into the list in `path`, in the place of older ones of the same names."""
+    known = {entry["name"]: entry for entry in read_json(path)} if path.is_file() else {}
+    known |= {result.name: {**result.as_dict(), **machine} for result in results}
+    write_json(path, list(known.values()))
+
+
+def table(results: Sequence[Speed]) -> str:
+    """The results as lines for a terminal."""
+    lines = [f"{'':24}{'ours':>12}{'peer':>12} {'unit':10}{'ratio':>8}{'goal':>7}   against"]
+    for result in results:
+        goal = "" if result.goal is None else f">={result.goal:g}"
+        missed = "" if result.goal is None or result.ratio >= result.goal else "  MISSED"
+        lines.append(
+            f"{result.name:24}{_short(result.ours):>12}{_short(result.peer):>12} {result.unit:10}"
+            f"{result.ratio:8.2f}{goal:>7}   {result.peer_is}{missed}"
+        )
+    return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    return json.dumps(float(f"{value:.4g}"))
