@@ -41,6 +41,10 @@ PREFIX = 8
 """Bytes at the head of a safetensors file: the length of its header, little-endian."""
 
 
+class HubUnreachable(UserError):
+    """No answer at all, of whatever kind."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """A checkpoint that loads. tensors: of the part that was looked at. parameters: their numbers. bytes: of the files
@@ -159,7 +163,7 @@ class HubFiles:
         except UserError:
             raise
         except Exception as error:  # transport and proxy errors have no common class
-            raise UserError(f"the Hub cannot be reached: {type(error).__name__}: {one_line(error)}") from None
+            raise HubUnreachable(f"the Hub cannot be reached: {type(error).__name__}: {one_line(error)}") from None
 
     def _refuse(self, file: str, status: int, code: str, wanted: int) -> None:
         if status in (401, 403):
