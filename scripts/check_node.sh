@@ -2,8 +2,8 @@
 # Is this machine ready? One page of checks in minutes, before anything large is loaded; node.json for a bug report.
 #
 #   bash scripts/check_node.sh
-#   bash scripts/check_node.sh --only machine judge             groups (machine hub judge fast runs) or single checks
-#   APP__REWARD_FUNCTION_API_BASE=http://judge:4877/v1 bash scripts/check_node.sh --skip hub
+#   bash scripts/check_node.sh --only machine judge             groups, or single checks
+#   APP__REWARD_FUNCTION_API_BASE=http://judge:4877/v1 bash scripts/check_node.sh --skip published
 #
 # Looks at what scripts/rl.sh would use: CUDA_VISIBLE_DEVICES, the disk of APP__BASE_EXP_DIR, the judge of
 # APP__REWARD_FUNCTION_API_BASE or of ADDRESS_FILE. Ends with code 1 if a check fails. docs/check-node.md explains each.

@@ -40,7 +40,7 @@ def checks() -> dict[str, list[Check]]:
             Check("disk", machine.disk, 120),
             Check("packages", machine.packages, 60),
         ],
-        "hub": [
+        "published": [
             Check("hub", hub.access, 60),
             *(Check(wanted.name, hub.checkpoint, 180, (wanted,)) for wanted in hub.released()),
         ],
@@ -107,6 +107,7 @@ def report(node: Node, results: Sequence[Result]) -> dict[str, Any]:
                 "status": result.status,
                 "line": shared.text(result.line),
                 "seconds": round(result.seconds, 1),
+                "cpu_seconds": None if result.cpu_seconds is None else round(result.cpu_seconds, 1),
                 "facts": shared.value(result.facts),
             }
             for result in results
@@ -126,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    names = "machine, hub, judge, fast, runs, or single checks"
+    names = "machine, published, judge, fast, runs, or single checks"
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"these checks: {names}")
     parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="all but these")
     parser.add_argument(

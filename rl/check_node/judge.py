@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from statistics import median
@@ -24,7 +24,9 @@ SIDE = 256
 """Of the images, in pixels: the paper's size."""
 QUESTIONS = 2
 """That VIEScore asks about an edit."""
+INSTRUCTION = "make the square red"
 DEADLINE = 60.0
+"""Seconds for the answer to a question."""
 
 
 def judge(node: Node) -> tuple[str, Facts]:
@@ -39,16 +41,17 @@ def judge(node: Node) -> tuple[str, Facts]:
     settings = JudgeConfig(node.judge, concurrency=node.concurrency, deadline=DEADLINE, attempts=2)
     with start_scorer(settings, 0) as scorer:
         start = time.monotonic()
-        first = scorer.submit("make the square red", _square(0, False), _square(0, True)).result(2 * DEADLINE)
+        waiting = {scorer.submit(INSTRUCTION, _square(0, False), _square(0, True))}
+        first = next((future.result() for future in wait(waiting, timeout=2 * DEADLINE).done), None)
         latency = time.monotonic() - start
         score = _score(first, scorer.judge_name)
         scorer.step()
         number, start = 1, time.monotonic()
-        waiting: set[Future[Outcome]] = set()
+        waiting = set()
         answered: list[Outcome] = []
         while time.monotonic() < start + node.judge_seconds:
             while len(waiting) < max(1, node.concurrency // QUESTIONS):
-                waiting.add(scorer.submit("make the square red", _square(number, False), _square(number, True)))
+                waiting.add(scorer.submit(INSTRUCTION, _square(number, False), _square(number, True)))
                 number += 1
             done, waiting = wait(waiting, timeout=node.judge_seconds, return_when=FIRST_COMPLETED)
             answered += [future.result() for future in done]
@@ -88,7 +91,7 @@ def _square(number: int, edited: bool) -> Image.Image:
     return image
 
 
-def _score(outcome: Outcome, model: str) -> Score:
+def _score(outcome: Outcome | None, model: str) -> Score:
     if not isinstance(outcome, Score):
         raise UserError(f"{model} gave no score for two images: {_reason(outcome)}; is it a vision-language model?")
     return outcome

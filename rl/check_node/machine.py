@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -187,7 +188,7 @@ def disk(node: Node) -> tuple[str, Facts]:
         ) from None
     finally:
         for folder in made:
-            if folder.exists():
+            with contextlib.suppress(OSError):  # it was not made, or somebody else has begun to use it
                 folder.rmdir()
     facts = {"free_bytes": free, "write_bytes_per_s": speed, "checkpoint_bytes": checkpoint, "kept": kept}
     line = (

@@ -13,6 +13,7 @@ import getpass
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -72,12 +73,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Result:
-    """line: what was found, and what to do about it. seconds: that it took."""
+    """line: what was found, and what to do about it. seconds: that it took. cpu_seconds: of it and of what it started,
+    as far as that has ended; None if it has not said so."""
 
     name: str
     status: Status
     line: str
     seconds: float
+    cpu_seconds: float | None = None
     facts: Facts = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -88,7 +91,7 @@ def bounded(check: Check, node: Node) -> Result:
     """Run a check to its result; never raises what the check raises."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    start = time.monotonic()
+    start, cpu_seconds = time.monotonic(), None
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         receiver, sender = context.Pipe(duplex=False)
@@ -97,7 +100,7 @@ def bounded(check: Check, node: Node) -> Result:
         sender.close()
         try:
             if receiver.poll(check.seconds):
-                status, line, facts = receiver.recv()
+                (status, line, facts), cpu_seconds = receiver.recv()
             else:
                 status, line, facts = "fails", f"hangs: no end after {check.seconds:.0f} s{_last_line(log)}", {}
         except EOFError:  # it ended without a word
@@ -109,7 +112,7 @@ def bounded(check: Check, node: Node) -> Result:
             _end(process.pid)
             process.join(GRACE)
             receiver.close()
-    return Result(check.name, status, line, time.monotonic() - start, facts)
+    return Result(check.name, status, line, time.monotonic() - start, cpu_seconds, facts)
 
 
 def command(arguments: Sequence[str], seconds: float, **variables: str) -> str:
@@ -167,7 +170,9 @@ def _in_child(check: Check, node: Node, sender: Connection, log: Path) -> None:
     with log.open("w") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
-    sender.send(outcome(check, node))
+    ended = outcome(check, node)
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    sender.send((ended, sum(used.ru_utime + used.ru_stime for used in usage)))
     sender.close()
 
 
@@ -215,7 +220,7 @@ def _alive(pid: int) -> bool:
 SECRET_NAMES = re.compile("(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
 HOST_NAMES = re.compile("HOST|NODELIST|NODENAME|MASTER_ADDR|SUBMIT_HOST", re.IGNORECASE)
 PATTERNS = (
-    (re.compile(r"\b(hf_\w{8,}|sk-[\w-]{8,}|Bearer \S+)"), "[key]"),
+    (re.compile(r"\b(hf_\w{8,}|sk-[\w-]{8,}|Bearer [^\s,]+)"), "[key]"),
     (re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>,;)\]]+", re.IGNORECASE), "[address]"),
     (re.compile(r"(?<![\w./\]-])~?/(?!dev/shm\b)(?:[^\s'\":,;()\[\]]+)"), "[path]"),
     (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b"), "[address]"),

@@ -1,0 +1,128 @@
+"""The command as a person types it: its page, its code, and that its file tells nothing of the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from emu3.errors import UserError
+from rl.check_node.__main__ import checks, chosen
+
+ROOT = Path(__file__).parents[3]
+MARKERS = {
+    "USER": "markeruser",
+    "LOGNAME": "markeruser",
+    "HOSTNAME": "markerhost.example.org",
+    "SLURM_JOB_NODELIST": "markernode[1-2]",
+    "MASTER_ADDR": "markermaster",
+    "HF_TOKEN": "hf_markertoken",
+    "OPENAI_API_KEY": "sk-markeropenai",
+    "WANDB_API_KEY": "markerwandb",
+    "HF_ENDPOINT": "http://markermirror.invalid:8080",
+    "APP__REWARD_FUNCTION_API_BASE": "http://markerjudge.invalid:4877/v1",
+}
+
+
+def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    (folder / "bin").mkdir(exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("APP__", "HF_"))}
+    path = f"{Path(os.sys.executable).parent}:{environment['PATH']}"
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / "check_node.sh"), *arguments],
+        cwd=folder,
+        env={**environment, "PATH": path, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def test_one_page_and_nothing_private_in_its_file(tmp_path: Path) -> None:
+    """Guards a bug report that gives away who works where, and with which key; and a page that ends at a fault."""
+    home = tmp_path / "markerhome"
+    home.mkdir()
+    names = ["gpus", "memory", "disk", "packages", "hub", "BAAI/Emu3-Stage1", "judge", "fp32"]
+    variables = {**MARKERS, "HOME": str(home), "APP__BASE_EXP_DIR": str(home / "markerruns")}
+    done = run(home, "--only", *names, **variables)
+    lines = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[:-1]] == [
+        ["skipped", "gpus"],
+        ["ok", "memory"],
+        ["ok", "disk"],
+        ["ok", "packages"],
+        ["fails", "hub"],
+        ["skipped", "BAAI/Emu3-Stage1"],
+        ["fails", "judge"],
+        ["ok", "fp32"],
+    ], done.stdout + done.stderr
+    assert re.match(r"4 ok, 2 fail, 2 skipped in \d+ s; node.json holds this", lines[-1])
+    assert done.returncode == 1 and done.stderr == ""
+    assert all(re.search(r"\[\d+\.\d s\]$", line) for line in lines[:-1])
+    text = (home / "node.json").read_text()
+    assert "marker" not in text and str(tmp_path) not in text and socket.gethostname() not in text
+    found = json.loads(text)
+    assert [check["name"] for check in found["checks"]] == names
+    judged = found["checks"][6]
+    assert judged["status"] == "fails" and "the judge at [address] cannot be used" in judged["line"]
+    assert "markerjudge" in lines[6], "the page is for the one who reads it"
+    assert found["checks"][3]["facts"]["versions"]["transformers"] == "5.19.0"
+
+
+def test_ranks_meet_and_all_is_well(tmp_path: Path) -> None:
+    """A real sum over two processes, the address of the judge from the file of its script, and code 0."""
+    done = run(tmp_path, "--only", "ranks", "--output", "found/node.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.match(r"ok       ranks            2 ranks over gloo, 16 MB summed at \d+\.\d\d GB/s", done.stdout)
+    [check] = json.loads((tmp_path / "found" / "node.json").read_text())["checks"]
+    assert check["facts"]["backend"] == "gloo" and check["cpu_seconds"] > 0
+
+
+def test_the_judge_is_where_its_script_says(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "judge.address").write_text("http://127.0.0.1:9/v1\n")
+    done = run(tmp_path, "--only", "judge")
+    assert done.returncode == 1 and "the judge at http://127.0.0.1:9/v1 cannot be used" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "gpu"], "there is no check 'gpu'; there are machine (gpus, ranks,"),
+        (["--judge-seconds", "0"], "--judge-concurrency and --judge-seconds have to be above 0"),
+        (["--quickly"], "unrecognized arguments: --quickly"),
+    ],
+)
+def test_bad_usage_is_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2 and message in done.stderr and not (tmp_path / "node.json").exists()
+
+
+def test_names_choose_checks() -> None:
+    everything = [check.name for group in checks().values() for check in group]
+    assert [check.name for check in chosen([], [])] == everything
+    assert [check.name for check in chosen(["fast", "judge"], ["bf16"])] == ["judge", "fp32"]
+    assert "rl" not in [check.name for check in chosen([], ["runs"])]
+    with pytest.raises(UserError, match="no check 'x'"):
+        chosen([], ["x"])
+
+
+def test_the_page_in_docs_names_every_check() -> None:
+    """Guards a check that nobody explains."""
+    text = (ROOT / "docs" / "check-node.md").read_text(encoding="utf-8")
+    for group, members in checks().items():
+        assert f"`{group}`" in text
+        for check in members:
+            assert group == "published" or f"`{check.name}`" in text, check.name
+
+
+@pytest.mark.slow
+def test_all_of_it(tmp_path: Path) -> None:
+    """Every check on this machine; those that need a Hub, GPUs, a judge or vLLM are skipped or say so."""
+    done = run(tmp_path, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stdout
