@@ -92,7 +92,7 @@ def bounded(check: Check, node: Node) -> Result:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     start, cpu_seconds = time.monotonic(), None
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         log = Path(folder, "log")
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_in_child, args=(check, node, sender, log))
@@ -167,6 +167,7 @@ def _shown_command(arguments: Sequence[str]) -> str:
 
 def _in_child(check: Check, node: Node, sender: Connection, log: Path) -> None:
     os.setsid()  # whatever it starts ends with it
+    os.environ["TMPDIR"], tempfile.tempdir = str(log.parent), None  # what it leaves behind when it is ended, too
     with log.open("w") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
@@ -218,7 +219,7 @@ def _alive(pid: int) -> bool:
 
 
 SECRET_NAMES = re.compile("(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
-HOST_NAMES = re.compile("HOST|NODELIST|NODENAME|MASTER_ADDR|SUBMIT_HOST", re.IGNORECASE)
+HOST_NAMES = re.compile("(.*_)?(HOST|HOSTNAME)|.*NODENAME|MASTER_ADDR", re.IGNORECASE)
 PATTERNS = (
     (re.compile(r"\b(hf_\w{8,}|sk-[\w-]{8,}|Bearer [^\s,]+)"), "[key]"),
     (re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>,;)\]]+", re.IGNORECASE), "[address]"),
@@ -245,7 +246,7 @@ class Shared:
             for address in value.split(","):
                 if "://" in address and (host := _host_of(address)):
                     words[host] = "[host]"
-        hosts = [socket.gethostname(), *(value for name, value in environment.items() if HOST_NAMES.search(name))]
+        hosts = [socket.gethostname(), *(value for name, value in environment.items() if HOST_NAMES.fullmatch(name))]
         for host in hosts:
             if re.fullmatch(r"[\w.-]+", host):
                 words |= {host: "[host]", host.partition(".")[0]: "[host]"}

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from emu3.errors import UserError
-from rl.check_node.__main__ import checks, chosen
+from emu3.errors import UserError, run_main
+from rl.check_node.__main__ import checks, chosen, main
 
 ROOT = Path(__file__).parents[3]
 MARKERS = {
@@ -30,9 +32,8 @@ MARKERS = {
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    (folder / "bin").mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("APP__", "HF_"))}
-    path = f"{Path(os.sys.executable).parent}:{environment['PATH']}"
+    path = f"{Path(sys.executable).parent}:{environment['PATH']}"
     return subprocess.run(
         ["bash", str(ROOT / "scripts" / "check_node.sh"), *arguments],
         cwd=folder,
@@ -47,12 +48,13 @@ def test_one_page_and_nothing_private_in_its_file(tmp_path: Path) -> None:
     """Guards a bug report that gives away who works where, and with which key; and a page that ends at a fault."""
     home = tmp_path / "markerhome"
     home.mkdir()
-    names = ["gpus", "memory", "disk", "packages", "hub", "BAAI/Emu3-Stage1", "judge", "fp32"]
+    names = ["gpus", "ranks", "memory", "disk", "packages", "hub", "BAAI/Emu3-Stage1", "judge", "fp32"]
     variables = {**MARKERS, "HOME": str(home), "APP__BASE_EXP_DIR": str(home / "markerruns")}
     done = run(home, "--only", *names, **variables)
     lines = done.stdout.splitlines()
     assert [line.split()[:2] for line in lines[:-1]] == [
         ["skipped", "gpus"],
+        ["ok", "ranks"],
         ["ok", "memory"],
         ["ok", "disk"],
         ["ok", "packages"],
@@ -61,46 +63,72 @@ def test_one_page_and_nothing_private_in_its_file(tmp_path: Path) -> None:
         ["fails", "judge"],
         ["ok", "fp32"],
     ], done.stdout + done.stderr
-    assert re.match(r"4 ok, 2 fail, 2 skipped in \d+ s; node.json holds this", lines[-1])
+    assert re.match(r"5 ok, 2 fail, 2 skipped in \d+ s; node.json holds this", lines[-1])
     assert done.returncode == 1 and done.stderr == ""
     assert all(re.search(r"\[\d+\.\d s\]$", line) for line in lines[:-1])
     text = (home / "node.json").read_text()
     assert "marker" not in text and str(tmp_path) not in text and socket.gethostname() not in text
     found = json.loads(text)
     assert [check["name"] for check in found["checks"]] == names
-    judged = found["checks"][6]
+    judged = found["checks"][7]
     assert judged["status"] == "fails" and "the judge at [address] cannot be used" in judged["line"]
-    assert "markerjudge" in lines[6], "the page is for the one who reads it"
-    assert found["checks"][3]["facts"]["versions"]["transformers"] == "5.19.0"
-
-
-def test_ranks_meet_and_all_is_well(tmp_path: Path) -> None:
-    """A real sum over two processes, the address of the judge from the file of its script, and code 0."""
-    done = run(tmp_path, "--only", "ranks", "--output", "found/node.json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.match(r"ok       ranks            2 ranks over gloo, 16 MB summed at \d+\.\d\d GB/s", done.stdout)
-    [check] = json.loads((tmp_path / "found" / "node.json").read_text())["checks"]
-    assert check["facts"]["backend"] == "gloo" and check["cpu_seconds"] > 0
+    assert "markerjudge" in lines[7], "the page is for the one who reads it"
+    assert re.search(r"2 ranks over gloo, 16 MB summed at \d+\.\d\d GB/s", lines[1])
+    assert found["checks"][1]["facts"]["backend"] == "gloo" and found["checks"][1]["cpu_seconds"] > 0
+    assert found["checks"][4]["facts"]["versions"]["transformers"] == "5.19.0"
 
 
 def test_the_judge_is_where_its_script_says(tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "judge.address").write_text("http://127.0.0.1:9/v1\n")
-    done = run(tmp_path, "--only", "judge")
-    assert done.returncode == 1 and "the judge at http://127.0.0.1:9/v1 cannot be used" in done.stdout
+    """As for scripts/rl.sh, with a Python that only tells what it was started with."""
+    scripts = Path(shutil.copytree(ROOT / "scripts", tmp_path / "scripts"))
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/usr/bin/env bash\necho "$APP__REWARD_FUNCTION_API_BASE|$*"\n')
+    python.chmod(0o755)
+    (tmp_path / "address").write_text("http://gpu3:4877/v1\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("APP__")}
+    environment |= {"PATH": f"{python.parent}:{environment['PATH']}", "ADDRESS_FILE": str(tmp_path / "address")}
+    command = ["bash", str(scripts / "check_node.sh"), "--only", "judge"]
+    for variables, judge in ({}, "gpu3:4877"), ({"APP__REWARD_FUNCTION_API_BASE": "http://mine/v1"}, "mine"):
+        done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=True)
+        assert done.stdout == f"http://{judge}/v1|-m rl.check_node --only judge\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "gpu"], "there is no check 'gpu'; there are machine (gpus, ranks,"),
-        (["--judge-seconds", "0"], "--judge-concurrency and --judge-seconds have to be above 0"),
+        (["--only", "gpu"], "error: there is no check 'gpu'; there are machine (gpus, ranks,"),
+        (["--judge-seconds", "0"], "error: --judge-concurrency and --judge-seconds have to be above 0"),
         (["--quickly"], "unrecognized arguments: --quickly"),
     ],
 )
-def test_bad_usage_is_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
-    done = run(tmp_path, *arguments)
-    assert done.returncode == 2 and message in done.stderr and not (tmp_path / "node.json").exists()
+def test_bad_usage_is_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["check_node", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == 2 and message in capsys.readouterr().err and not (tmp_path / "node.json").exists()
+
+
+def test_code_0_when_nothing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A check that does not apply is no fault."""
+    output = tmp_path / "a" / "node.json"
+    monkeypatch.setattr(sys, "argv", ["check_node", "--only", "shm", "disk", "--output", str(output)])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0 and "1 ok, 0 fail, 1 skipped" in capsys.readouterr().out
+    found = json.loads(output.read_text())
+    assert [check["status"] for check in found["checks"]] == ["skipped", "ok"]
 
 
 def test_names_choose_checks() -> None:

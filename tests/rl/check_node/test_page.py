@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def crashing(node: Node) -> tuple[str, Facts]:
 
 
 def hanging(node: Node, told: str) -> tuple[str, Facts]:
+    Path(told).with_name("folder").write_text(tempfile.mkdtemp())
     child = subprocess.Popen(["sleep", "600"])
     Path(told).write_text(str(child.pid))
     time.sleep(600)
@@ -74,6 +76,7 @@ def test_a_check_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) ->
     told = tmp_path / "pid"
     status, line = ran(Check("a", hanging, 3, (str(told),)))
     assert (status, line) == ("fails", "hangs: no end after 3 s")
+    assert not Path((tmp_path / "folder").read_text()).exists()
     deadline = time.monotonic() + 20
     while alive(told.read_text()):
         assert time.monotonic() < deadline
