@@ -50,7 +50,7 @@ def checks() -> dict[str, list[Check]]:
             Check("bf16", arithmetic.fast_paths, 300, ("bf16",)),
         ],
         "runs": [
-            Check("vllm", runs.vllm, 600),
+            Check("vllm", runs.sampler, 600),
             Check("sft", runs.sft, WHOLE_RUN),
             Check("rl", runs.rl, WHOLE_RUN),
             Check("full-size", runs.full_size, WHOLE_RUN),

