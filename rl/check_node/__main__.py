@@ -13,7 +13,9 @@ import argparse
 import os
 import platform
 import re
+import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +27,7 @@ from emu3.files import write_json
 from rl.check_node import arithmetic, hub, judge, machine, runs
 from rl.check_node.page import ROOT, Check, Node, Result, Shared, bounded
 
-WHOLE_RUN = 1000.0
+WHOLE_RUN = 1300.0
 """Seconds for what starts several processes; the commands that it starts are bounded by themselves."""
 
 
@@ -156,12 +158,11 @@ def main() -> None:
         raise UserError("--judge-concurrency and --judge-seconds have to be above 0")
     wanted = chosen(options.only, options.skip)
     node = Node(visible_gpus(), options.run_folder, options.judge, options.judge_concurrency, options.judge_seconds)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and so end what is under way
     results: list[Result] = []
-    try:
-        for check in wanted:
-            results.append(bounded(check, node))
-            print(results[-1], flush=True)
-    finally:
+    for check in wanted:
+        results.append(bounded(check, node))
+        print(results[-1], flush=True)
         write_json(options.output, report(node, results))
     counts = Counter(result.status for result in results)
     seconds = sum(result.seconds for result in results)

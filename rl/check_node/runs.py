@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,8 +42,10 @@ from rl.rollout.protocol import Prompt
 CODES, HEIGHT, WIDTH, AREA = 16, 2, 3, 96
 INSTRUCTION = "make it red"
 SCRIPTS = ROOT / "scripts"
-LAUNCH_SECONDS = 420.0
+LAUNCH_SECONDS = 600.0
 """For a small run: most of it is imports, which share the cores."""
+BUILD_SECONDS = 900.0
+"""Longest time that DeepSpeed's kernels take to build."""
 
 
 def make_world(folder: Path) -> None:
@@ -227,6 +230,18 @@ def _deepspeed() -> None:
     # Not imported here: that builds kernels and looks for devices.
     if importlib.util.find_spec("deepspeed") is None:
         raise Skipped("DeepSpeed is not installed: pip install '.[zero]'")
+    if lock := stale_lock():
+        raise UserError(
+            f"{lock} is there since {(time.time() - lock.stat().st_mtime) / 60:.0f} min: a build that was killed has "
+            "left it, and DeepSpeed waits for ever until somebody removes it"
+        )
+
+
+def stale_lock() -> Path | None:
+    """The lock of a build of torch's extensions that nobody can be at any more."""
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    old = time.time() - BUILD_SECONDS
+    return next((lock for lock in sorted(folder.rglob("lock")) if lock.stat().st_mtime < old), None)
 
 
 def _has_vllm() -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,6 +95,36 @@ def test_the_judge_is_where_its_script_says(tmp_path: Path) -> None:
     for variables, judge in ({}, "gpu3:4877"), ({"APP__REWARD_FUNCTION_API_BASE": "http://mine/v1"}, "mine"):
         done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=True)
         assert done.stdout == f"http://{judge}/v1|-m rl.check_node --only judge\n"
+
+
+def test_a_page_that_is_ended_takes_its_check_with_it(tmp_path: Path) -> None:
+    """Guards ranks that go on, on GPUs too, when a job's time is up or somebody gives up."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("APP__")}
+    command = [sys.executable, "-m", "rl.check_node", "--only", "disk", "rl"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**environment, "PYTHONPATH": str(ROOT)}
+    )
+    assert process.stdout is not None and " disk " in process.stdout.readline()
+    deadline = time.monotonic() + 120
+    while not started(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(120) == 128 + signal.SIGTERM
+    while started(tmp_path):
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.1)
+    assert [check["name"] for check in json.loads((tmp_path / "node.json").read_text())["checks"]] == ["disk"]
+
+
+def started(folder: Path) -> list[str]:
+    """The commands of a run of RL that were started in `folder`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if process.joinpath("cwd").resolve() == folder and b"rl.train" in process.joinpath("cmdline").read_bytes():
+                found.append(process.name)
+    return found
 
 
 @pytest.mark.parametrize(

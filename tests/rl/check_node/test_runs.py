@@ -163,6 +163,18 @@ def test_what_is_not_installed_is_skipped(monkeypatch: pytest.MonkeyPatch) -> No
         runs.sampler(NODE)
 
 
+def test_a_lock_that_was_left_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a run that waits for ever, without a word, for a build of DeepSpeed's that was killed."""
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert runs.stale_lock() is None, "somebody builds"
+    os.utime(lock, (0, 0))
+    with pytest.raises(UserError, match=r"deepspeed_shm_comm/lock is there since \d+ min"):
+        runs.rl(NODE)
+
+
 def test_vllm_goes_round(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
     line, facts = runs.sampler(NODE)
