@@ -25,7 +25,7 @@ from baselines.tables.bootstrap import RESAMPLES
 from baselines.tables.summary import Row, by_split, groups_of, summarise
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
-from rl.watch.charts import running_mean
+from emu3.report.charts import running_mean
 
 INK, SOFT, LINE = "#1b1d21", "#5c636e", "#e3e6ea"
 CANDIDATE, REFERENCE, OTHER, BOUND = "#c2410c", "#2563a8", "#6f7988", "#a3abb7"

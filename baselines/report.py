@@ -30,7 +30,7 @@ from baselines.tables.published import published_judge
 from baselines.tables.summary import Row, models_of, summarise
 from emu3.errors import run_main
 from emu3.files import whole_file
-from rl.watch.charts import line_chart
+from emu3.report.charts import line_chart
 
 TEMPLATE = "report.html.jinja"
 

@@ -7,8 +7,10 @@ traceback.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -32,8 +34,10 @@ _OTHER_RANKS_WAIT = 5.0  # seconds; the launcher ends them sooner when rank 0 ha
 def run_main(main: Callable[[], None]) -> None:
     """Run a command; what a person can mend ends it with `error: ...` and exit code 2.
 
-    Of several ranks with the same trouble only the first says so.
+    Of several ranks with the same trouble only the first says so, and all of them end with their launcher.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _end_with_parent()
     try:
         main()
     except UserError as error:
@@ -45,6 +49,17 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it is gone: a launcher that is killed outright cannot
+    end its ranks, which would go on writing into a run's folder beside those of the next start. Linux alone can."""
+    set_death_signal = 1  # PR_SET_PDEATHSIG in linux/prctl.h
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:  # it was gone before the kernel knew
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _end(message: str) -> NoReturn:

@@ -33,7 +33,9 @@ def launch(ranks: int, module: str, arguments: list[str]) -> int:
     """
     where = machines(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    # Its warnings and its summary of a failure would bury the one line that says what to do.
+    # Its warnings and its summary of a failure would bury the one line that says what to do, and so would the warnings
+    # of torch's C++ half: on GPUs it complains behind that line about process groups that nobody took down.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:

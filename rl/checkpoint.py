@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from emu3.errors import UserError
 from emu3.files import read_json, sha256_of, whole_folder, write_json
 from emu3.mllm.language_model import save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
-from rl.config import Config
+from emu3.training import ranks
 from emu3.training.lora import ADAPTER
+from rl.config import Config
 from rl.training.protocol import Trainer
 
 MANIFEST = "manifest.json"
@@ -52,15 +53,17 @@ def save(
 ) -> None:
     """Write the checkpoint of `step` into the run's folder and remove all but the newest `keep_checkpoints`.
 
-    All ranks take part, one `writes`, and only that one can raise: one of `WRITE_ERRORS`, with nothing left behind.
+    All ranks take part, and rank 0 `writes`. Raises one of `WRITE_ERRORS` with nothing left behind: on rank 0, and on
+    the others as well while there is something left that all have to do together.
     """
-    with whole_folder(_folder(run, step)) if writes else nullcontext() as temporary:
+    with ExitStack() as stack:
+        folder = ranks.on_first(lambda: stack.enter_context(whole_folder(_folder(run, step))))
+        temporary = folder if writes else None
         if config.lora is None:
             save_model(temporary and temporary / "model", trainer, tokenizer)
         else:
             adapters = _gathered(trainer.named_adapters(), temporary)
-            if temporary is not None:
-                save_file(adapters, temporary / ADAPTER)
+            ranks.on_first(lambda: save_file(adapters, folder / ADAPTER))
         trainer.save_optimizer(temporary)
         if temporary is None:
             return
@@ -72,11 +75,15 @@ def save(
 
 
 def save_model(folder: Path | None, trainer: Trainer, tokenizer: TextTokenizer) -> None:
-    """Write the policy, LoRA merged, as `emu3.mllm.language_model.save_checkpoint` does. All ranks take part; those
-    with None write nothing."""
+    """Write the policy, LoRA merged, as `emu3.mllm.language_model.save_checkpoint` does. All ranks take part and have
+    the same errors, one of `WRITE_ERRORS`; rank 0 writes, the others have None."""
     state = _gathered(trainer.named_weights(), folder)
-    if folder is not None:
+
+    def write() -> None:
+        assert folder is not None
         save_checkpoint(trainer.model, tokenizer, folder, state=state)
+
+    ranks.on_first(write)
 
 
 def _gathered(tensors: Iterable[tuple[str, Tensor]], folder: Path | None) -> dict[str, Tensor]:

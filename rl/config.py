@@ -167,8 +167,12 @@ class ComputeConfig:
     gradient_checkpointing: computes each layer's activations again in the backward pass. reference: the frozen model
     of the KL term, `resident` on every rank, `offloaded` to main memory but while its log-probabilities are computed,
     `sharded` over the ranks (with zero), or `adapter_off`, the policy without its LoRA.
+    timeout: seconds after which ranks that meet in a computation give one up that does not come; who waits for the disk
+    or the judge has a day (`emu3.training.ranks`).
     max_logprob_gap: bound, in nats, on the mean difference between the log-probabilities of the sampler and those
     of the trainer; a larger one means that the weights that sample are not the weights that are trained.
+    max_probe_gap: the same bound for the probe after each update of a sampling engine's copy of the weights; none is
+    0.005 in fp32, 0.1 in bf16 (`rl.rollout.probe`).
     memory_check: what happens before the start where the estimate of memory (`rl.watch.estimate`) is more than there
     is: a warning, or the end of the run; `off` estimates nothing.
     """
@@ -180,7 +184,9 @@ class ComputeConfig:
     offload_optimizer: bool = False
     gradient_checkpointing: bool = False
     reference: Literal["resident", "offloaded", "sharded", "adapter_off"] = "resident"
+    timeout: float = 1800.0
     max_logprob_gap: float = 0.2
+    max_probe_gap: float | None = None
     memory_check: Literal["warn", "refuse", "off"] = "warn"
 
 
@@ -261,7 +267,9 @@ def check_ranges(config: Config) -> None:
         "lora.rank": config.lora.rank if config.lora else None,
         "lora.alpha": config.lora.alpha if config.lora else None,
         "judge.deadline": config.judge.deadline,
+        "compute.timeout": config.compute.timeout,
         "objective.importance_cap": config.objective.importance_cap,
+        "compute.max_probe_gap": config.compute.max_probe_gap,
     }
     for name, number in above_zero.items():
         if number is not None and not number > 0:

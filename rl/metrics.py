@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
+from emu3.report.table import settled_median
 from rl.reward.outcome import Outcome, Score, Unparsable
 
 
@@ -76,14 +76,9 @@ def tokens_per_second(metrics: Mapping[str, Any]) -> dict[str, float | None]:
     return rates
 
 
-SETTLING = 1
-"""The first steps of a run, which load and compile, say nothing about the others."""
-
-
 def step_seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
-    """Median over the last 50 lines of a run of the seconds of all phases; None before three lines have settled.
+    """Median over the last lines of a run of the seconds of all phases; None before the run has settled.
 
     Saving is no phase: of a run that saves rarely it is a small part.
     """
-    totals = [sum(line["seconds"].values()) for line in lines[SETTLING:]][-50:]
-    return median(totals) if len(totals) >= 3 - SETTLING else None
+    return settled_median([sum(line["seconds"].values()) for line in lines], enough=2)

@@ -13,7 +13,7 @@ from emu3.errors import UserError
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.sequence import THINK_PREFILL, edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.train_image_editing.mixture import Mixture
+from emu3.train_image_editing.dataset import Mixture
 from emu3.train_image_editing.shards import EditRow, read_rows
 from rl.config import DataConfig
 from rl.rollout.protocol import Prompt

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from PIL import Image
 
 from emu3.errors import UserError
 from emu3.tokenizer.codec import ImageCodec
+from emu3.training import ranks
 from rl.config import JudgeConfig, RewardConfig
 from rl.reward.cache import AnswerCache
 from rl.reward.endpoint import shown_addresses
@@ -122,9 +122,8 @@ def collect(
     for pause in range(judge.pauses + 1):
         outcomes = [episode.score.result() for episode in episodes]
         lost = [outcome for outcome in outcomes if not isinstance(outcome, Score)]
-        refused = sum(_refused(outcome) for outcome in lost)
-        counts = torch.tensor([len(lost), refused, len(outcomes)], device=accelerator.device)
-        failed, refused, total = accelerator.reduce(counts, reduction="sum").tolist()
+        counts = ranks.gather((len(lost), sum(map(_refused, lost)), len(outcomes)))
+        failed, refused, total = map(sum, zip(*counts, strict=True))
         if failed <= judge.max_failed_share * total:
             return outcomes
         url = shown_addresses(judge.base_url)

@@ -18,12 +18,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from emu3.errors import UserError, one_line, run_main
@@ -35,6 +36,7 @@ from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing.shards import check_alike
+from emu3.training import ranks as all_ranks
 from rl import checkpoint
 from rl.advantages import constant_groups, group_advantages
 from rl.config import Config
@@ -67,7 +69,7 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
     if config.rollout.engine == "vllm":
         check_installed()
 
-    resumed = checkpoint.newest(run)
+    resumed = all_ranks.on_first(partial(checkpoint.newest, run))
     tokenizer = TextTokenizer.from_pretrained(config.tokenizer or config.model)
     if codec.vq.config.codebook_size != tokenizer.layout.codebook_size:
         raise UserError(
@@ -82,23 +84,26 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
         config.seed,
         targets=config.reward.groundscore > 0,
     )
-    check_alike(prompts.sets, {"vision_sha256": weights_digest(config.vision)})
+    vision = all_ranks.on_first(partial(weights_digest, config.vision))
+    check_alike(prompts.sets, {"vision_sha256": vision})
     announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
     start, position = (resumed.step, resumed.prompt_position) if resumed else (0, 0)
-    if accelerator.is_main_process:
-        checkpoint.remove_rests(run)
-        record_config(config, run / "config.json", resuming=resumed is not None)
+    all_ranks.on_first(partial(checkpoint.remove_rests, run))
+    all_ranks.on_first(partial(record_config, config, run / "config.json", resuming=resumed is not None))
     watch = Watch(run, config, start) if accelerator.is_main_process else None
     trainer, reference = make_trainer(config, accelerator, resumed.folder if resumed else None)
     engine = make_engine(config, trainer, tokenizer, device)
+    all_ranks.set_device_timeout(timedelta(seconds=config.compute.timeout))
     accelerator.print(f"{run}: step {start} of {config.steps}; {prompts.dropped} rows too long, left out", flush=True)
 
     def save(steps_done: int) -> None:
         try:
             checkpoint.save(run, steps_done, position, trainer, tokenizer, config, writes=accelerator.is_main_process)
         except checkpoint.WRITE_ERRORS as error:
-            print(f"no checkpoint of step {steps_done}: {one_line(error)}; the run goes on without", flush=True)
-        accelerator.wait_for_everyone()
+            accelerator.print(
+                f"no checkpoint of step {steps_done}: {one_line(error)}; the run goes on without", flush=True
+            )
+        all_ranks.meet()
 
     for step in range(start, config.steps):
         timer = Timer()
@@ -159,10 +164,9 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
         position += taken
 
         # Show and save.
-        counted = gather_object(
-            [Judged(episode.prompt.task, len(episode.rollout.tokens), outcome) for episode, outcome in judged]
-        )
-        judge = judge_metrics(gather_object([scorer.step()]), gather_object([timer.seconds["judge"]]))
+        own = [Judged(episode.prompt.task, len(episode.rollout.tokens), outcome) for episode, outcome in judged]
+        counted = [one for part in all_ranks.gather(own) for one in part]
+        judge = judge_metrics(all_ranks.gather(scorer.step()), all_ranks.gather(timer.seconds["judge"]))
         if watch is not None:
             metrics = {
                 "step": step,
@@ -187,7 +191,7 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
         raise UserError(
             f"{run / 'final'} was not written: {one_line(error)}; then start the same command again"
         ) from error
-    accelerator.wait_for_everyone()
+    all_ranks.meet()
 
 
 def _update(
@@ -293,13 +297,19 @@ def _sums(loss: Tensor, part: Tokens, entropy_N: Tensor, codes: int, clip: float
     return torch.stack([loss.detach(), kl_N.sum(), entropy_N.sum(), gap, mismatch, outside.sum()])
 
 
+def start_ranks(config: Config) -> Accelerator:
+    """The process group, if the launcher has started several processes, with the run's timeout."""
+    timeout = InitProcessGroupKwargs(timeout=timedelta(seconds=config.compute.timeout))
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="GRPO with a judge's score; see rl/README.md")
     parser.add_argument("config", type=Path, help="jsonnet file, for example rl/configs/shapes.jsonnet")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-5")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = start_ranks(config)
     with start_scorer(config.judge, accelerator.process_index, config.reward) as scorer:
         codec = ImageCodec(StillVQ.from_pretrained(config.vision), accelerator.device)
         train(config, accelerator, codec, scorer)

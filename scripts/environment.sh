@@ -7,12 +7,10 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ -x "$root/.venv/bin/python" ]; then PATH=$root/.venv/bin:$PATH; fi
 
-# install_project [EXTRA]: makes .venv and installs the project into it, unless this pyproject.toml is installed there.
+# install_project [EXTRA]: makes .venv and installs the project into it, unless that has been done.
 install_project() {
-    local venv=$root/.venv extra=${1:-} python installed
-    for installed in "$venv/installed-${extra:-core}.toml" "$venv/installed-dev.toml"; do
-        if cmp -s "$root/pyproject.toml" "$installed"; then return; fi
-    done
+    local venv=$root/.venv extra=${1:-} python
+    if is_installed "$extra"; then return; fi
     if [ ! -x "$venv/bin/pip" ]; then
         python=$(fitting_python)
         echo "making .venv with $("$python" --version)"
@@ -23,7 +21,31 @@ install_project() {
     pip install --quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
         "$(grep --only-matching --max-count=1 'torch==[0-9.]*' "$root/pyproject.toml")"
     pip install --quiet --editable "$root${extra:+[$extra]}"
-    cp "$root/pyproject.toml" "$venv/installed-${extra:-core}.toml"
+    cp "$root/pyproject.toml" "$venv/installed.toml"
+}
+
+# is_installed EXTRA: whether this pyproject.toml was installed, and every package that it wants is there now, with those
+# of EXTRA. What is there is asked, since another extra, vLLM or a hand may have replaced a package in between.
+is_installed() {
+    cmp -s "$root/pyproject.toml" "$root/.venv/installed.toml" || return
+    "$root/.venv/bin/python" - "$root/pyproject.toml" "$1" 2>/dev/null <<'PYTHON'
+import sys
+import tomllib
+from importlib.metadata import version
+
+from packaging.requirements import Requirement
+
+with open(sys.argv[1], "rb") as file:
+    project = tomllib.load(file)["project"]
+wanted = [*project["dependencies"], *(project["optional-dependencies"][sys.argv[2]] if sys.argv[2] else [])]
+while wanted:
+    requirement = Requirement(wanted.pop())
+    if requirement.name == project["name"]:
+        for extra in requirement.extras:
+            wanted += project["optional-dependencies"][extra]
+    elif not requirement.specifier.contains(version(requirement.name), prereleases=True):
+        sys.exit(1)
+PYTHON
 }
 
 fitting_python() {

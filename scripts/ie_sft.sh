@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Supervised fine-tuning with the paper's settings (batch 128, DeepSpeed ZeRO-3); without a GPU, on the CPU.
-# Call it again after an interruption: it continues from the last checkpoint in $OUTPUT_DIR/$EXP_NAME.
+# Call it again after an interruption: it continues from the last checkpoint in $OUTPUT_DIR/$EXP_NAME, on as many GPUs
+# as there are then. With VALPATH it stops when the evaluation loss has not become smaller PATIENCE times, and `final` is
+# the checkpoint with the smallest. A checkpoint of the 8B model has 119 GB; the last one and the best one are kept.
 # Further arguments go to emu3.train_image_editing.sft and win over those below.
 #
 #   DATAPATH="data/omniedit data/magic_brush" COEF="1 6" EXP_NAME=sft_s bash scripts/ie_sft.sh
@@ -14,6 +16,8 @@ MODEL_PATH=${MODEL_PATH:-models/Emu3-Stage1}
 DATAPATH=${DATAPATH:-data/omniedit}         # folders written by scripts/tokenize.sh, separated by spaces
 VALPATH=${VALPATH:-}                        # likewise, for the evaluation loss
 VALIDATION_SIZE=${VALIDATION_SIZE:-1000}
+PATIENCE=${PATIENCE:-5}                     # evaluations, one after every 100 steps
+DROPOUT=${DROPOUT:-0.1}                     # on embeddings, attention and both branches of each layer
 COEF=${COEF:-}                              # share of each folder of DATAPATH; empty: smaller ones are upsampled
 COT_KEYS=${COT_KEYS:-}                      # e.g. reasoning_verbose; empty: no reasoning
 IMAGE_AREA=${IMAGE_AREA:-65536}
@@ -46,6 +50,8 @@ exec python -m emu3.launch --ranks "$processes" emu3.train_image_editing.sft \
     ${COEF:+--coefficients $COEF} \
     ${COT_KEYS:+--cot_keys $COT_KEYS} \
     ${VALPATH:+--eval_data $VALPATH --validation_size $VALIDATION_SIZE --eval_strategy steps --eval_steps 100} \
+    ${VALPATH:+--early_stopping_patience $PATIENCE --load_best_model_at_end True} \
+    --dropout "$DROPOUT" \
     --image_area "$IMAGE_AREA" \
     --max_position_embeddings "$MAX_POS_EMB" \
     --output_dir "$OUTPUT_DIR/$EXP_NAME" \
@@ -60,6 +66,6 @@ exec python -m emu3.launch --ranks "$processes" emu3.train_image_editing.sft \
     --weight_decay 0.1 \
     --adam_beta1 0.9 --adam_beta2 0.95 --adam_epsilon 1e-6 \
     --max_grad_norm 5.0 \
-    --save_strategy steps --save_steps 100 \
+    --save_strategy steps --save_steps 100 --save_total_limit 2 \
     --logging_steps 1 \
     "${device[@]}" "$@"

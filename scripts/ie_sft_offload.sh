@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# scripts/ie_sft.sh for GPUs that cannot hold the optimiser: its state and the parameters wait in CPU memory.
+# scripts/ie_sft.sh for GPUs that cannot hold the optimizer: its state and the parameters wait in CPU memory.
 set -euo pipefail
 
 scripts=$(dirname "$0")

@@ -43,8 +43,8 @@ stop() {
     kill -KILL "$server"
 }
 
-if ! python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)'; then
-    echo "error: $(command -v python) has no vLLM: pip install '.[vllm]'" >&2
+if ! command -v vllm >/dev/null; then
+    echo "error: there is no command vllm beside $(command -v python): pip install '.[vllm]'" >&2
     exit 2
 fi
 if answers; then
@@ -54,8 +54,7 @@ fi
 rm -f "$ADDRESS_FILE"
 
 # The limits of the published server: a question is two pictures and a page of text, and all runs ask at once.
-python -m vllm.entrypoints.openai.api_server \
-    --model "$MODEL" \
+vllm serve "$MODEL" \
     --host "$HOST" \
     --port "$PORT" \
     --tensor-parallel-size "$TP" \

@@ -1,6 +1,6 @@
 """Where the Parquet files of a benchmark are: a file or folder, a folder of many benchmarks, or the Hub.
 
-The Hub's cache and `HF_HUB_OFFLINE=1` do what they do everywhere (`emu3.train_image_editing.hub_data`). Nothing but
+The Hub's cache and `HF_HUB_OFFLINE=1` do what they do everywhere (`emu3.train_image_editing.open_rows`). Nothing but
 Parquet files is fetched.
 """
 
@@ -14,8 +14,7 @@ from pathlib import Path
 from baselines.benchmarks.spec import Benchmark
 from emu3.errors import UserError
 from emu3.hub import HUB_ID
-from emu3.train_image_editing.hub_data import HubData
-from emu3.train_image_editing.open_rows import of_split
+from emu3.train_image_editing.open_rows import HubData, of_split
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from baselines.metrics.protocol import Missing, Pictures
 from baselines.metrics.weights import device, folder_digest, load_model, model_folder, version_of
 from emu3.errors import UserError, one_line
-from emu3.tokenizer.precision import plain_float32
+from emu3.tokenizer.quantizer import plain_float32
 
 # ViT-B/32 is what the paper compares pictures by, ViT-L/14 what PIE-Bench compares pictures and captions by. The first
 # has its safetensors in a pull request.

@@ -15,7 +15,7 @@ from transformers import BitImageProcessorPil, Dinov2Model
 
 from baselines.metrics.weights import device, folder_digest, load_model, model_folder, version_of
 from emu3.errors import UserError, one_line
-from emu3.tokenizer.precision import plain_float32
+from emu3.tokenizer.quantizer import plain_float32
 
 DINOV2 = "facebook/dinov2-base@f9e44c814b77203eaa57a6bdbbd535f21ede1415"
 BATCH = 64

@@ -24,7 +24,7 @@ from torch import nn
 from baselines.metrics.frames import as_tensor, batches
 from baselines.metrics.protocol import Missing, Pictures
 from baselines.metrics.weights import device, library, tensors, torch_file, version_of
-from emu3.tokenizer.precision import plain_float32
+from emu3.tokenizer.quantizer import plain_float32
 
 INCEPTION = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from baselines.metrics.protocol import Missing, Pictures, Reference
-from emu3.tokenizer.precision import plain_float32
+from emu3.tokenizer.quantizer import plain_float32
 
 # A side of 80 pixels or more that was cropped to a multiple of 8 stays within it.
 ASPECT_TOLERANCE = 0.1

@@ -1,5 +1,5 @@
 """A mean with its interval on a fixed scale as inline SVG, coloured by the page's style sheet so that it follows light
-and dark. Training curves are `rl.watch.charts`'.
+and dark. Training curves are `emu3.report.charts`'.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from emu3.train_image_editing.boxes import BOX, NUMBER
+from emu3.boxes import BOX, NUMBER
 
 _POINT = re.compile(rf"[(\[]{NUMBER},{NUMBER}[)\]]")
 

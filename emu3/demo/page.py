@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from gradio.data_classes import ImageData
 
-from emu3.demo.boxes import COLOURS
+from emu3.boxes import COLOURS
 from emu3.demo.session import MAX_SAMPLES, Result, Settings, edit_picture
 from emu3.errors import UserError
 from emu3.mllm.editor import Editor

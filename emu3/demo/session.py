@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 from transformers import Emu3ForCausalLM
 
-from emu3.demo.boxes import draw_boxes, find_boxes, marked_text
+from emu3.boxes import draw_boxes, find_boxes, marked_text
 from emu3.errors import UserError
 from emu3.mllm.editor import Edit, Editor
 from emu3.mllm.generate import THINK_TOKENS

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
@@ -20,11 +21,12 @@ from transformers import Emu3ForCausalLM
 from emu3.errors import UserError
 from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.checkpoint_layouts import CONVERTED, read_config
-from emu3.mllm.generate import THINK_TOKENS, Request, Sample, check_fits, generate
+from emu3.mllm.generate import THINK_TOKENS, Request, Sample, check_fits, check_settings, generate
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.progress import token_bar
 from emu3.mllm.sequence import THINK_END, THINK_PREFILL, edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import RANK_FILE, TOKENIZER_FILE, TextTokenizer
+from emu3.mllm.vllm.installed import check_installed
 from emu3.mllm.vllm.sampler import VllmSampler, sampler_of
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import scale_image
@@ -49,7 +51,8 @@ class Edit:
 class Editor:
     """A language model, its text tokenizer and an image tokenizer at work together.
 
-    sampler: a vLLM engine that holds the model's weights and samples in its place; None samples with the model.
+    start: makes a vLLM engine that holds the model's weights and samples in its place. That takes a minute and most of
+    the device, so it is called when the first requests have been found to be right. None samples with the model.
     Raises UserError if the three disagree about the number of visual codes or token ids.
     """
 
@@ -58,10 +61,11 @@ class Editor:
         model: Emu3ForCausalLM,
         tokenizer: TextTokenizer,
         codec: ImageCodec,
-        sampler: VllmSampler | None = None,
+        start: Callable[[], VllmSampler] | None = None,
     ) -> None:
         self.model = model
-        self.sampler = sampler
+        self._start = start
+        self._sampler: VllmSampler | None = None
         self.tokenizer = tokenizer
         self.codec = codec
         layout = tokenizer.layout
@@ -92,6 +96,8 @@ class Editor:
         its weights. Raises UserError if a part is missing or not what it should be, or device or engine cannot be used.
         """
         device = _usable_device(device)
+        if engine == "vllm":
+            check_installed()
         # Whatever may be wrong is found before the weights of the language model are fetched and read.
         folder = local_folder(model, SMALL_FILES)
         model_type = read_config(folder / "config.json").model_type
@@ -104,8 +110,8 @@ class Editor:
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         language_model = load_language_model(model, dtype)
         if engine == "vllm":
-            sampler = sampler_of(language_model, SAMPLES_AT_ONCE, device)
-            return cls(language_model, text_tokenizer, ImageCodec(vq, device), sampler)
+            start = partial(sampler_of, language_model, SAMPLES_AT_ONCE, device)
+            return cls(language_model, text_tokenizer, ImageCodec(vq, device), start)
         language_model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
         return cls(language_model, text_tokenizer, ImageCodec(vq, device))
 
@@ -136,10 +142,11 @@ class Editor:
             raise ValueError(f"{len(images)} images and {len(instructions)} instructions")
         if n < 1 or seed < 0 or image_area < 1:
             raise UserError(f"n and image area must be 1 or more and seed 0 or more, got {n}, {image_area}, {seed}")
+        check_settings(temperature, top_k)
         requests = self._requests(images, instructions, n, seed, think, image_area)
         edits: list[list[Edit]] = []
         at_once = max(1, SAMPLES_AT_ONCE // n)
-        with token_bar(self.model, requests) if progress and self.sampler is None else nullcontext():
+        with token_bar(self.model, requests) if progress and self._start is None else nullcontext():
             for start in range(0, len(requests), at_once):
                 groups = self._sample(requests[start : start + at_once], temperature, top_k)
                 pictures = iter(self.codec.decode([sample.codes for group in groups for sample in group]))
@@ -150,8 +157,9 @@ class Editor:
         return edits
 
     def _sample(self, requests: Sequence[Request], temperature: float, top_k: int | None) -> list[list[Sample]]:
-        if self.sampler is not None:
-            return list(self.sampler.sample(requests, temperature=temperature, top_k=top_k, think_tokens=THINK_TOKENS))
+        if self._start is not None:
+            self._sampler = self._sampler or self._start()
+            return list(self._sampler.sample(requests, temperature=temperature, top_k=top_k, think_tokens=THINK_TOKENS))
         return generate(
             self.model,
             self.tokenizer.layout,

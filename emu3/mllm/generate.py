@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import Emu3ForCausalLM
 
@@ -30,7 +29,7 @@ from emu3.errors import UserError
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.lanes import Lanes
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.sampling import choose, uniform_numbers
+from emu3.mllm.sampling import choose, head_logits, uniform_numbers
 from emu3.mllm.thinking import NO_THOUGHT, Thought, think
 
 THINK_TOKENS = 512
@@ -89,10 +88,7 @@ def generate(
     Runs in evaluation mode and leaves the model in the mode it was in. Raises UserError if a setting is out of range
     or an answer does not fit the model's positions, FloatingPointError if the model's probabilities are not finite.
     """
-    if temperature < 0:
-        raise UserError(f"temperature must be 0 or more, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top-k must be 1 or more, got {top_k}")
+    check_settings(temperature, top_k)
     for number, request in enumerate(requests):
         check_fits(model, request, think_tokens, f"request {number}")
 
@@ -117,6 +113,14 @@ def generate(
         [sample for start in range(0, len(request.seeds), lanes) for sample in found[index, start]]
         for index, request in enumerate(requests)
     ]
+
+
+def check_settings(temperature: float, top_k: int | None) -> None:
+    """Raise UserError if one of them is out of range."""
+    if temperature < 0:
+        raise UserError(f"temperature must be 0 or more, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top-k must be 1 or more, got {top_k}")
 
 
 def check_fits(model: Emu3ForCausalLM, request: Request, think_tokens: int, name: str) -> None:
@@ -177,7 +181,7 @@ def _draw_codes(
     codes: list[Tensor] = []
     logprobs: list[Tensor] = []
     for cell, uniform in enumerate(uniforms.unbind(-1)):
-        code, logprob = choose(F.linear(lanes.hidden, head), uniform, temperature, top_k)
+        code, logprob = choose(head_logits(lanes.hidden, head), uniform, temperature, top_k)
         codes.append(code)
         logprobs.append(logprob)
         if cell + 1 < len(free):

@@ -91,7 +91,11 @@ def load_language_model(name: Path | str, dtype: torch.dtype = torch.float32) ->
     tensors = TensorFiles.of(folder)
     tensors.check_index()
     state = {name: tensors[stored] for name, stored in _fitting_names(folder, tensors, config).items()}
-    return Emu3ForCausalLM.from_pretrained(None, config=config.language_model, state_dict=state, dtype=dtype)
+    model = Emu3ForCausalLM.from_pretrained(None, config=config.language_model, state_dict=state, dtype=dtype)
+    # Made under ZeRO-3, where DeepSpeed gives new tensors the dtype of the weights, it has frequencies in bfloat16,
+    # and with them tokens at wrong angles: up to 1.3 rad over the length of an image.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    return model
 
 
 def save_checkpoint(

@@ -1,4 +1,8 @@
-"""One token from a row of logits, decided by one number that was drawn beforehand.
+"""Logits of the last hidden states, and one token from each row, decided by one number that was drawn beforehand.
+
+Logits are summed in float32 and stay so. Rounded to bfloat16, which has 8 bits and spaces numbers from 8 to 16 by 1/16,
+they move a token's log-probability by 0.003 to 0.017 nats (`head_logits`); sampler and trainer round in different
+places, so that this was most of the distance between them.
 
 The token is the inverse of the cumulative distribution at a uniform number. The uniforms of a sample come from its
 own Philox generator, so a sample depends on its seed and the model alone, never on what else is in the batch, and a
@@ -11,14 +15,64 @@ Nucleus (top-p) sampling is left out: nothing in the paper uses it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+HEAD_ROWS = 1024  # of the head that are widened at a time on a CPU: 16 MB at 4,096 channels
 
 
 def uniform_numbers(seed: tuple[int, ...], count: int) -> np.ndarray:
     """`count` numbers in [0, 1), float64, a pure function of `seed` (non-negative integers)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))).random(count)
+
+
+def head_logits(hidden: Tensor, head_V_D: Tensor) -> Tensor:
+    """`hidden` (..., D) times the rows of a head (V, D): logits (..., V), with gradient.
+
+    Of float32 and float64 it is torch's own product. bfloat16 and float16, which autocast makes of float32 as it does
+    everywhere, are multiplied as they are, but sums are not rounded: the result is float32. Gradients come out in the
+    dtypes of the arguments, from products in their dtype, as without this function.
+
+    Error of a log-probability over 32,768 codes of 4,096 channels, bfloat16 weights, against float64: 4e-7 to 2e-6
+    nats, where logits that are rounded to bfloat16 give 0.0025 (entropy 9.6), 0.012 (5.6) and 0.017 (1.7).
+    On CUDA it costs what the rounded product does and saves the copy to float32. On a CPU a block of the head at a time
+    is widened: 0.4 s instead of 0.1 s for 8 rows, 2.8 s instead of 0.8 s for 512 (one core with bfloat16 arithmetic).
+    """
+    kind = hidden.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
+        hidden, head_V_D = (x.to(torch.get_autocast_dtype(kind)) for x in (hidden, head_V_D))
+    if hidden.dtype not in (torch.bfloat16, torch.float16):
+        return F.linear(hidden, head_V_D)
+    logits: Tensor = _WideProduct.apply(hidden.flatten(0, -2), head_V_D)
+    return logits.unflatten(0, hidden.shape[:-1])
+
+
+class _WideProduct(torch.autograd.Function):
+    """(N, D) times (V, D) of half precision, in float32: torch's own operator has no gradient and no kernel on CPUs."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_N_D: Tensor, head_V_D: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden_N_D, head_V_D)
+        if hidden_N_D.device.type != "cpu":
+            return torch.mm(hidden_N_D, head_V_D.t(), out_dtype=torch.float32)
+        wide_N_D = hidden_N_D.float()
+        logits_N_V = wide_N_D.new_empty(len(wide_N_D), len(head_V_D))
+        block = wide_N_D.new_empty(min(HEAD_ROWS, len(head_V_D)), head_V_D.shape[1])
+        for rows, logits in zip(head_V_D.split(HEAD_ROWS), logits_N_V.split(HEAD_ROWS, dim=1), strict=True):
+            # With `out` autocast leaves the product alone.
+            torch.mm(wide_N_D, block[: len(rows)].copy_(rows).t(), out=logits)
+        return logits_N_V
+
+    @staticmethod
+    def backward(ctx: Any, grad_N_V: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        hidden_N_D, head_V_D = ctx.saved_tensors
+        grad_N_V = grad_N_V.to(hidden_N_D.dtype)
+        of_hidden, of_head = ctx.needs_input_grad
+        return grad_N_V @ head_V_D if of_hidden else None, grad_N_V.t() @ hidden_N_D if of_head else None
 
 
 def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | None) -> tuple[Tensor, Tensor]:

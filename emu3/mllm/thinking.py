@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import Emu3ForCausalLM
 
 from emu3.mllm.lanes import Lanes
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.sampling import choose
+from emu3.mllm.sampling import choose, head_logits
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def think(
     tokens: list[Tensor] = []
     logprobs: list[Tensor] = []
     for uniform in uniforms.unbind(-1):
-        logits = torch.cat([F.linear(lanes.hidden, text), F.linear(lanes.hidden, boi)], dim=-1)
+        logits = torch.cat([head_logits(lanes.hidden, rows) for rows in (text, boi)], dim=-1)
         index, logprob = choose(logits, uniform, temperature, top_k)
         token = index.masked_fill(index == layout.pad, layout.boi)
         tokens.append(token)

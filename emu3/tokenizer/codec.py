@@ -2,6 +2,9 @@
 
 Equal sizes go through together and nothing is padded: padding would change the codes, since norms and attention see
 it. Encoding never runs in bf16 or TF32, whose latents fall nearest to other codes; decoding may.
+
+Images become tensors without loss, 256 levels in [-1, 1], bit for bit as the published image processor does it (mean
+and standard deviation 0.5), and back as it does, truncated to a step.
 """
 
 from __future__ import annotations
@@ -11,9 +14,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from emu3.tokenizer.model import StillVQ
-from emu3.tokenizer.tensors import to_pil, to_tensor
 
 BATCH_PIXELS = 2**19
 
@@ -87,6 +90,22 @@ class ImageCodec:
             size = max(1, self.batch_pixels // (height * width * pixels_per_item))
             for start in range(0, len(indices), size):
                 yield indices[start : start + size]
+
+
+def to_tensor(images: Sequence[Image.Image]) -> Tensor:
+    """RGB pictures of one size -> float32 (B, 3, H, W) in [-1, 1]. Raises ValueError if the sizes differ."""
+    sizes = {image.size for image in images}
+    if len(sizes) != 1:
+        raise ValueError(f"pictures of one size are wanted, got {sorted(sizes)}")
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pil(pixels: Tensor) -> list[Image.Image]:
+    """Float (B, 3, H, W) -> RGB pictures; values outside [-1, 1] are clipped, the rest truncated to a step, as the
+    published image processor does in this order of operations."""
+    levels = (((pixels.detach().float() + 1) / 2) * 255).clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def _whole_patches(image: Image.Image, side: int) -> Image.Image:

@@ -4,7 +4,7 @@ A still is F equal frames to the encoder, and the decoder's frame 0 is the pictu
 convolutions see single frames, and batch norm is affine, so only the causal temporal convolutions remain to be folded:
 - with one frame in time, or for frame 0 of the decoder, all taps but the last see padding: the last tap is the 2-D
   kernel;
-- each temporal downsampling becomes one 2-D convolution between its distinct frames (`still_frames`), whose kernels
+- each temporal downsampling becomes one 2-D convolution between its distinct frames (`still_stages`), whose kernels
   are sums of taps.
 A batch norm that follows a convolution is folded into it, and the affine of a spatial norm into its two 1x1
 convolutions. All of it is exact; it is computed in fp64 and rounded once.
@@ -21,12 +21,18 @@ from torch import Tensor
 
 from emu3.errors import UserError
 from emu3.tokenizer.config import Parts, StillVQConfig
-from emu3.tokenizer.still_frames import still_stages
 
 BATCH_NORM_EPSILON = 1e-5
 CODEBOOK = "quantize.embedding.weight"
 HALVES = {"encoder": ("encoder.", "quant_conv."), "decoder": ("decoder.", "post_quant_conv.")}
 """What the names of a half's tensors begin with; the codebook belongs to both."""
+
+PAD_FRAMES = 2
+DOWN_TAPS = 4
+DOWN_STRIDE = 2
+
+Frame = tuple[tuple[int, ...], ...]
+"""Of one distinct output frame: for each distinct input frame, the taps that see it."""
 
 
 def fold(
@@ -49,6 +55,32 @@ def fold(
         _fold_decoder(folding, config)
     folding.put("quantizer.codebook", folding.take(CODEBOOK))
     return folding.result()
+
+
+def still_stages(frames: int) -> list[list[Frame]]:
+    """What one image, shown as all frames of a clip, leaves of each temporal halving: its distinct output frames, in
+    order of appearance. Plain integer bookkeeping.
+
+    The published encoder repeats a still F times (F = temporal_downsample_factor) and halves time with causal
+    convolutions of 4 taps, stride 2, after two zero frames. Equal frames stay equal wherever the padding is not seen,
+    so each stage has only a few distinct output frames, and each is a sum of tap-weighted distinct input frames: for
+    F = 4, two distinct frames after the first stage and one after the second.
+    """
+    clip = [0] * frames
+    stages: list[list[Frame]] = []
+    while len(clip) > 1:
+        distinct_inputs = max(clip) + 1
+        padded: list[int | None] = [None] * PAD_FRAMES + clip
+        outputs: list[Frame] = []
+        for start in range(0, len(padded) - DOWN_TAPS + 1, DOWN_STRIDE):
+            window = padded[start : start + DOWN_TAPS]
+            outputs.append(
+                tuple(tuple(tap for tap, seen in enumerate(window) if seen == i) for i in range(distinct_inputs))
+            )
+        distinct = list(dict.fromkeys(outputs))
+        clip = [distinct.index(output) for output in outputs]
+        stages.append(distinct)
+    return stages
 
 
 class _Folding:

@@ -23,11 +23,9 @@ from emu3.tensor_files import WEIGHTS_FILE
 from emu3.tokenizer.blocks import Downsample, LatentBlock, Level, Middle, Norm, Upsample, same_conv
 from emu3.tokenizer.checkpoint import CONFIG_FILE, read_checkpoint
 from emu3.tokenizer.config import Parts, StillVQConfig
-from emu3.tokenizer.fold import fold
-from emu3.tokenizer.precision import plain_float32
+from emu3.tokenizer.fold import fold, still_stages
 from emu3.tokenizer.published import OWN_MODEL_TYPE, still_config
-from emu3.tokenizer.quantizer import Quantizer
-from emu3.tokenizer.still_frames import still_stages
+from emu3.tokenizer.quantizer import Quantizer, plain_float32
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and only whoever holds such a network needs it
     from transformers import Emu3VQVAE

@@ -2,19 +2,38 @@
 
 Distances are |x|^2 + |c|^2 - 2 x.c as in the published code, in its order, so that ties fall the same way. They are
 taken in fp32 whatever surrounds the call (autocast, TF32): under bf16 the published formula returns other codes almost
-everywhere, without an error. Rows go through in chunks, because the (N, K) matrix of one batch would take gigabytes; a
-chunk changes no code, and one that fits a processor's cache is also the fastest.
+everywhere, without an error. Where a caller says nothing, cuDNN convolves float32 tensors in TF32, with 10 bits of
+mantissa; `plain_float32` forbids it. Rows go through in chunks, because the (N, K) matrix of one batch would take
+gigabytes; a chunk changes no code, and one that fits a processor's cache is also the fastest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from emu3.tokenizer.precision import plain_float32
+from torch.backends import cuda, cudnn, mkldnn
 
 CHUNK_BYTES = 8 * 2**20
+# The recurrent one is set along, because torch's older flag refuses to be read while it differs from convolutions.
+_OPERATIONS: tuple[Any, ...] = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def plain_float32() -> Iterator[None]:
+    """While it lasts, products and convolutions of float32 tensors are rounded to float32, on every device."""
+    before = [operation.fp32_precision for operation in _OPERATIONS]
+    try:
+        for operation in _OPERATIONS:
+            operation.fp32_precision = "ieee"
+        yield
+    finally:
+        for operation, precision in zip(_OPERATIONS, before, strict=True):
+            operation.fp32_precision = precision
 
 
 def nearest_codes(latents: Tensor, codebook: Tensor, chunk_bytes: int = CHUNK_BYTES) -> Tensor:

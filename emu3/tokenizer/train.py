@@ -28,10 +28,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emu3.errors import UserError, run_main
+from emu3.tokenizer.codec import to_tensor
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.images import read_image
 from emu3.tokenizer.model import StillVQ
-from emu3.tokenizer.tensors import to_tensor
 
 AUTOENCODER_SHARE = 0.3
 COMMITMENT = 0.25

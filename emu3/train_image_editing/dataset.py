@@ -1,4 +1,4 @@
-"""Tokenised rows as training sequences, and batches of them.
+"""Tokenized rows as training sequences, in the proportions of a mixture, and batches of them.
 
 Every row is turned into token ids once, before training, and lies in flat arrays: a step then only slices and pads.
 That costs 5 bytes a token (11 kB for a pair of 32x32 grids) on each rank and saves the text tokenizer and the grid
@@ -7,11 +7,17 @@ code from running in every epoch.
 A batch holds what the model reads and what it has to say, already shifted: `targets[b, j]` follows the j-th of the
 last K inputs. Only those K positions need logits, about half of a sequence. There is no attention mask: padding
 stands on the right, so causal attention never lets a position that counts see it.
+
+With coefficients, set i of a mixture contributes `coefficients[i]` times its rows: whole copies, and for the fraction a
+random subset without repetition. Without, every smaller set is repeated up to the size of the largest, as the paper
+did with its complex sets. The order is a function of (seed, pass over the data), so that a run continues from a
+position alone; no iterator state is saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +29,6 @@ from tqdm import tqdm
 from emu3.errors import UserError
 from emu3.mllm.sequence import edit_prompt, edit_target, reasoning_text
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.train_image_editing.mixture import Mixture
 from emu3.train_image_editing.shards import EditRow, Rows
 
 IGNORED = -100
@@ -122,7 +127,7 @@ class Collator:
     pad: token id for padding. changed_token_weight: loss weight of the target codes that differ from the source.
     prompt_token_weight: loss weight of the prompt's tokens, 0 for a loss on the target only.
     input_ids: int64 (B, T). targets: int64 (B, K), what follows the last K inputs, -100 where nothing is to be
-    learned. weights: float32 (B, K), 0 where targets are -100.
+    learned. weights: float32 (B, K), 0 where targets are -100. lengths: int64 (B,), inputs that are not padding.
     """
 
     pad: int
@@ -146,4 +151,60 @@ class Collator:
             "input_ids": torch.from_numpy(tokens[:, :-1]),
             "targets": torch.from_numpy(targets[:, first:]),
             "weights": torch.from_numpy(weights[:, first:]),
+            "lengths": torch.tensor([len(example.tokens) - 1 for example in examples]),
         }
+
+
+class Mixture:
+    """`len(mixture)` pairs (data set, row); `mixture[i]` is one of them, in the order of the sets.
+
+    sizes: rows of each set. coefficients: one non-negative factor per set, or None to upsample to the largest.
+    Raises UserError if they do not fit or nothing is left.
+    """
+
+    def __init__(self, sizes: Sequence[int], coefficients: Sequence[float] | None = None, seed: int = 0) -> None:
+        counts = _counts(sizes, coefficients)
+        self.seed = seed
+        self.pairs = np.concatenate(
+            [
+                np.stack([np.full(count, index), _repeat(size, count, np.random.default_rng((seed, index)))], axis=1)
+                for index, (size, count) in enumerate(zip(sizes, counts, strict=True))
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        data_set, row = self.pairs[index]
+        return int(data_set), int(row)
+
+    def stream(self, position: int = 0) -> Iterator[tuple[int, int]]:
+        """Endless pairs from `position` on: each pass over the mixture is shuffled anew."""
+        while True:
+            epoch, start = divmod(position, len(self))
+            order = np.random.default_rng((self.seed, len(self), epoch)).permutation(len(self))
+            for index in order[start:]:
+                yield self[int(index)]
+            position = (epoch + 1) * len(self)
+
+
+def _counts(sizes: Sequence[int], coefficients: Sequence[float] | None) -> list[int]:
+    if not sizes or min(sizes) < 1:
+        raise UserError(f"every data set of a mixture needs rows, got sizes {list(sizes)}")
+    if coefficients is None:
+        return [max(sizes)] * len(sizes)
+    if len(coefficients) != len(sizes):
+        raise UserError(f"{len(coefficients)} coefficients for {len(sizes)} data sets: give one for each")
+    if not all(math.isfinite(value) and value >= 0 for value in coefficients):
+        raise UserError(f"coefficients {list(coefficients)}: each must be a number that is not negative")
+    counts = [round(value * size) for value, size in zip(coefficients, sizes, strict=True)]
+    if not sum(counts):
+        raise UserError(f"coefficients {list(coefficients)} leave no row of data sets with {list(sizes)} rows")
+    return counts
+
+
+def _repeat(size: int, count: int, generator: np.random.Generator) -> np.ndarray:
+    copies, rest = divmod(count, size)
+    subset = np.sort(generator.permutation(size)[:rest])
+    return np.concatenate([np.tile(np.arange(size), copies), subset])

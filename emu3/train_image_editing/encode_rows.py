@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from emu3.boxes import rescale_boxes
 from emu3.errors import UserError
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import scale_image
-from emu3.train_image_editing.boxes import rescale_boxes
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageRow, read_row, row_id
 from emu3.train_image_editing.open_rows import RowSource
 from emu3.train_image_editing.shards import EditRow, FailedRow

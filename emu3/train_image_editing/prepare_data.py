@@ -35,7 +35,7 @@ from emu3.train_image_editing.open_rows import RowSource, open_rows
 from emu3.train_image_editing.shards import ShardWriter
 
 RESIZE_RULE = "aspect kept, area in whole pixels, not cropped; codes of whole cells (emu3.tokenizer.images)"
-BOX_RULE = "[x1, y1, x2, y2] in pixels of the resized source (emu3.train_image_editing.boxes)"
+BOX_RULE = "[x1, y1, x2, y2] in pixels of the resized source (emu3.train_image_editing.encode_rows)"
 
 
 def _option(default: Any, text: str, *aliases: str) -> Any:

@@ -13,33 +13,40 @@ OUT/metrics.jsonl. From Python: `train(SftArguments(...), TrainingArguments(...)
 repeats its source, and a small model otherwise learns to copy before it learns to read (published: 1).
 `--prompt_token_weight` above 0 also learns to predict the prompt, source and instruction, as pretraining would: it
 gives a model that never saw a picture its first idea of them (published: 0, the base model is pretrained).
+
+`--deepspeed scripts/zero3.json` shards weights, gradients and optimizer over the ranks, on GPUs and on CPUs; a run may
+be continued on another number of ranks. `--lora_rank 64` trains adapters; what is saved is merged.
+`--early_stopping_patience 5 --load_best_model_at_end True` with an evaluation loss is what the paper did: OUT/final is
+the checkpoint with the smallest one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import Subset
-from transformers import TrainingArguments, get_scheduler
+from transformers import Emu3ForCausalLM, TrainingArguments, get_scheduler
 
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows
+from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows, Mixture
 from emu3.train_image_editing.flags import parse_flags
-from emu3.train_image_editing.metrics import output_folder
-from emu3.train_image_editing.mixture import Mixture
+from emu3.train_image_editing.metrics import ARGUMENTS, output_folder
 from emu3.train_image_editing.shards import Rows, check_alike, read_rows
 from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint
+from emu3.training.deepspeed import start_communication
+from emu3.training.lora import ADAPTER, add_lora
 
 FINAL = "final"
-ARGUMENTS = "sft_arguments.json"
+FINISHED = "finished.json"
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,17 @@ class SftArguments:
     )
     prompt_token_weight: float = field(
         default=0.0, metadata={"help": "loss weight of the prompt's tokens; 0: loss on the target only"}
+    )
+    dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "rate on embeddings, attention and both branches of each layer; the published models had 0.1"
+        },
+    )
+    lora_rank: int = field(default=0, metadata={"help": "train adapters of this rank alone; 0: all weights"})
+    lora_alpha: float = field(default=64.0, metadata={"help": "adapters are scaled by alpha / rank"})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "end after this many evaluations without a smaller loss; default: do not"}
     )
     tokenizer_path: str | None = field(default=None, metadata={"help": "text tokenizer folder; default: the model's"})
     attn_implementation: str = field(
@@ -88,8 +106,16 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
     check_alike([*train_rows, *eval_rows], wanted)
     settings = _settings(arguments, training)
     _check_same_run(settings, output)
+    length = {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
+    if (output / FINISHED).is_file() and read_json(output / FINISHED) == length:
+        if training.process_index == 0:
+            print(f"{output / FINAL} is finished: nothing to do", flush=True)
+        return output / FINAL
 
-    model = load_language_model(arguments.model_name_or_path)
+    checkpoint = _checkpoint(training, output)
+    if training.deepspeed:
+        start_communication(training.device)
+    model = _model(arguments, training, checkpoint)
     if model.config.vocab_size != tokenizer.layout.vocab_size:
         raise UserError(
             f"{arguments.model_name_or_path} has {model.config.vocab_size} token ids, its tokenizer "
@@ -116,15 +142,33 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
         eval_dataset=_validation(eval_parts, arguments.validation_size, seed) if eval_parts else None,
         data_collator=Collator(tokenizer.layout.pad, arguments.changed_token_weight, arguments.prompt_token_weight),
         text_tokenizer=tokenizer,
+        dropout=arguments.dropout,
+        patience=arguments.early_stopping_patience,
+        lora=arguments.lora_rank > 0,
     )
     if trainer.is_world_process_zero():
         write_json(output / ARGUMENTS, settings)
         for rows, part in zip([*train_rows, *eval_rows], [*train_parts, *eval_parts], strict=True):
             dropped = ", ".join(f"{count} {why}" for why, count in part.dropped.items() if count)
             print(f"{rows.folder}: {len(part)} rows" + (f", dropped {dropped}" if dropped else ""), flush=True)
-    trainer.train(resume_from_checkpoint=_checkpoint(training, output))
-    trainer.save_model_whole(output / FINAL)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_final(output / FINAL)
+    if trainer.is_world_process_zero():
+        write_json(output / FINISHED, length)
     return output / FINAL
+
+
+def _model(arguments: SftArguments, training: TrainingArguments, checkpoint: Path | None) -> Emu3ForCausalLM:
+    """The model to train, at the start or as `checkpoint` has it, in the dtype that its weights are kept in: bfloat16
+    where DeepSpeed holds float32 master weights beside them, else float32."""
+    dtype = torch.bfloat16 if training.deepspeed and training.bf16 else torch.float32
+    if not arguments.lora_rank:
+        return load_language_model(checkpoint or arguments.model_name_or_path, dtype)
+    model = load_language_model(arguments.model_name_or_path, dtype)
+    add_lora(model, arguments.lora_rank, arguments.lora_alpha, training.seed)
+    if checkpoint is not None:
+        model.load_state_dict(load_file(checkpoint / ADAPTER), strict=False)
+    return model
 
 
 def _validation(parts: Sequence[EncodedRows], size: int | None, seed: int) -> MixedRows | Subset:
@@ -142,6 +186,16 @@ def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> No
         raise UserError(f"--changed_token_weight is {arguments.changed_token_weight}, it has to be above 0")
     if arguments.validation_size is not None and arguments.validation_size < 1:
         raise UserError(f"--validation_size is {arguments.validation_size}, it has to be at least 1")
+    if not 0 <= arguments.dropout < 1:
+        raise UserError(f"--dropout is {arguments.dropout}, it has to be at least 0 and below 1")
+    if arguments.lora_rank < 0 or arguments.lora_alpha <= 0:
+        raise UserError(
+            f"--lora_rank is {arguments.lora_rank} and --lora_alpha {arguments.lora_alpha}: want 0 or more, and above 0"
+        )
+    if arguments.early_stopping_patience is not None and arguments.early_stopping_patience < 1:
+        raise UserError(f"--early_stopping_patience is {arguments.early_stopping_patience}, it has to be at least 1")
+    if arguments.early_stopping_patience is not None and training.eval_strategy == "no":
+        raise UserError("--early_stopping_patience needs --eval_data and --eval_strategy steps")
     if training.eval_strategy != "no" and not arguments.eval_data:
         raise UserError(f"--eval_strategy {training.eval_strategy} needs --eval_data")
     resume = training.resume_from_checkpoint
@@ -175,7 +229,8 @@ def _check_same_run(settings: dict[str, Any], output: Path) -> None:
     path = output / ARGUMENTS
     if not path.is_file():
         return
-    before = read_json(path)
+    # What a run of an older version did not know yet had its default.
+    before = {item.name: item.default for item in fields(SftArguments)} | read_json(path)
     for name, value in settings.items():
         if before.get(name) != value:
             raise UserError(
@@ -183,15 +238,15 @@ def _check_same_run(settings: dict[str, Any], output: Path) -> None:
             )
 
 
-def _checkpoint(training: TrainingArguments, output: Path) -> str | None:
+def _checkpoint(training: TrainingArguments, output: Path) -> Path | None:
     if training.resume_from_checkpoint is not None:
-        return training.resume_from_checkpoint
+        return Path(training.resume_from_checkpoint)
     checkpoint = last_whole_checkpoint(output)
     if checkpoint is None:
         return None
     if training.process_index == 0:
         print(f"continuing from {checkpoint}", flush=True)
-    return str(checkpoint)
+    return checkpoint
 
 
 def main() -> None:

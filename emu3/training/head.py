@@ -3,15 +3,16 @@
 Only rows of the head whose ids are legal are multiplied, and only a chunk of tokens at a time. A chunk's logits are
 thrown away after the forward pass and computed again in the backward pass, so that all logits never exist together:
 at 8 answers of 1,024 codes they would be 1 GB over the 32,768 codes, and 6 GB over the whole vocabulary, several times
-over with softmax and gradient.
+over with softmax and gradient. They are float32 sums, never rounded to a model's bfloat16 (`head_logits`).
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from emu3.mllm.sampling import head_logits
 
 CHUNK_BYTES = 2**27
 
@@ -37,8 +38,7 @@ def chosen_logprobs(
 
 
 def _score(hidden_N_D: Tensor, head_V_D: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits_N_V = F.linear(hidden_N_D, head_V_D)
-    logits_N_V = logits_N_V.to(torch.promote_types(logits_N_V.dtype, torch.float32))
+    logits_N_V = head_logits(hidden_N_D, head_V_D)
     if temperature != 1:  # by far the most common; spares a pass over all logits, and another one backward
         logits_N_V = logits_N_V / temperature
     logprobs_N_V = logits_N_V.log_softmax(-1)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FILE_BYTES = 2**32
+WRITE_ERRORS = (OSError, SafetensorError)  # such as a full disk
 
 
 class TensorWriter:
@@ -43,7 +44,7 @@ class TensorWriter:
     def _flush(self) -> None:
         try:
             save_file(self._pending, self._folder / f"{self._stem}-{self._files:05d}.safetensors")
-        except (OSError, SafetensorError) as error:
+        except WRITE_ERRORS as error:
             self._error = error
         self._pending = {}
         self._files += 1

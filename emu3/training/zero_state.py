@@ -81,9 +81,11 @@ def _make_moments(engine: Any, step: Tensor) -> None:
     zero = engine.optimizer
     stage_3 = hasattr(zero, "fp32_partitioned_groups_flat")
     flats = zero.fp32_partitioned_groups_flat if stage_3 else zero.single_partition_of_fp32_groups
+    on_device = any(group.get("fused") or group.get("capturable") for group in zero.optimizer.param_groups)
     for index, flat in enumerate(flats):
         state = {kind: torch.zeros_like(flat) for kind in MOMENTS}
-        zero.optimizer.state[flat] = {STEP: step.clone(), **state}
+        # Where AdamW itself would have put it: a fused step reads it on the device, another on the CPU.
+        zero.optimizer.state[flat] = {STEP: step.to(flat.device if on_device else "cpu", copy=True), **state}
         if not stage_3:
             for parameter in zero.bit16_groups[index]:
                 if parameter._hp_mapping is not None:

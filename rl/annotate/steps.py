@@ -5,7 +5,7 @@ own and gives no examples; the authors' has them, and hints such as the boxes of
 
 Qwen2.5-VL counts a box in pixels of the picture that its network gets, whose sides are multiples of 28. So it is sent
 pictures of such sides, is told their size, and its boxes are taken back to the pixels of the data set's picture, where
-tokenising (`emu3.train_image_editing.boxes`) takes them from. Models that count otherwise, such as Qwen3-VL in
+tokenising (`emu3.train_image_editing.encode_rows`) takes them from. Models that count otherwise, such as Qwen3-VL in
 thousandths of the sides, are left out.
 """
 
@@ -15,8 +15,8 @@ import re
 from dataclasses import dataclass
 from math import sqrt
 
+from emu3.boxes import BOX, rescale_boxes
 from emu3.mllm.sequence import reasoning_text
-from emu3.train_image_editing.boxes import BOX, rescale_boxes
 
 CELL = 28
 """Sides of a picture that is sent are multiples of this."""

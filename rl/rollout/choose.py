@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.training import ranks
 from rl.config import Config
 from rl.rollout.local import LocalEngine
 from rl.rollout.protocol import RolloutEngine
@@ -18,5 +19,6 @@ def make_engine(config: Config, trainer: Trainer, tokenizer: TextTokenizer, devi
     from rl.rollout.vllm import VllmEngine
 
     engine = VllmEngine(trainer, tokenizer, config.rollout, config.compute, device)
+    ranks.meet()  # engines start at their own pace
     engine.sync()
     return engine

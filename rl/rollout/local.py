@@ -23,6 +23,7 @@ class LocalEngine:
     """
 
     probe_gap: float | None = None
+    preempted = (0, 0)  # what does not fit ends the run
 
     def __init__(
         self,

@@ -57,6 +57,12 @@ class RolloutEngine(Protocol):
     """Mean distance, in nats per code, between the log-probabilities of engine and trainer on a small probe after the
     last `sync`; None for an engine without weights of its own."""
 
+    @property
+    def preempted(self) -> tuple[int, int]:
+        """How often an answer was interrupted since the engine was made, for want of memory for its keys and values,
+        and how many tokens were computed again for it; of this rank. Samples are the same, only later."""
+        ...
+
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[tuple[int, ...]]]) -> Iterator[list[Rollout]]:
         """One group per prompt, in order, each as soon as it is there; one rollout per seed of that prompt.
 

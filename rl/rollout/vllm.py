@@ -17,7 +17,7 @@ from emu3.mllm.vllm.sampler import VllmSampler
 from emu3.mllm.vllm.start import VllmSettings
 from rl.config import ComputeConfig, RolloutConfig
 from rl.rollout.convert import requests_of, rollouts_of
-from rl.rollout.probe import SEEDS, check_gap, logprob_gap, probe_prompt
+from rl.rollout.probe import MOST, SEEDS, check_gap, logprob_gap, probe_prompt
 from rl.rollout.protocol import Prompt, Rollout
 from rl.training.protocol import Trainer
 
@@ -41,7 +41,7 @@ class VllmEngine:
         self._trainer = trainer
         self._tokenizer = tokenizer
         self._settings = settings
-        self._max_gap = compute.max_logprob_gap
+        self._max_gap = MOST[compute.precision] if compute.max_probe_gap is None else compute.max_probe_gap
         self._device = device
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         answers = settings.prompts_of_rank(ranks) * settings.group_size
@@ -56,6 +56,11 @@ class VllmEngine:
             ),
             device,
         )
+
+    @property
+    def preempted(self) -> tuple[int, int]:
+        preemptions = self._sampler.preemptions
+        return preemptions.requests, preemptions.tokens
 
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[tuple[int, ...]]]) -> Iterator[list[Rollout]]:
         think_tokens = self._settings.think_tokens

@@ -7,8 +7,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from rl.config import Config
 from emu3.training.lora import ADAPTER, add_lora
+from rl.config import Config
 from rl.training.policy import load_model
 from rl.training.protocol import Trainer
 from rl.training.reference import Reference, frozen_reference

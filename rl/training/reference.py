@@ -1,8 +1,8 @@
 """The frozen start of the policy, whose distance from it the KL term counts: where it lives.
 
-`resident`: a copy on each rank's device. `offloaded`: a copy in each rank's main memory that visits the device once
-per step. `sharded`: one copy over all ranks, gathered layer by layer. `adapter_off`: none, it is the policy without
-its LoRA. Whichever it is, a step's log-probabilities are computed once and kept for all of its inner updates.
+`resident`: a copy on each rank's device. `offloaded`: a copy in each rank's main memory, pinned, that visits the
+device once per step. `sharded`: one copy over all ranks, gathered layer by layer. `adapter_off`: none, it is the policy
+without its LoRA. Whichever it is, a step's log-probabilities are computed once and kept for all of its inner updates.
 """
 
 from __future__ import annotations
@@ -43,19 +43,36 @@ def frozen_reference(config: Config, accelerator: Accelerator) -> Reference:
 
         return Reference(sharded(frozen, config, accelerator))
     if config.compute.reference == "offloaded":
-        return Reference(frozen, partial(_visit, frozen, accelerator.device))
+        if accelerator.device.type == "cuda":
+            pin(frozen)
+        return Reference(frozen, partial(visit, frozen, accelerator.device))
     return Reference(frozen.to(accelerator.device))
 
 
+def pin(module: nn.Module) -> None:
+    """Move the module's tensors to page-locked main memory, one after the other. torch rounds each up to a power of
+    two, which makes 19.9 GB of the 17.0 of the published model in bfloat16."""
+    for tensor in _tensors(module):
+        tensor.data = tensor.data.pin_memory()
+
+
 @contextmanager
-def _visit(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """The module on `device`. Its tensors do not change there, so that none has to be copied back."""
-    tensors = [*module.parameters(), *module.buffers()]
+def visit(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """The module on `device`. Its tensors do not change there, so that none has to be copied back.
+
+    The copies are in the stream of the work that follows, which therefore sees them whole; nobody writes to what they
+    read.
+    """
+    tensors = _tensors(module)
     at_home = [tensor.data for tensor in tensors]
     try:
         for tensor in tensors:
-            tensor.data = tensor.data.to(device)
+            tensor.data = tensor.data.to(device, non_blocking=True)
         yield
     finally:
         for tensor, data in zip(tensors, at_home, strict=True):
             tensor.data = data
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import Emu3ForCausalLM
 
+from emu3.training.lora import adapters, merged
 from emu3.training.optimizer_state import load_optimizer, save_optimizer
 from rl.config import Config
 from rl.logprobs import Batch
-from emu3.training.lora import adapters, merged
 from rl.training.optimizer import adamw
 from rl.training.policy import TokenLogprobs
 

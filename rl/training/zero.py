@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import Emu3ForCausalLM
 
-from emu3.errors import UserError
+from emu3.training import ranks, zero_state
+from emu3.training.deepspeed import gathered, start_communication
+from emu3.training.lora import adapters, merged
 from rl.config import Config
 from rl.logprobs import Batch
-from emu3.training import zero_state
-from emu3.training.lora import adapters, merged
 from rl.training.optimizer import adamw
 from rl.training.policy import Score, TokenLogprobs
 
@@ -68,14 +67,17 @@ class ZeroTrainer:
 
     @contextmanager
     def weights(self) -> Iterator[Emu3ForCausalLM]:
-        with self._gathered(list(self.model.parameters())):
+        self._meet()
+        with gathered(list(self.model.parameters())):
             yield self.model
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        return merged(self.model, self._gathered)
+        self._meet()
+        return merged(self.model, gathered)
 
     def named_adapters(self) -> Iterator[tuple[str, Tensor]]:
-        return adapters(self.model, self._gathered)
+        self._meet()
+        return adapters(self.model, gathered)
 
     def save_optimizer(self, folder: Path | None) -> None:
         zero_state.save(folder, self._engine, self.model)
@@ -83,12 +85,10 @@ class ZeroTrainer:
     def load_optimizer(self, folder: Path) -> None:
         zero_state.load(folder, self._engine, self.model)
 
-    @contextmanager
-    def _gathered(self, parameters: Sequence[Tensor]) -> Iterator[None]:
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(parameters, enabled=self._stage == 3):
-            yield
+    def _meet(self) -> None:
+        """Before weights are gathered: ranks come from work of their own, such as the run's report."""
+        if self._stage == 3:
+            ranks.meet()
 
 
 def sharded(frozen: TokenLogprobs, config: Config, accelerator: Accelerator) -> Score:
@@ -105,23 +105,10 @@ def _initialize(
     optimizer: torch.optim.Optimizer | None,
 ) -> Any:
     """DeepSpeed's engine around `module`."""
-    try:
-        import deepspeed
-        from deepspeed.utils import logger
-    except ImportError:
-        raise UserError(
-            "config key compute.zero is set, but deepspeed is not installed: pip install deepspeed"
-        ) from None
-    logger.setLevel(logging.ERROR)
-    if not torch.distributed.is_initialized():
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed wants a launcher's variable, of one process too
-        torch.distributed.init_process_group(
-            "gloo" if accelerator.device.type == "cpu" else "nccl",
-            store=torch.distributed.HashStore(),
-            rank=0,
-            world_size=1,
-        )
-    buffers = [(buffer, buffer.data.clone()) for buffer in module.buffers()]
+    start_communication(accelerator.device)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
     zero: dict[str, Any] = {"stage": stage}
     if config.compute.offload_optimizer and optimizer is not None:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": accelerator.device.type == "cuda"}
@@ -135,10 +122,8 @@ def _initialize(
         "bf16": {"enabled": config.compute.precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},
     }
+    ranks.meet()  # they were loading
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-    # It casts buffers with the weights, but rotary frequencies in bfloat16 place tokens at wrong angles.
-    for buffer, original in buffers:
-        buffer.data = original.to(accelerator.device)
     if stage == 3:
         deepspeed.zero.register_external_parameter(module, module.model.lm_head.weight)
     return engine

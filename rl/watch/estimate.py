@@ -23,6 +23,7 @@ from emu3.errors import UserError, run_main
 from emu3.files import read_json
 from emu3.hub import local_folder
 from emu3.mllm.checkpoint_layouts import read_config
+from emu3.report.table import duration
 from emu3.tokenizer.checkpoint import CONFIG_FILE
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.published import layout_of
@@ -31,7 +32,6 @@ from emu3.training.memory import Memory
 from rl.config import Config
 from rl.config_file import load_config, stand_in
 from rl.rollout.protocol import Prompt
-from rl.watch.console import duration
 from rl.watch.engine import Engine, engine
 from rl.watch.memory import memory
 from rl.watch.remedies import remedies

@@ -1,37 +1,62 @@
-"""A page that shows a run while it goes, and after it.
+"""The page of an RL run: what its lines hold, and the charts of it.
 
     python -m rl.watch.report RUN_FOLDER        from metrics.jsonl and config.json alone, at any time
 
-`report.html` stands in the run's folder, needs no server and no network, and loads itself again while steps are still
-to come. The trainer writes an edition every `watch.report_every` steps. It cannot know that a run was killed: it says
-when its last step was written.
+`report.html` stands in the run's folder. The trainer writes an edition every `watch.report_every` steps.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from emu3.errors import UserError, run_main
-from emu3.files import read_json, whole_file
-from rl.metrics import step_seconds
-from rl.watch.charts import running_mean
-from rl.watch.console import duration
-from rl.watch.flat import flat, without_secrets
-from rl.watch.metrics_file import NAME, read_lines
-from rl.watch.panels import JUDGING, LEARNING, REWARD, panels, small_panels, unmoved, work_panels
+from emu3.files import read_json
+from emu3.report.charts import lines_chart, running_mean, stacked_chart
+from emu3.report.metrics_file import NAME, read_lines
+from emu3.report.page import (
+    REPORT,
+    Head,
+    Line,
+    Metric,
+    Panel,
+    Section,
+    curves,
+    last_written,
+    panels,
+    small_panels,
+    unmoved,
+    write_page,
+)  # fmt: skip
+from emu3.report.table import duration
+from rl.metrics import step_seconds, tokens_per_second
 
-REPORT = "report.html"
-TEMPLATE = "report.html.jinja"
-REFRESH = 30
-"""Seconds after which the page of a run that goes on is loaded again."""
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+def _judge(line: Line, name: str) -> float | None:
+    value: float | None = (line.get("judge") or {}).get(name)
+    return value
+
+
+REWARD = Metric("Reward", "mean over the rollouts with a score", lambda line: line["reward"])
+LEARNING = (
+    Metric("KL to the start", "nats per token", lambda line: line["kl"]),
+    Metric("Entropy", "nats per token", lambda line: line["entropy"]),
+    Metric("Groups of equal scores", "share", lambda line: line["constant_share"]),
+    Metric("Gradient norm", "before clipping", lambda line: line["grad_norm"]),
+    Metric("Answer length", "tokens", lambda line: line["answer_tokens"]),
+    Metric("Sampler against trainer", "mean distance in nats", lambda line: line["logprob_gap"]),
+    Metric("Sampler's new weights", "distance on a probe, nats", lambda line: line.get("probe_gap")),
+    Metric("Tokens outside the clip", "share", lambda line: line["clip_share"]),
+)
+JUDGING = (
+    Metric("Rollouts without a score", "share", lambda line: line["failed"] / line["rollouts"]),
+    Metric("Latency of the judge", "mean seconds per question", lambda line: _judge(line, "latency_mean")),
+    Metric("Judge's time hidden by sampling", "share", lambda line: _judge(line, "hidden_share")),
+)
 
 
 def write_report(run: Path) -> Path:
@@ -41,35 +66,51 @@ def write_report(run: Path) -> Path:
         raise UserError(f"{run / NAME} has no step yet")
     config = read_json(run / "config.json")
     done, steps = lines[-1]["step"] + 1, config["steps"]
-    page = (
-        _environment()
-        .get_template(TEMPLATE)
-        .render(
+    return write_page(
+        run / REPORT,
+        Head(
             name=config["run_name"],
             done=done,
             steps=steps,
             finished=done >= steps,
-            refresh=REFRESH,
-            written=datetime.datetime.fromtimestamp((run / NAME).stat().st_mtime).astimezone(),
+            written=last_written(run / NAME),
             facts=_facts(lines, steps - done),
-            reward=panels(lines, [REWARD]),
-            tasks=sorted(small_panels(lines, "reward_by_task"), key=lambda panel: panel.title),
-            parts=small_panels(lines, "parts"),
-            learning=panels(lines, LEARNING),
-            work=work_panels(lines) + panels(lines, JUDGING),
-            still=unmoved(lines, [REWARD, *LEARNING, *JUDGING]),
-            pictures=[f"pictures/{path.name}" for path in sorted((run / "pictures").glob("step_*.png"), reverse=True)],
-            settings=without_secrets(flat(config, ".")),
-        )
+            settings=config,
+        ),
+        [
+            Section("Learning", panels(lines, LEARNING)),
+            Section(
+                "Time and judge",
+                work_panels(lines) + panels(lines, JUDGING),
+                unmoved(lines, [REWARD, *LEARNING, *JUDGING]),
+            ),
+        ],
+        TEMPLATE,
+        reward=panels(lines, [REWARD]),
+        tasks=sorted(small_panels(lines, "reward_by_task"), key=lambda panel: panel.title),
+        parts=small_panels(lines, "parts"),
+        pictures=[f"pictures/{path.name}" for path in sorted((run / "pictures").glob("step_*.png"), reverse=True)],
     )
-    path = run / REPORT
-    with whole_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+
+
+def work_panels(lines: Sequence[Line]) -> list[Panel]:
+    """Seconds by phase, and tokens per second."""
+    phases = list(dict.fromkeys(phase for line in lines for phase in line["seconds"]))
+    seconds = {phase: [line["seconds"].get(phase, 0.0) for line in lines] for phase in phases}
+    stacked = stacked_chart("Seconds per step", [line["step"] for line in lines], seconds)
+    found = [Panel("Seconds per step", "by phase; judge: waiting for it", stacked, phases)]
+    rates = [{"step": line["step"], **tokens_per_second(line)} for line in lines]
+    metrics = [Metric(name, "", lambda rate, name=name: rate[name]) for name in ("sampled", "trained")]  # type: ignore[misc]
+    sampled_and_trained = [curve for _, curve in curves(rates, metrics)]
+    if sampled_and_trained:
+        chart = lines_chart("Tokens per second", sampled_and_trained)
+        names = [curve.name for curve in sampled_and_trained]
+        found.append(Panel("Tokens per second", "over all ranks, in that phase", chart, names))
+    return found
 
 
 def _facts(lines: Sequence[Mapping[str, Any]], left: int) -> dict[str, str]:
-    """The run in a few figures, by their names. left: steps to come."""
+    """The run in a few values, by their names. left: steps to come."""
     rewards = [line["reward"] for line in lines if line["reward"] is not None]
     smooth = running_mean(rewards) if rewards else []
     rollouts, failed = (sum(line[key] for line in lines) for key in ("rollouts", "failed"))
@@ -81,19 +122,6 @@ def _facts(lines: Sequence[Mapping[str, Any]], left: int) -> dict[str, str]:
         "A step takes": "–" if each is None else duration(each),
     }
     return facts | ({"Left": "–" if each is None else duration(each * left)} if left > 0 else {})
-
-
-@lru_cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["minus"] = lambda text: re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
-    return environment
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from baselines.page.headline import findings
 from baselines.results.records import Prediction, read_records, write_records
 from baselines.tables.summary import Row, summarise
 from emu3.errors import UserError
-from rl.watch.charts import line_chart
+from emu3.report.charts import line_chart
 
 MakeRun = Callable[..., Path]
 

@@ -53,6 +53,29 @@ def test_an_error_is_one_line_and_code_2(tmp_path: Path, who: str, told: str) ->
     assert (ended.returncode, ended.stderr.splitlines()) == (2, [told])
 
 
+WARNING_MODULE = """
+import os, sys
+
+sys.stderr.write(os.environ["TORCH_CPP_LOG_LEVEL"])
+"""
+
+
+@pytest.mark.parametrize(("given", "told"), [(None, "ERROR"), ("WARNING", "WARNING")])
+def test_torch_says_nothing_behind_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, told: str
+) -> None:
+    """On GPUs a rank that ends with an error has not taken its NCCL group down, and the group's destructor warns of
+    that as the last thing of all. Whoever sets the variable gets what it says."""
+    monkeypatch.delenv("TORCH_CPP_LOG_LEVEL", raising=False)
+    if given is not None:
+        monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", given)
+    (tmp_path / "rank_module.py").write_text(WARNING_MODULE)
+    command = [sys.executable, "-m", "emu3.launch", "--ranks", "1", "rank_module"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert ended.stderr == told
+
+
 MEETING_MODULE = """
 import os, sys
 from datetime import timedelta

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STAND_IN = """
-import json, os, signal, sys, time
+STAND_IN = """import json, os, signal, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 class Handler(BaseHTTPRequestHandler):
@@ -44,16 +45,20 @@ def free_port() -> int:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Runs the script with a package `vllm` of ours. `tmp_path` gets `address`, `called` and, from a test, `loaded`."""
-    package = tmp_path / "site" / "vllm" / "entrypoints" / "openai"
-    package.mkdir(parents=True)
-    (package / "api_server.py").write_text(STAND_IN)
+    """Runs the script, in a checkout without .venv, with a command `vllm` of ours. `tmp_path` gets `address`, `called`
+    and, from a test, `loaded`."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "checkout" / "scripts")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "python").symlink_to(sys.executable)
+    (programs / "vllm").write_text(f"#!{sys.executable}\n{STAND_IN}")
+    (programs / "vllm").chmod(0o755)
     running: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str, **variables: str) -> subprocess.Popen[str]:
         environment = {
             **os.environ,
-            "PYTHONPATH": str(tmp_path / "site"),
+            "PATH": f"{programs}:/usr/bin:/bin",
             "LOADED": str(tmp_path / "loaded"),
             "CALLED": str(tmp_path / "called"),
             "ADDRESS_FILE": str(tmp_path / "address"),
@@ -61,7 +66,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             "POLL_SECONDS": "0.1",
             **variables,
         }
-        command = ["bash", str(ROOT / "scripts" / "reward_server.sh"), *arguments]
+        command = ["bash", str(tmp_path / "checkout" / "scripts" / "reward_server.sh"), *arguments]
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         running.append(process)
         return process
@@ -109,9 +114,9 @@ def test_the_address_is_there_while_the_server_answers(start: Start, tmp_path: P
 def test_published_limits_and_ours_last(start: Start, tmp_path: Path) -> None:
     """Guards: a server that cuts the question off, refuses the second picture, or is open to the network unasked."""
     start("--dtype", "float32", MODEL="some/model", TP="2")
-    _, *arguments = called(tmp_path)
+    _, command, model, *arguments = called(tmp_path)
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    assert (options["--model"], options["--tensor-parallel-size"]) == ("some/model", "2")
+    assert (command, model, options["--tensor-parallel-size"]) == ("serve", "some/model", "2")
     assert (options["--max-model-len"], options["--max-num-seqs"]) == ("4096", "1024")
     assert json.loads(options["--limit-mm-per-prompt"])["image"] == 2
     assert options["--host"] == "127.0.0.1"
@@ -154,10 +159,22 @@ def test_a_port_that_answers_is_not_taken_for_ours(start: Start, tmp_path: Path)
 
 
 def test_no_vllm_is_one_line(start: Start, tmp_path: Path) -> None:
-    python = ROOT / ".venv/bin/python"
-    found = subprocess.run([python, "-c", "import vllm"], capture_output=True) if python.exists() else None
-    if found is None or found.returncode == 0:
-        pytest.skip("needs a .venv without vLLM")
-    process = start(PYTHONPATH="")
+    (tmp_path / "bin" / "vllm").unlink()
+    process = start()
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 2 and "has no vLLM" in errors and "Traceback" not in errors
+    assert process.returncode == 2 and "there is no command vllm" in errors and "Traceback" not in errors
+
+
+def test_vllm_knows_every_option(start: Start, tmp_path: Path) -> None:
+    """Guards the names of a server's options, which differ from one vLLM to the next, and the command itself."""
+    pytest.importorskip("vllm")
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    start(MODEL="some/model", TP="2")
+    _, *arguments = called(tmp_path)
+    parser = FlexibleArgumentParser()
+    ServeSubcommand().subparser_init(parser.add_subparsers())
+    options = parser.parse_args(arguments)
+    assert (options.model_tag, options.tensor_parallel_size, options.max_num_seqs) == ("some/model", 2, 1024)
+    assert options.limit_mm_per_prompt["image"] == 2 and options.host == "127.0.0.1"

@@ -10,7 +10,9 @@ seed, its request and the model, up to rounding, as there.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,26 @@ import torch
 from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
-from emu3.mllm.generate import THINK_TOKENS, Request, Sample
+from emu3.mllm.generate import THINK_TOKENS, Request, Sample, check_settings
 from emu3.mllm.vllm.rules import AnswerRule
 from emu3.mllm.vllm.start import VllmSettings, start_engine
 from emu3.mllm.vllm.weights import named_weights, with_head
 
 
+@dataclass
+class Preemptions:
+    """Where the cache is too small for all that runs, vLLM drops the keys and values of the newest request and computes
+    them again when there is room. requests: how often it did. tokens: how many were computed twice, unless the prefix
+    cache still had them."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
 class VllmSampler:
     """An engine for models of one config. It holds random weights until `load` has been called.
+
+    preemptions: since it was made; the first are told on stderr, once.
 
     Raises UserError where vLLM cannot run (`start.start_engine`).
     """
@@ -36,6 +50,9 @@ class VllmSampler:
         self._engine = start_engine(config, settings, device)
         self._sleep = settings.sleep
         self._asleep = False
+        self.preemptions = Preemptions()
+        _count_preemptions(self._engine, self.preemptions)
+        self._told = False
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take new weights, named as in a checkpoint and whole, and forget every key and value of the old ones.
@@ -75,6 +92,7 @@ class VllmSampler:
         The settings and the errors are those of `emu3.mllm.generate.generate`, but for `top_k`: log-probabilities are
         those after the cut. The caller checks that the answers fit the model (`check_fits`).
         """
+        check_settings(temperature, top_k)
         if self._asleep:
             raise RuntimeError("the engine sleeps: it has no weights until the next load")
         rules = [AnswerRule(request.grammar, think_tokens if request.think else None) for request in requests]
@@ -100,6 +118,15 @@ class VllmSampler:
         finally:
             if running:
                 self._engine.abort_request(list(running.values()), internal=True)
+            if self.preemptions.requests and not self._told:
+                self._told = True
+                print(
+                    f"vLLM's cache of {_cache_tokens(self._engine)} tokens is too small for what is sampled at once: "
+                    f"{self.preemptions.requests} requests were interrupted and {self.preemptions.tokens} tokens "
+                    "computed again; give vLLM more memory or let it answer fewer requests at once",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def _step(self) -> list[Any]:
         """One pass of the model for all that is running. The caller's autocast is for a model of another dtype."""
@@ -117,6 +144,26 @@ def sampler_of(model: Emu3ForCausalLM, max_sequences: int, device: torch.device)
     sampler = VllmSampler(model.config, settings, device)
     sampler.load(named_weights(model))
     return sampler
+
+
+def _count_preemptions(engine: Any, counted: Preemptions) -> None:
+    """Add to `counted` whenever `engine` preempts. vLLM counts them itself only with statistics, which cost time for
+    every token; here it is an addition when it happens."""
+    scheduler = engine.engine_core.engine_core.scheduler
+    preempt = scheduler._preempt_request
+
+    def counting(request: Any, *arguments: Any, **options: Any) -> None:
+        counted.requests += 1
+        counted.tokens += request.num_computed_tokens
+        preempt(request, *arguments, **options)
+
+    scheduler._preempt_request = counting
+
+
+def _cache_tokens(engine: Any) -> int:
+    """Tokens whose keys and values fit the cache; one block is vLLM's own."""
+    cache = engine.vllm_config.cache_config
+    return int((cache.num_gpu_blocks - 1) * cache.block_size)
 
 
 def seed_number(seed: tuple[int, ...]) -> int:

@@ -73,6 +73,7 @@ def _start(config: Emu3TextConfig, settings: VllmSettings, device: torch.device)
             load_format="dummy",
             skip_tokenizer_init=True,
             dtype=str(settings.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+            hf_overrides={"head_dtype": "float32"},  # logits are sums that are not rounded, as in `head_logits`
             max_model_len=config.max_position_embeddings,
             max_num_seqs=settings.max_sequences,
             logprobs_mode="processed_logprobs",
@@ -89,7 +90,7 @@ def _start(config: Emu3TextConfig, settings: VllmSettings, device: torch.device)
             if device.index is not None and _ranks() == 1:
                 engine_config.device_config.device = device
             engine = LLMEngine.from_vllm_config(engine_config, disable_log_stats=True)
-        except ValueError as error:  # what vLLM raises for settings and memory
+        except (ValueError, torch.OutOfMemoryError) as error:  # what vLLM raises for settings, and for memory
             raise UserError(f"vLLM does not start: {one_line(error)}") from error
     # With an engine vLLM ends every process group of the process, the trainer's among them: leave that to the exit.
     core: Any = engine.engine_core  # `_finalizer` is no part of its type

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,40 @@ def test_a_bad_request_is_told_before_anything_is_sampled(
 def test_settings_out_of_range(editor: Editor, settings: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         editor.edit([picture(0)], ["a"], **({"image_area": AREA} | settings))
+
+
+def test_a_bad_request_is_told_before_an_engine_starts(editor: Editor) -> None:
+    """Guards the minute and the memory that vLLM's start takes: a prompt that is too long is known without it. The
+    engine starts with the first request that is right, and once."""
+    started: list[object] = []
+
+    class Engine:
+        def sample(self, requests: list[Request], **settings: Any) -> Any:
+            settings["think_tokens"] = 0
+            return iter(generate(editor.model, editor.tokenizer.layout, requests, **settings))
+
+    def start() -> Any:
+        started.append(None)
+        return Engine()
+
+    lazy = Editor(editor.model, editor.tokenizer, editor.codec, start)
+    for instruction, settings in (("long " * 400, {}), (" ", {}), ("a", {"temperature": -1.0}), ("a", {"top_k": 0})):
+        with pytest.raises(UserError):
+            lazy.edit([picture(0)], [instruction], image_area=AREA, **settings)  # type: ignore[arg-type]
+    assert not started
+    expected = pixels(editor.edit([picture(0)], ["a"], image_area=AREA))
+    for _ in range(2):
+        assert pixels(lazy.edit([picture(0)], ["a"], image_area=AREA, progress=True)) == expected
+    assert len(started) == 1
+
+
+def test_vllm_is_missed_before_the_model_is_read(
+    tiny_model_folder: Path, tiny_vision_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(editor_module, "load_language_model", lambda *_: pytest.fail("read"))
+    with pytest.raises(UserError, match="vLLM is not installed"):
+        Editor.from_pretrained(tiny_model_folder, tiny_vision_folder, device="cpu", engine="vllm")
 
 
 def test_pictures_and_instructions_pair_up(editor: Editor) -> None:

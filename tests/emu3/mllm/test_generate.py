@@ -5,7 +5,9 @@ Models are tiny, random and in float64, where a sum in another order cannot reac
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from emu3.errors import UserError
 from emu3.mllm.generate import MAX_LANES, Request, Sample, generate
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.sampling import uniform_numbers
+from emu3.mllm.sampling import choose, uniform_numbers
 
 LAYOUT = TokenLayout(text_ranks=12, codebook_size=16)
 GRID = GridGrammar(LAYOUT, 3, 2, size_ids=(3, 9, 2))
@@ -289,3 +291,22 @@ def test_diverged_weights_are_told() -> None:
         model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="not finite"):
         generate(model, LAYOUT, [request()])
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_logits_are_not_rounded_to_the_models_precision(
+    model: Emu3ForCausalLM, think: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards the sampler's half of an equality: the trainer's logits of a bfloat16 model are float32 sums too."""
+    drawn: list[torch.Tensor] = []
+
+    def noting(logits: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn.append(logits)
+        return choose(logits, *arguments)
+
+    for module in ("generate", "thinking"):
+        monkeypatch.setattr(f"emu3.mllm.{module}.choose", noting)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    generate(half, LAYOUT, [request(think=think)], think_tokens=4)
+    for logits in drawn:
+        assert logits.dtype == torch.float32 and (logits != logits.bfloat16()).float().mean() > 0.9

@@ -146,6 +146,17 @@ def test_second_runner_takes_up_a_request_in_any_slot() -> None:
     assert runner.step([1]) == [legal_ids(None, [])]
 
 
+def test_second_runner_sleeps_without_its_tables() -> None:
+    """The runner makes processors in the memory of the weights, which sleep gives away: what comes back is anything."""
+    runner = Runner(slots=2, positions=40)
+    runner.add(0, PLAIN, 7, [])
+    for table in (runner.processor._legal_S_3, runner.processor._rule_S_4):
+        table.fill_(2**31 - 1)
+    for rule in (PLAIN, THINKS, None):
+        runner.add(1, rule, 7, [])
+        assert runner.step([1]) == [legal_ids(rule, [])]
+
+
 def test_second_runner_outlives_half_a_prompt() -> None:
     """Rows of a prompt that is read in parts have no token drawn: their positions are below the first state."""
     runner = Runner(slots=1, positions=40)

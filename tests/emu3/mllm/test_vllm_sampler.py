@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +24,8 @@ from emu3.mllm.editor import Editor
 from emu3.mllm.generate import Sample, generate
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
-from emu3.mllm.vllm.sampler import VllmSampler, sampler_of
-from emu3.mllm.vllm.start import VllmSettings, start_engine
+from emu3.mllm.vllm.sampler import Preemptions, VllmSampler, sampler_of
+from emu3.mllm.vllm.start import CPU_BLOCK, VllmSettings, start_engine
 from emu3.mllm.vllm.weights import named_weights
 
 CPU = torch.device("cpu")
@@ -155,6 +159,86 @@ def test_new_weights_sample(sampler: VllmSampler) -> None:
             np.testing.assert_allclose(sample.logprobs, expected, rtol=0, atol=1e-4)
 
 
+def share_of(blocks: int) -> float:
+    """The share of this machine's memory that holds `blocks` of the cache, and the one that is vLLM's own."""
+    config = world_model().config
+    block = 2 * config.num_hidden_layers * config.num_key_value_heads * 32 * torch.float32.itemsize * CPU_BLOCK
+    return (blocks + 1.5) * block / (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def test_preemptions_are_counted_and_change_nothing(sampler: VllmSampler, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against silence: of twelve answers in a cache for two, vLLM interrupts some and computes them again."""
+    requests = [world_request(prompt, 4, LARGE, length=60) for prompt in range(3)]
+    expected = tokens(sampler.sample(requests))
+    assert sampler.preemptions == Preemptions(0, 0)
+
+    crowded = VllmSampler(world_model().config, VllmSettings(torch.float32, 8, memory_share=share_of(9)), CPU)
+    crowded.load(named_weights(world_model()))
+    capsys.readouterr()
+    for _ in range(2):
+        assert tokens(crowded.sample(requests)) == expected
+    assert crowded.preemptions.requests >= 2 and crowded.preemptions.tokens > 60 * crowded.preemptions.requests
+    assert capsys.readouterr().err.count("vLLM's cache of 288 tokens is too small") == 1
+
+
+@pytest.mark.parametrize("blocks", [100, 8])
+def test_asynchronous_scheduling_gives_the_same_samples(
+    sampler: VllmSampler, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs schedule a step while the last one's tokens are on their way, which vLLM does not do on CPUs by itself.
+    Guards the processor, for which they are missing for a while, steps that are left over when all is answered, the
+    caller has gone, or the engine sleeps, and answers that are interrupted meanwhile (`blocks` of cache)."""
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    expected = tokens(sampler.sample(MIXED, think_tokens=6))
+    make = LLMEngine.from_vllm_config
+
+    def ahead(config: Any, **options: Any) -> LLMEngine:
+        config.scheduler_config.async_scheduling = True
+        return make(config, **options)
+
+    monkeypatch.setattr(LLMEngine, "from_vllm_config", ahead)
+    settings = VllmSettings(torch.float32, 5, memory_share=share_of(blocks), sleep=True)
+    other = VllmSampler(world_model().config, settings, CPU)
+    core = other._engine.engine_core.engine_core
+    assert isinstance(core.scheduler, AsyncScheduler) and core.batch_queue is not None
+    other.load(named_weights(world_model()))
+    assert tokens(other.sample(MIXED, think_tokens=6)) == expected
+    other.sleep()
+    other.load(named_weights(world_model()))
+    groups = other.sample(MIXED, think_tokens=6)
+    assert [sample.tokens for sample in next(groups)] == expected[0]
+    groups.close()  # type: ignore[attr-defined]  # a generator
+    assert core.batch_queue, "a step is on its way"
+    other.load(named_weights(world_model()))
+    assert tokens(other.sample(MIXED, think_tokens=6)) == expected
+    assert (other.preemptions.requests > 0) == (blocks == 8)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_of_half_precision_are_not_rounded(tied: bool) -> None:
+    """Guards vLLM's half of an equality, head_dtype: the last product's sums stay float32, also after an update of the
+    weights. In bfloat16 every logit of size 1 would be a multiple of 1/128."""
+    model = world_model(4, tied).to(torch.bfloat16)
+    half = sampler_of(model, 4, CPU)
+    worker = half._engine.model_executor.driver_worker.worker
+    compute, seen = worker.model_runner.model.compute_logits, []
+
+    def noting(hidden: torch.Tensor) -> torch.Tensor:
+        logits = compute(hidden)
+        seen.append((hidden, logits.clone()))
+        return logits
+
+    worker.model_runner.model.compute_logits = noting
+    list(half.sample([MIXED[0]]))
+    assert len(seen) > SMALL.height * SMALL.width
+    for hidden, logits in seen:
+        assert hidden.dtype == torch.bfloat16 and logits.dtype == torch.float32
+        exact = hidden.double() @ model.lm_head.weight.detach().double().T
+        torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
+
+
 def test_weights_that_diverged_are_told(sampler: VllmSampler) -> None:
     model = world_model()
     with torch.no_grad():
@@ -179,12 +263,41 @@ def test_a_second_engine_of_another_model_comes_and_goes(sampler: VllmSampler) -
     assert len(tokens(sampler.sample(MIXED))) == len(MIXED)
 
 
+def test_ranks_have_engines_of_their_own(tmp_path: Path) -> None:
+    """Guards the launcher's executor, which has one engine over all ranks in mind: here each answers its own requests
+    with its own weights, and the process group is the trainer's before and after."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = Path(__file__).with_name("vllm_ranks.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(script.parent), *sys.path])}
+    done = subprocess.run([*command, script, tmp_path], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(2):
+        model = world_model(rank)
+        answers = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert len(answers) == 2 + rank
+        alone = sampler_of(model, 4, CPU)
+        assert answers == tokens(alone.sample([world_request(prompt, 2) for prompt in range(2 + rank)]))
+
+
 def test_heads_that_cannot_run_are_named() -> None:
     model = new_language_model(
         LAYOUT, hidden_size=32, layers=1, heads=2, kv_heads=1, ffn_size=32, max_positions=64, seed=0
     )
     with pytest.raises(UserError, match="size 16 on a CPU"):
         start_engine(model.config, VllmSettings(torch.float32), CPU)
+
+
+@pytest.mark.parametrize("error", [ValueError("Free memory"), torch.OutOfMemoryError("CUDA out of memory. Tried")])
+def test_too_little_memory_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that others use ends in one or the other, by how far vLLM gets."""
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(LLMEngine, "from_vllm_config", fail)
+    with pytest.raises(UserError, match=f"vLLM does not start: {error}"):
+        start_engine(world_model().config, VllmSettings(torch.float32), CPU)
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from emu3.tokenizer.codec import ImageCodec
+from emu3.tokenizer.codec import ImageCodec, to_pil, to_tensor
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
-from emu3.tokenizer.tensors import to_pil, to_tensor
 
 CONFIG = StillVQConfig(
     base_channels=64,

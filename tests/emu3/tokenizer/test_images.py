@@ -12,10 +12,10 @@ from PIL import Image
 from transformers import Emu3ImageProcessor
 
 from emu3.errors import UserError
+from emu3.tokenizer.codec import to_pil, to_tensor
 from emu3.tokenizer.images import fit_image, read_image, scale_image
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.random_vision import random_vqvae
-from emu3.tokenizer.tensors import to_pil, to_tensor
 
 SIZES = [
     # picture, area, scaled, grid (both width x height)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emu3.tokenizer.still_frames import still_stages
+from emu3.tokenizer.fold import still_stages
 
 
 def halve(clip: list[tuple], stage: int) -> list[tuple]:

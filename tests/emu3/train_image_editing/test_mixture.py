@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from emu3.errors import UserError
-from emu3.train_image_editing.mixture import Mixture
+from emu3.train_image_editing.dataset import Mixture
 
 
 def per_row(mixture: Mixture, data_set: int) -> Counter[int]:

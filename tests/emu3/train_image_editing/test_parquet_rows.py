@@ -12,7 +12,7 @@ import pytest
 
 from emu3.errors import UserError
 from emu3.train_image_editing.image_rows import Columns
-from emu3.train_image_editing.parquet_rows import ParquetRows
+from emu3.train_image_editing.row_files import ParquetRows
 
 COLUMNS = Columns(source="image", instruction="text")
 

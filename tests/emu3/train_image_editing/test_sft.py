@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +14,16 @@ from typing import Any
 import pytest
 import sft_world
 import torch
+from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from emu3.errors import UserError
-from emu3.files import write_json
+from emu3.files import read_json, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.train_image_editing import sft
-from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows
-from emu3.train_image_editing.mixture import Mixture
+from emu3.train_image_editing.dataset import IGNORED, Collator, EncodedRows, MixedRows, Mixture
+from emu3.train_image_editing.objective import TargetLosses, mean_per_row, weighted_sum
 from emu3.train_image_editing.sft import SftArguments
 from emu3.train_image_editing.shards import read_rows
 from emu3.train_image_editing.trainer import WHOLE, EditTrainer, last_whole_checkpoint
@@ -244,11 +246,13 @@ def test_the_console_has_one_line_per_logging_step(
     sft.train(arguments(model, train_data, eval_data=[str(train_data)]), training)
     told = capsys.readouterr()
     assert told.err == ""
-    steps = [line for line in told.out.splitlines() if line.startswith("step ")]
-    assert [line.split("  ")[0] for line in steps] == ["step 2/4", "step 4/4", "step 4/4", "step 4/4"]
-    assert re.fullmatch(r"step 2/4  loss \d\.\d{4}  grad \d+\.\d{3}  lr \S+", steps[0])
-    assert re.fullmatch(r"step 4/4  evaluation loss \d\.\d{4}", steps[2])
-    assert re.fullmatch(r"step 4/4  done in \d+ s", steps[3])
+    heading, *steps = told.out.splitlines()[2:]  # after one line per folder of rows
+    assert heading.split() == ["step", "loss", "eval", "loss", "grad", "lr", "tokens/s", "s/step", "GB", "left"]
+    speed = r"( +(-|\d\S*)){3} +(-|\d\S*( \S+)*)"
+    assert re.fullmatch(rf" *2/4 +\d\.\d{{4}} +- +\d+\.\d{{3}} +\d\.\d\de-\d\d{speed}", steps[0])
+    assert re.fullmatch(rf" *4/4 +\d\.\d{{4}} +- +\d+\.\d{{3}} +\d\.\d\de-\d\d{speed}", steps[1])
+    assert re.fullmatch(r" *4/4 +- +\d\.\d{4} +- +- +- +- +- +(-|0 s)", steps[2])
+    assert re.fullmatch(r"4 of 4 steps done in \S+ s", steps[3]) and len(steps) == 4
 
 
 def test_data_of_two_tokenizers_is_refused(model: Path, train_data: Path, tmp_path: Path) -> None:
@@ -286,7 +290,7 @@ def test_checkpoints_hold_no_pickle_and_old_ones_go(model: Path, train_data: Pat
     sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
     kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
-    assert kinds <= {".json", ".jsonl", ".safetensors", ".tiktoken", ".txt"}
+    assert kinds <= {".html", ".json", ".jsonl", ".safetensors", ".tiktoken", ".txt"}
 
 
 def test_the_old_checkpoint_stays_until_the_new_one_is_whole(
@@ -296,7 +300,7 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_whole(
     values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
 
     def killed(path: Path, value: Any) -> None:
-        if path.name == WHOLE and path.parent.name == "checkpoint-2":
+        if path.name == WHOLE and "checkpoint-2" in path.parent.name:
             raise KeyboardInterrupt
         write_json(path, value)
 
@@ -326,3 +330,108 @@ def test_two_ranks_take_the_steps_of_one(model: Path, train_data: Path, tmp_path
     two, one = weights(tmp_path / "two" / "final"), weights(tmp_path / "one" / "final")
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_finished_run_does_nothing(
+    model: Path, train_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It trained one more step and wrote `final` anew; with a rate that does not end at 0, another model."""
+    values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    final = sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
+    before = (final / "model.safetensors").stat().st_mtime_ns
+    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
+    assert "nothing to do" in capsys.readouterr().out
+    assert (final / "model.safetensors").stat().st_mtime_ns == before
+    # Killed between its last checkpoint and `final`.
+    weights_before = (final / "model.safetensors").read_bytes()
+    shutil.rmtree(final)
+    (tmp_path / sft.FINISHED).unlink()
+    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
+    assert len(losses(tmp_path)) == 2
+    assert (final / "model.safetensors").read_bytes() == weights_before
+
+
+def test_training_ends_on_a_plateau_and_keeps_the_best(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """As the paper's: the final model is the one with the smallest evaluation loss, also after an interruption."""
+    values: dict[str, Any] = {
+        "max_steps": 30, "learning_rate": 0.5, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps",
+        "eval_steps": 1, "load_best_model_at_end": True, "save_total_limit": 2, "lr_scheduler_type": "constant",
+    }  # fmt: skip
+    given = arguments(model, train_data, eval_data=[str(train_data)], early_stopping_patience=3)
+    final = sft.train(given, sft_world.trainer_arguments(tmp_path, **values))
+    evaluations = [entry["eval_loss"] for entry in metrics(tmp_path) if "eval_loss" in entry]
+    best = evaluations.index(min(evaluations)) + 1
+    assert len(evaluations) == best + 3 < 30
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == sorted(
+        {f"checkpoint-{best}", f"checkpoint-{best + 3}"}
+    )
+    kept = weights(tmp_path / f"checkpoint-{best}")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(final).items())
+    assert not list(final.glob("optimizer*")) and not (final / WHOLE).exists()
+
+    shutil.rmtree(final)
+    (tmp_path / sft.FINISHED).unlink()
+    sft.train(given, sft_world.trainer_arguments(tmp_path, **values))
+    assert sum("eval_loss" in entry for entry in metrics(tmp_path)) == best + 3
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(final).items())
+
+
+def test_a_run_that_diverges_ends_and_leaves_no_checkpoint_of_it(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """The Trainer replaces a loss that is not a number by the mean of those before, and saves."""
+    values: dict[str, Any] = {"max_steps": 30, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e30}
+    with pytest.raises(UserError, match=r"step \d+: the .* is (nan|inf), the run diverged"):
+        sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, optim="sgd", **values))
+    for folder in tmp_path.glob("checkpoint-*"):
+        assert all(torch.isfinite(tensor).all() for tensor in weights(folder).values())
+    assert not (tmp_path / "final").exists()
+
+
+def test_adapters_alone_are_trained_and_the_model_is_merged(model: Path, train_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    values: dict[str, Any] = {"max_steps": 3, "learning_rate": 0.1, "save_strategy": "steps", "save_steps": 2}
+    given = arguments(model, train_data, lora_rank=2, lora_alpha=4.0)
+    final = sft.train(given, sft_world.trainer_arguments(tmp_path / "whole", **values))
+    base, trained = weights(model), weights(final)
+    changed = {name for name, tensor in trained.items() if not torch.equal(tensor, base[name])}
+    assert changed and all("_proj" in name for name in changed)
+    optimizer = load_file(tmp_path / "whole" / "checkpoint-2" / "optimizer.safetensors")
+    assert all(".lora_" in name for name in optimizer)
+    # Resumed, its adapters and their moments go on.
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "parts" / "checkpoint-2")
+    resumed = sft.train(given, sft_world.trainer_arguments(tmp_path / "parts", **values))
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in weights(resumed).items())
+
+
+def test_the_head_in_chunks_gives_the_loss_and_gradients_of_all_logits(model: Path, train_data: Path) -> None:
+    """In float64, so that only a chunk that is lost or doubled can differ."""
+    tokenizer = TextTokenizer.from_pretrained(model)
+    rows = EncodedRows(read_rows(train_data), tokenizer, ["reasoning_verbose"], 256)
+    batch = Collator(tokenizer.layout.pad, 3.0)([rows[index] for index in range(5)])
+    plain = load_language_model(model).double()
+    logits = plain(batch["input_ids"]).logits[:, -batch["targets"].shape[1] :]
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["targets"], reduction="none")
+    (expected * batch["weights"]).sum().backward()
+
+    ours = load_language_model(model).double()
+    losses_N = TargetLosses(ours, chunk_bytes=4096)(batch["input_ids"], batch["targets"])
+    weighted_sum(losses_N, batch["targets"], batch["weights"]).backward()
+    torch.testing.assert_close(losses_N, expected[batch["targets"] != IGNORED], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        mean_per_row(losses_N, batch["targets"]),
+        expected.sum(1) / (batch["targets"] != IGNORED).sum(1),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain.get_parameter(name).grad, rtol=1e-9, atol=1e-12)
+
+
+def test_a_run_of_an_older_version_goes_on(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """Settings that it did not know had the values that are their defaults now."""
+    values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
+    stored = read_json(tmp_path / sft.ARGUMENTS)
+    new = ("dropout", "lora_rank", "lora_alpha", "early_stopping_patience")
+    write_json(tmp_path / sft.ARGUMENTS, {name: value for name, value in stored.items() if name not in new})
+    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **{**values, "max_steps": 3}))
+    assert len(losses(tmp_path)) == 3

@@ -18,11 +18,11 @@ from emu3.mllm.language_model import load_language_model
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 
 
-def test_offload_only_moves_the_optimiser_and_the_parameters() -> None:
+def test_offload_only_moves_the_optimizer_and_the_parameters() -> None:
     """Two files that drift apart would make 'with offload' another experiment."""
     plain, offload = (json.loads((SCRIPTS / name).read_text()) for name in ("zero3.json", "zero3_offload.json"))
-    # DeepSpeed offloads only to its own CPU optimiser, which takes its values from the Trainer's flags.
-    assert set(offload.pop("optimizer")["params"].values()) == {"auto"}
+    # DeepSpeed's own CPU optimizer would have to be compiled on the node, and decays the norms' weights as well.
+    assert offload.pop("zero_force_ds_cpu_optimizer") is False
     for key in ("offload_optimizer", "offload_param"):
         assert offload["zero_optimization"].pop(key)["device"] == "cpu"
     assert offload == plain

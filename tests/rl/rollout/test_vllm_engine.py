@@ -18,13 +18,14 @@ from emu3.errors import UserError
 from emu3.mllm.language_model import load_language_model, new_language_model, save_checkpoint
 from emu3.mllm.sequence import THINK_PREFILL, edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
+from emu3.training.lora import add_lora
 from rl.config import Config
 from rl.logprobs import pack
 from rl.rollout.choose import make_engine
 from rl.rollout.local import LocalEngine
+from rl.rollout.probe import MOST
 from rl.rollout.protocol import Prompt
 from rl.rollout.vllm import VllmEngine
-from emu3.training.lora import add_lora
 from rl.training.whole import WholeTrainer
 
 CPU = torch.device("cpu")
@@ -133,11 +134,29 @@ def test_old_weights_are_found_out(make: Any, monkeypatch: pytest.MonkeyPatch) -
     shift(trainer)
     with monkeypatch.context() as broken:
         broken.setattr(engine._sampler, "load", lambda weights: None)
-        with pytest.raises(UserError, match=r"max_logprob_gap=0\.2.*same weights"):
+        with pytest.raises(UserError, match=r"max_probe_gap=0\.005.*same weights"):
             engine.sync()
     assert engine.probe_gap > 0.2
     engine.sync()
     assert engine.probe_gap < 1e-4
+
+
+@pytest.mark.parametrize(("precision", "drift"), [("fp32", 0.003), ("bf16", 0.1)])
+def test_the_bound_is_the_precisions(make: Any, precision: str, drift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards both of its sides: rounding in that precision passes, and a drift that 0.2 nats let pass does not."""
+    trainer, _, engine = make(compute={"precision": precision})
+    assert engine.probe_gap < MOST[precision] / 2
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter += drift * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+            )
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._sampler, "load", lambda weights: None)
+        with pytest.raises(UserError, match=f"max_probe_gap={MOST[precision]}"):
+            engine.sync()
+    assert MOST[precision] < engine.probe_gap
+    engine.sync()
 
 
 def test_adapters_sample(make: Any) -> None:

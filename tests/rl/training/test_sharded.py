@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,8 +21,10 @@ from tiny_run import config_of, run_ranks, without_times
 
 from emu3.errors import UserError
 from emu3.mllm.language_model import load_language_model
-from rl.config import Config
 from emu3.training import zero_state
+from rl.check_configs import CONFIGS
+from rl.config import Config
+from rl.config_file import STAND_INS, load_config
 
 pytest.importorskip("deepspeed")
 
@@ -31,10 +35,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "recomputed": {"zero": 3, "reference": "offloaded", "gradient_checkpointing": True},
     "offloaded": {"zero": 2, "offload_optimizer": True},
 }
+
+
+def shipped(**changes: Any) -> dict[str, Any]:
+    """`compute` of the paper's runs on GPUs."""
+    with mock.patch.dict(os.environ, STAND_INS):
+        return {**dataclasses.asdict(load_config(CONFIGS / "earl.jsonnet").compute), **changes}
+
+
 RESUMED: dict[str, dict[str, Any]] = {
     "two": {"compute": {"zero": 2}},
     "three": {"compute": {"zero": 3}},
-    "bf16": {"compute": {"zero": 2, "precision": "bf16", "max_logprob_gap": 1.0}},
+    "shipped": {"compute": shipped()},
+    "shipped-three": {"compute": shipped(zero=3, reference="sharded")},
+    "shipped-offload": {"compute": shipped(offload_optimizer=True)},
     "lora": {"compute": {"zero": 3, "reference": "adapter_off"}, "lora": {"rank": 4, "alpha": 8.0}},
 }
 Lines = list[dict[str, Any]]
@@ -123,14 +137,27 @@ def test_state_of_other_parameters_is_refused(runs: dict[str, Lines], folder: Pa
         zero_state.load(tmp_path, None, model)
 
 
-def test_rotary_frequencies_stay_exact(world: Path, tmp_path: Path) -> None:
-    """DeepSpeed casts buffers with the weights: in bfloat16 tokens would stand at wrong angles, the further back the
-    wronger."""
-    config = config_of(world, tmp_path, compute={"zero": 3, "precision": "bf16"})
-    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    script = Path(__file__).with_name("stored_dtypes.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "config.json")], capture_output=True, text=True, timeout=300
-    )
+@pytest.fixture(scope="module")
+def facts(world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Of a trainer of each stage in bfloat16."""
+    folder = tmp_path_factory.mktemp("facts")
+    paths = [folder / f"{stage}.json" for stage in (2, 3)]
+    for stage, path in zip((2, 3), paths, strict=True):
+        config = config_of(world, folder, compute={"zero": stage, "precision": "bf16"})
+        path.write_text(json.dumps(dataclasses.asdict(config)))
+    script = Path(__file__).with_name("sharded_facts.py")
+    done = subprocess.run([sys.executable, str(script), *map(str, paths)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {"buffers": ["torch.float32"], "weights": ["torch.bfloat16"]}
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def test_rotary_frequencies_stay_exact(facts: list[dict[str, Any]]) -> None:
+    """In bfloat16 tokens would stand at wrong angles, the further back the wronger. DeepSpeed cast buffers with the
+    weights until it learned to leave them, and under `deepspeed.zero.Init`, which is not used here, it still does."""
+    for one in facts:
+        assert one["buffers"] and one["rotary"] and one["weights"] == ["torch.bfloat16"]
+
+
+def test_a_broken_gradient_is_no_step(facts: list[dict[str, Any]]) -> None:
+    """DeepSpeed has -1 for a norm that is not finite in places: the run would take it for a number and go on."""
+    assert [(one["norm"], one["kept"]) for one in facts] == [("inf", True)] * 2

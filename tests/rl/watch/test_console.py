@@ -1,11 +1,11 @@
-"""The line that a person reads."""
+"""The line of a step that a person reads."""
 
 from __future__ import annotations
 
-import pytest
 from run_lines import NOTHING, line
 
-from rl.watch.console import REPEAT, Table, cells, duration
+from emu3.report.table import Table
+from rl.watch.watch import cells
 
 
 def test_a_step_fits_a_log_of_200_columns_below_its_heading() -> None:
@@ -24,17 +24,10 @@ def test_a_step_without_values_has_a_line() -> None:
     assert shown["failed"] == "128/128" and "sc" not in shown
 
 
-def test_the_heading_comes_again_after_a_while_and_with_other_columns() -> None:
-    """Otherwise a row of a long log has figures without names, or under those of others."""
-    table, shown = Table(), cells(line(0), 100, None)
-    counts = [table.lines(shown).count("\n") for _ in range(REPEAT + 1)]
-    assert counts == [1] + [0] * (REPEAT - 1) + [1]
-    assert table.lines(cells(line(1, parts={}), 100, None)).count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.554, "0.55 s"), (45.2, "45 s"), (720, "12 min"), (12_000, "3 h 20"), (187_200, "2 d 4 h")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+def test_a_step_with_other_parts_has_a_heading_of_its_own() -> None:
+    """Its values would stand under the names of others."""
+    table = Table()
+    assert [
+        table.lines(cells(line(step, parts=parts), 100, None)).count("\n")
+        for step, parts in enumerate(({"sc": 6.0}, {"sc": 5.0}, {}))
+    ] == [1, 0, 1]

@@ -11,7 +11,8 @@ from run_lines import NOTHING, line, write_run
 
 from emu3.demo.screenshot import find_browser
 from emu3.errors import UserError
-from rl.watch.report import REFRESH, write_report
+from emu3.report.page import REFRESH
+from rl.watch.report import write_report
 
 
 def page_of(run: Path) -> str:
@@ -103,4 +104,4 @@ def test_it_opens_in_a_browser_without_a_complaint(tmp_path: Path, scheme: str) 
         browser.close()
     assert not said and width <= 390
     assert stroke == ("rgb(194, 65, 12)" if scheme == "light" else "rgb(255, 154, 92)")
-    assert "min before this page was loaded" in age
+    assert "days before this page was loaded" in age

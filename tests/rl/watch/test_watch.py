@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from test_grid_pictures import judged
 
 from rl.config_file import record_config
 from rl.reward.outcome import Outcome, Score
-from rl.watch.watch import Watch
+from rl.watch.watch import Watch, start_tracker
 
 SCORES: list[Outcome] = [Score(1.0, {}), Score(2.0, {}), Score(3.0, {})]
 
@@ -70,3 +73,73 @@ def test_a_resumed_run_reads_as_an_uninterrupted_one(make_config: Any, tmp_path:
 def test_nothing_more_is_written_where_nothing_is_asked_for(make_config: Any, tmp_path: Path) -> None:
     watched(make_config(steps=2, watch={"pictures_every": 0, "report_every": 0}), tmp_path / "run", 0, 2)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "metrics.jsonl"]
+
+
+class FakeWandb(ModuleType):
+    """Records what it is called with; of wandb's interface what `emu3.report.trackers` uses."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)
+        self.begun: dict[str, Any] = {}
+        self.logged: list[dict[str, Any]] = []
+
+    def init(self, **given: Any) -> None:
+        self.begun = given
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        self.logged.append({"step": step, **metrics})
+
+    def Image(self, path: str) -> str:
+        return path
+
+    def finish(self) -> None:
+        self.logged.append({"finished": True})
+
+
+def test_the_tracker_gets_the_config_and_every_step(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rates, parts and phases under their names, the grid of images, no key of the judge's address."""
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    judge = {"base_url": "http://user:key@a:1/v1"}
+    run = tmp_path / "run"
+    watched(make_config(steps=2, judge=judge, watch={"tracker": "wandb", "pictures_every": 2}), run, 0, 2)
+    assert wandb.begun["config"]["judge.base_url"] == "http://a:1/v1"
+    assert wandb.begun["config"]["rollout.group_size"] == 4
+    first, second, end = wandb.logged
+    assert end == {"finished": True} and (first["step"], second["step"]) == (0, 1)
+    assert first["tokens_per_second/sampled"] == pytest.approx(135_680 / 43.4)
+    assert first["pictures"] == str(run / "pictures" / "step_000000.png") and "pictures" not in second
+    assert second["parts/sc"] == line(1)["parts"]["sc"] and second["seconds/sample"] == 43.4
+    assert start_tracker(make_config()) is None
+
+
+def test_a_full_disk_costs_the_outputs_and_not_the_run(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page, the images and the line used to end the run with a traceback; each is said once."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    config = make_config(steps=3, watch={"pictures_every": 1, "report_every": 1})
+    run = tmp_path / "run"
+    run.mkdir()
+    record_config(config, run / "config.json", resuming=False)
+    watch = Watch(run, config, 0)
+    monkeypatch.setattr("emu3.report.page.whole_file", full)
+    monkeypatch.setattr("rl.watch.pictures.whole_file", full)
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    for step in range(3):
+        watch.step(line(step), judged(1, SCORES))
+    watch.close()
+    told = capsys.readouterr()
+    assert [text.split(":")[1] for text in told.err.splitlines()] == [
+        " no line in metrics.jsonl",
+        " no grid of images",
+        " no report.html",
+    ]
+    assert len(told.out.splitlines()) == 4

@@ -1,18 +1,25 @@
-"""Boxes of a chain of thought: found in its text, drawn on the picture that it speaks of.
+"""Boxes in chains of thought: found in their text, moved to a resized image, drawn on the image that they speak of.
 
-A box is written `[left, top, right, bottom]`, in pixels of the fitted source picture or, with no number above 1, in
-shares of its sides, as in the training data. Text of a model is not always so tidy: a box that is reversed, empty or
-wholly outside the picture is passed over, one that sticks out is cut to the picture. No framework is imported here.
+The published texts write a box of the source image as `[left, top, right, bottom]` in its pixels. The published
+pipeline multiplies it by the resized over the original side, rounds, and writes `[a, b, c, d]`. So does this, and then
+clamps to the part of the image that has codes, whole cells: published boxes can lie outside it. Four numbers of which
+none is above 1 are shares of the sides and stay as they are (published: rounded to 0 and 1).
+
+Text of a model is not always so tidy: a box that is reversed, empty or wholly outside the image is not drawn, one that
+sticks out is cut to the image. Left out: other ways to write a box, and lists of four numbers that are none, which look
+the same. No framework is imported here.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from emu3.train_image_editing.boxes import BOX
+NUMBER = r"\s*(-?[0-9]+(?:\.[0-9]*)?)\s*"
+BOX = re.compile(rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]")
 
 # Far apart from each other, and readable as marks on a page, dark or light.
 COLOURS = ("#e6194b", "#4363d8", "#f58231", "#911eb4", "#3cb44b", "#008f8f")
@@ -45,6 +52,30 @@ def find_boxes(text: str, width: int, height: int) -> list[Box]:
         if corners[0] < corners[2] and corners[1] < corners[3]:
             boxes.append(Box(*corners, *match.span()))
     return boxes
+
+
+def rescale_boxes(
+    text: str, old_size: tuple[int, int], new_size: tuple[int, int], kept_size: tuple[int, int] | None = None
+) -> str:
+    """`text` with every box in pixels of a picture of `old_size` in those of the resized one, as integers.
+
+    old_size, new_size: (width, height) before and after resizing. kept_size: (width, height) of what of it is kept,
+    without a margin at the right and the bottom, default `new_size`; boxes end there. Boxes inside longer lists and
+    texts are found; lists of more or fewer than four numbers are not boxes. Equal sizes change only the way a box is
+    written.
+    """
+    scales = [new / old for new, old in zip(new_size, old_size, strict=True)] * 2
+    limits = [*(kept_size or new_size)] * 2
+
+    def rescaled(match: re.Match[str]) -> str:
+        box = [float(number) for number in match.groups()]
+        if all(abs(number) <= 1 for number in box):
+            return match.group()
+        # Clamped before rounding: a number of hundreds of digits is infinite, which has no integer.
+        bounded = [min(max(x * scale, 0), limit) for x, scale, limit in zip(box, scales, limits, strict=True)]
+        return str([round(x) for x in bounded])
+
+    return BOX.sub(rescaled, text)
 
 
 def colours_of(boxes: Sequence[Box]) -> list[str]:

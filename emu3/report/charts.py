@@ -1,8 +1,8 @@
 """Drawings of a run over its steps as inline SVG; the page's style sheet colours them, for light and for dark.
 
-`line_chart` is one curve, the raw figures faint and a running mean over them; `lines_chart` the running means of
+`line_chart` is one curve, the raw values faint and a running mean over them; `lines_chart` the running means of
 several; `stacked_chart` parts of a sum. Whatever the number of steps, a curve has a few hundred points: of the steps
-that fall on one place the smallest and the largest figure are kept, so that no spike is lost.
+that fall on one place the smallest and the largest value are kept, so that no spike is lost.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ COLOURS = 6
 """Curves of one chart have the classes `c0` to `c5`, in their order, then again."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 36
 _PLACES = 200
+_SPARSE = 4
+"""A curve with so many times fewer points than another has them marked, up to `_MARKS`."""
+_MARKS = 50
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One figure over steps. Steps ascend, values are finite, both have the same length, at least 1."""
+    """One value over steps. Steps ascend, values are finite, both have the same length, at least 1. raw: among others,
+    too, its values are drawn faint behind their running mean."""
 
     name: str
     steps: Sequence[float]
     values: Sequence[float]
+    raw: bool = False
 
 
 class _Frame:
@@ -46,7 +51,8 @@ class _Frame:
         return _TOP + (HEIGHT - _TOP - _BOTTOM) * (self.high - value) / self.y_span
 
     def points(self, steps: Sequence[float], values: Sequence[float]) -> str:
-        return "L".join(f"{self.x(step):.1f} {self.y(value):.1f}" for step, value in zip(steps, values, strict=True))
+        places = [f"{self.x(step):.1f} {self.y(value):.1f}" for step, value in zip(steps, values, strict=True)]
+        return "L".join(places if len(places) > 1 else places * 2)  # a line to itself is a dot, a place alone nothing
 
     def svg(self, label: str, drawn: str) -> Markup:
         grid = "".join(
@@ -63,32 +69,34 @@ class _Frame:
         )
 
 
-def line_chart(name: str, steps: Sequence[float], values: Sequence[float]) -> Markup:
-    """One curve; steps and values as in a `Curve`."""
+def line_chart(name: str, steps: Sequence[float], values: Sequence[float], exact: bool = False) -> Markup:
+    """One curve; steps and values as in a `Curve`. exact: of values without noise, which a mean would bend."""
     frame = _Frame((steps[0], steps[-1]), (min(values), max(values)))
-    smooth = running_mean(values)
+    smooth = values if exact else running_mean(values)
+    raw = "" if exact else f'<path class="raw" d="M{frame.points(*_thin(steps, values))}"/>'
     return frame.svg(
         f"{name} over steps {steps[0]:g} to {steps[-1]:g}: from {smooth[0]:.3g} to {smooth[-1]:.3g}",
-        f'<path class="raw" d="M{frame.points(*_thin(steps, values))}"/>'
-        f'<path class="smooth" d="M{frame.points(*_thin(steps, smooth))}"/>',
+        f'{raw}<path class="smooth" d="M{frame.points(*_thin(steps, smooth))}"/>',
     )
 
 
 def lines_chart(name: str, curves: Sequence[Curve], bounds: tuple[float, float] | None = None) -> Markup:
     """The running means of curves, at least one. bounds: of the values, to have several charts on one scale."""
     smooth = [running_mean(curve.values) for curve in curves]
+    drawn = [*smooth, *(curve.values for curve in curves if curve.raw)]
     frame = _Frame(
         (min(curve.steps[0] for curve in curves), max(curve.steps[-1] for curve in curves)),
-        bounds or (min(map(min, smooth)), max(map(max, smooth))),
+        bounds or (min(map(min, drawn)), max(map(max, drawn))),
     )
     ends = ", ".join(f"{curve.name} {values[-1]:.3g}" for curve, values in zip(curves, smooth, strict=True))
-    return frame.svg(
-        f"{name}, at last: {ends}",
-        "".join(
-            f'<path class="line c{place % COLOURS}" d="M{frame.points(*_thin(curve.steps, values))}"/>'
-            for place, (curve, values) in enumerate(zip(curves, smooth, strict=True))
-        ),
-    )
+    paths = [f'<path class="raw" d="M{frame.points(*_thin(c.steps, c.values))}"/>' for c in curves if c.raw]
+    for place, (curve, values) in enumerate(zip(curves, smooth, strict=True)):
+        colour = f"c{place % COLOURS}"
+        paths.append(f'<path class="line {colour}" d="M{frame.points(*_thin(curve.steps, values))}"/>')
+        if len(curve.steps) <= min(_MARKS, max(len(other.steps) for other in curves) // _SPARSE):
+            dots = "".join(f"M{frame.x(x):.1f} {frame.y(y):.1f}h0" for x, y in zip(curve.steps, values, strict=True))
+            paths.append(f'<path class="marks {colour}" d="{dots}"/>')
+    return frame.svg(f"{name}, at last: {ends}", "".join(paths))
 
 
 def stacked_chart(name: str, steps: Sequence[float], parts: Mapping[str, Sequence[float]]) -> Markup:
@@ -130,7 +138,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def _thin(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most two points for each of `_PLACES` places, the smallest and the largest figure there, and both ends."""
+    """At most two points for each of `_PLACES` places, the smallest and the largest value there, and both ends."""
     if len(steps) <= 2 * _PLACES:
         return list(steps), list(values)
     array = np.asarray(values)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rl.watch.charts import HEIGHT, Curve, line_chart, lines_chart, nice_ticks, running_mean, stacked_chart
+from emu3.report.charts import HEIGHT, Curve, line_chart, lines_chart, nice_ticks, running_mean, stacked_chart
 
 
 def paths(svg: str, kind: str) -> list[list[tuple[float, float]]]:
@@ -73,3 +73,29 @@ def test_running_mean_keeps_the_mean_of_a_line() -> None:
 def test_ticks_are_round_and_span() -> None:
     assert nice_ticks(0.13, 9.7) == [0.0, 5.0, 10.0]
     assert nice_ticks(3.0, 3.0) == [3.0]
+
+
+def test_an_exact_curve_is_drawn_through_its_values() -> None:
+    """The running mean of a schedule bends at its ends, and a jump of the memory becomes a slope."""
+    svg = line_chart("memory", range(200), [60.0] * 100 + [70.0] * 100, exact=True)
+    (drawn,) = paths(svg, "smooth")
+    assert len({y for _, y in drawn}) == 2 and not paths(svg, "raw")
+
+
+def test_a_curve_of_one_point_is_seen() -> None:
+    """A path of one place draws nothing: the page of a run after its first step had empty frames."""
+    for svg in (line_chart("x", [3], [1.0]), lines_chart("x", [Curve("a", [3], [1.0])])):
+        (drawn,) = paths(svg, "smooth") or paths(svg, "line")
+        assert len(drawn) == 2 and drawn[0] == drawn[1]
+
+
+def test_a_sparse_curve_among_dense_ones_is_marked_and_a_raw_one_drawn_whole() -> None:
+    """Four evaluations beside a thousand steps look like a second training loss; a spike must not leave the chart."""
+    training = Curve("training", range(1000), [2.0] * 500 + [9.0] + [2.0] * 499, raw=True)
+    evaluation = Curve("evaluation", [250, 500, 750, 999], [2.5, 2.4, 2.3, 2.2])
+    svg = lines_chart("loss", [training, evaluation])
+    (raw,) = paths(svg, "raw")
+    assert min(y for _, y in raw) == pytest.approx(10, abs=25) and len(paths(svg, "line")) == 2
+    (marks,) = (node for node in ElementTree.fromstring(svg).iter("path") if "marks" in node.get("class", ""))
+    assert marks.get("class") == "marks c1" and marks.get("d", "").count("h0") == 4
+    assert "marks" not in lines_chart("loss", [evaluation])

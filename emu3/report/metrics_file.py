@@ -1,0 +1,120 @@
+"""`metrics.jsonl`: one JSON object per line, each of a step, appended as the run goes.
+
+The file continues over a resume: the run first cuts it back to the steps that it keeps, so it reads like the file of a
+run that was never interrupted (but for its seconds). Here is as well how a run bears trouble with this and the other
+files that only show it (`Spared`), and the flat form in which pages and trackers show nested values (`flat`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from emu3.errors import UserError, one_line
+from emu3.files import whole_file
+
+NAME = "metrics.jsonl"
+
+
+class MetricsFile:
+    """The file in the folder `run`, which then holds `lines` alone; what is appended joins them in `self.lines`."""
+
+    def __init__(self, run: Path, lines: Iterable[dict[str, Any]]) -> None:
+        self._path = run / NAME
+        self._waiting = b""
+        self.lines = list(lines)
+        with whole_file(self._path) as temporary:
+            temporary.write_text("".join(map(_dumped, self.lines)), encoding="utf-8")
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write a line, after those that could not be written before.
+
+        Raises OSError if it cannot be written; the file then ends with its last whole line, and the next call tries
+        again. Raises ValueError for a number that is not finite; such a line is not taken.
+        """
+        text = _dumped(line).encode()
+        self.lines.append(line)
+        self._waiting += text
+        end = None
+        try:
+            with self._path.open("ab") as file:
+                end = file.tell()
+                file.write(self._waiting)
+        except OSError:
+            if end is not None:
+                with suppress(OSError):
+                    os.truncate(self._path, end)
+            raise
+        self._waiting = b""
+
+
+def read_lines(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run, in order of their steps. A last line without an end, of a run that is writing or was killed
+    while it wrote, is left out. Raises UserError if there is no such file or another line is no step's."""
+    path = run / NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: {run} is no folder of a run, or of one that has done no step"
+        ) from None
+    lines = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+            int(lines[-1]["step"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}, line {number}: not a JSON object with a step") from None
+    return lines
+
+
+def lines_before(run: Path, start: float) -> list[dict[str, Any]]:
+    """The lines of the steps before `start`; none if the run has no file yet."""
+    return [line for line in read_lines(run) if line["step"] < start] if (run / NAME).is_file() else []
+
+
+class Spared:
+    """Outputs that only show a run. Trouble with one of them is said once, on standard error, and the run goes on."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    @contextmanager
+    def output(self, name: str) -> Iterator[None]:
+        """Around the writing of `name`. Bears OSError (a full disk) and UserError (an unreadable file) alone."""
+        try:
+            yield
+        except (OSError, UserError) as error:
+            if name not in self._said:
+                self._said.add(name)
+                with suppress(OSError):  # standard error may go to the same full disk
+                    print(f"warning: no {name}: {one_line(error)}; the run goes on", file=sys.stderr, flush=True)
+
+
+def flat(tree: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
+    """Values by their path, such as `parts/sc`; what is None is left out."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, separator, f"{prefix}{name}{separator}")
+        elif value is not None:
+            found[prefix + name] = value
+    return found
+
+
+def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings with the user and password of every address taken out."""
+    return {
+        name: re.sub(r"//[^/\s]*@", "//", value) if isinstance(value, str) else value
+        for name, value in settings.items()
+    }
+
+
+def _dumped(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, allow_nan=False) + "\n"

@@ -1,0 +1,112 @@
+"""Ranks that wait for each other's work on the host, and how long any of them may wait.
+
+A collective of the device's group (NCCL) starts its clock when the first rank arrives: its watchdog ends the job if
+the last one, which writes a checkpoint or asks a judge, comes later than the group's timeout. So nobody waits for such
+work there. The functions below go over a gloo group of their own, which has a day: who is at work takes what it takes,
+and a rank that died is noticed at once, since its connections close. Then the device's group needs only as long as
+ranks differ in computing, and a rank that hangs is found in minutes.
+
+All ranks call each function, at the same place. Without a process group, or in one of a single rank, they do nothing
+but what the caller would have done. The group needs a network address: where a machine's name does not lead to one that
+the other machines reach, GLOO_SOCKET_IFNAME names the interface.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch.distributed import distributed_c10d
+
+from emu3.errors import UserError, one_line
+
+HOST_TIMEOUT = timedelta(days=1)
+LAUNCHER_SECONDS = 10.0
+TOLD = (UserError, OSError, SafetensorError)
+
+T = TypeVar("T")
+
+_groups: dict[Any, Any] = {}
+
+
+def meet() -> None:
+    """Wait until every rank is here, however long its work takes."""
+    group = _host_group()
+    if group is not None:
+        _surely(lambda: dist.barrier(group))
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """Do `work` on rank 0 alone and give its value, which has to be a plain one, to every rank.
+
+    What can be mended (`TOLD`) is raised on all ranks; another error on rank 0, and on the others a RuntimeError that
+    names it.
+    """
+    group = _host_group()
+    if group is None:
+        return work()
+    told: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            told[0] = work()
+        except TOLD as error:
+            told[1] = error
+        except Exception as error:
+            told[1] = RuntimeError(f"rank 0 failed: {type(error).__name__}: {one_line(error)}")
+            _surely(lambda: dist.broadcast_object_list(told, src=0, group=group))
+            raise
+    _surely(lambda: dist.broadcast_object_list(told, src=0, group=group))
+    value, fault = told
+    if fault is not None:
+        raise fault
+    return value  # type: ignore[no-any-return]
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, a plain one, in the order of the ranks."""
+    group = _host_group()
+    if group is None:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    _surely(lambda: dist.all_gather_object(values, value, group=group))
+    return values
+
+
+def set_device_timeout(timeout: timedelta) -> None:
+    """Let every group that there is, but that of this module, give up after `timeout`.
+
+    `init_process_group(timeout=...)` sets it for the first group alone. Groups that DeepSpeed and vLLM make have the
+    backend's default: NCCL's ten minutes.
+    """
+    if dist.is_initialized():
+        for group in list(distributed_c10d._world.pg_map):
+            if group is not _host_group():
+                distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def _host_group() -> Any:
+    """The gloo group of all ranks, made when it is first asked for; None where there is nobody to wait for."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    world = dist.group.WORLD
+    if world not in _groups:
+        _groups.clear()  # those of a world that was taken down
+        _groups[world] = dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
+    return _groups[world]
+
+
+def _surely(collective: Callable[[], Any]) -> None:
+    """Run a collective of the host's group. Raises UserError if another rank is gone.
+
+    That rank has said why. Its message stays the last one if this rank waits for the launcher, which ends it soon.
+    """
+    try:
+        collective()
+    except RuntimeError as error:
+        time.sleep(LAUNCHER_SECONDS)
+        reason = one_line(error).partition(". ")[0]
+        raise UserError(f"another rank is gone, and its messages say why ({reason})") from error
