@@ -13,7 +13,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from emu3.tokenizer.precision import plain_float32
 from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3VQVAE
 
@@ -22,6 +21,7 @@ from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
 from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.quantizer import plain_float32
 from emu3.tokenizer.random_vision import random_vqvae
 from emu3.training.head import chosen_logprobs
 from rl import flash

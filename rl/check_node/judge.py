@@ -17,7 +17,7 @@ from PIL import Image
 from emu3.errors import UserError
 from rl.check_node.page import Facts, Node, Skipped
 from rl.config import JudgeConfig, RolloutConfig
-from rl.reward.outcome import Outcome, Score, Unavailable
+from rl.reward.scores import Outcome, Score, Unavailable
 from rl.scoring import start_scorer
 
 SIDE = 256
