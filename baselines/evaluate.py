@@ -1,11 +1,11 @@
-"""Step 1 of 4: an editor's pictures for a benchmark.
+"""Step 1 of 4: an editor's images for a benchmark.
 
     python -m baselines.evaluate --editor emu3 --model mair-lab/sft-simple --vision BAAI/Emu3-VisionTokenizer \
         --tokenizer BAAI/Emu3-Gen --benchmark omniedit --save-dir runs/eval
     python -m baselines.evaluate --editor no-edit --data data/held-out --original-image-key input \
         --edit-instruction instruction --edited-image output --output-dir runs/x/eval/no-edit
 
-The source is brought to `--image-area` pixels and saved as the judge will see it; an editor gets the picture that the
+The source is brought to `--image-area` pixels and saved as the judge will see it; an editor gets the image that the
 data set has. Writes PNG files and predictions.parquet (`baselines.results.predictions`); a second call goes on where
 the first one stopped. Several GPUs: `python -m emu3.launch --ranks 4 baselines.evaluate ...`, or one call with
 `--shard I/4` each. One editor per call, `no-edit` and `ground-truth` included: they are rows of the table, too.
@@ -17,17 +17,14 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from baselines.benchmarks.files import find_files
-from baselines.benchmarks.known import BENCHMARKS
-from baselines.benchmarks.samples import Samples
-from baselines.benchmarks.spec import GENERIC, Benchmark
-from baselines.editors.batches import share_of
-from baselines.editors.choose import TIME_LIMIT, choose
-from baselines.editors.names import EDITORS, GROUND_TRUTH
-from baselines.editors.options import EditorOptions
+from baselines.benchmarks.samples import Samples, find_files
+from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark
+from baselines.editors.editing import ChosenEditor, share_of
+from baselines.editors.options import DIFFUSERS, EDITORS, EMU3, GROUND_TRUTH, EditorOptions, add_options
 from baselines.results.predictions import Settings, write_predictions
 from baselines.results.provenance import fingerprint, versions
 from emu3.errors import UserError, run_main
+from rl.reward.config import judge_from_flags
 
 COLUMNS = ("source", "instruction", "target", "task", "id", "source_caption", "target_caption", "mask")
 
@@ -54,7 +51,7 @@ def run(
     `editor` is one of `EDITORS`, `name` its row in the tables (what it is called by itself if not given). The run goes
     to `output_dir`, with `by_name` to a folder in it that is named by benchmark, name and seed. `data`, `data_dir` and
     `split` as `find_files` takes them, `shard` as `share_of` does. `limit` takes the first rows, `image_area` is in
-    pixels. The ground truth leaves out rows without a target. Pictures depend on `seed` and `batch_size`. Raises
+    pixels. The ground truth leaves out rows without a target. Images depend on `seed` and `batch_size`. Raises
     `UserError` on bad input and on an output folder with another run.
     """
     if (batch_size is not None and batch_size < 1) or image_area < 1 or seed < 0:
@@ -68,8 +65,8 @@ def run(
         print(f"note: {benchmark.name} has {benchmark.rows} rows as published, these files {samples.rows_in_files}")
     rows = samples.rows_with_target() if editor == GROUND_TRUTH else list(range(len(samples)))
     if not rows:
-        raise UserError(f"no row of {found.files[0]} has a target picture (column {benchmark.target!r})")
-    chosen = choose(editor, options, image_area)
+        raise UserError(f"no row of {found.files[0]} has a target image (column {benchmark.target!r})")
+    chosen = choose_editor(editor, options, image_area)
     settings = Settings(
         editor=editor,
         name=name or chosen.name,
@@ -88,19 +85,41 @@ def run(
     return write_predictions(samples, rows, chosen, output_dir, settings, share)
 
 
+def choose_editor(kind: str, options: EditorOptions, image_area: int) -> ChosenEditor:
+    """The editor `kind`, one of `EDITORS`, with its settings, not loaded; `image_area` is in pixels.
+
+    A run that is finished, or that has other settings, is told so without waiting for a model. A kind's module is
+    imported when it is chosen: diffusers is an extra, and torch takes seconds.
+
+    Raises `UserError` for options that it does not take or that cannot be, and for weights that cannot be had.
+    """
+    options.check(kind)
+    if kind == EMU3:
+        from baselines.editors.emu3_editor import choose_emu3
+
+        return choose_emu3(options, image_area)
+    if kind in DIFFUSERS:
+        from baselines.editors.diffusers_editors import choose_diffusers
+
+        return choose_diffusers(kind, options)
+    from baselines.editors.fixed import choose_fixed
+
+    return choose_fixed(kind, options)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write an editor's pictures for a benchmark.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Write an editor's images for a benchmark.", allow_abbrev=False)
     parser.add_argument("--editor", required=True, choices=EDITORS)
     parser.add_argument("--name", help="the model's row in the tables (default: what it is called)")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--output-dir", type=Path, help="folder of this run")
     where.add_argument("--save-dir", type=Path, help="folder of runs; this one is named by benchmark, name and seed")
     _add_data(parser)
-    _add_editor(parser)
+    add_options(parser)
     parser.add_argument("--limit", type=int, help="take the first rows only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, help="default: what suits the editor")
-    parser.add_argument("--image-area", type=int, default=65536, help="pixels of the pictures that the judge sees")
+    parser.add_argument("--image-area", type=int, default=65536, help="pixels of the images that the judge sees")
     parser.add_argument("--shard", help="I/N: do part I of N, from 0 (default: as torchrun says)")
     arguments = vars(parser.parse_args())
     save_dir = arguments.pop("save_dir")
@@ -108,6 +127,7 @@ def main() -> None:
     columns = {key: arguments.pop(key) for key in COLUMNS}
     given = {key: column for key, column in columns.items() if column is not None}
     arguments["benchmark"] = dataclasses.replace(BENCHMARKS[arguments["benchmark"]], **given)
+    arguments["judge"] = judge_from_flags(arguments)
     names = [field.name for field in dataclasses.fields(EditorOptions)]
     arguments["options"] = EditorOptions(**{key: arguments.pop(key) for key in names})
     print(run(**arguments))
@@ -119,35 +139,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data", help="a Parquet file, a folder of them, or a Hub id (default: the benchmark's own)")
     group.add_argument("--data-dir", type=Path, help="a folder with a subfolder or files named as the benchmark")
     group.add_argument("--split", help="of --data, take the files that are named for it, such as test-00000.parquet")
-    group.add_argument("--original-image-key", dest="source", help="column of the source picture")
+    group.add_argument("--original-image-key", dest="source", help="column of the source image")
     group.add_argument("--edit-instruction-key", "--edit-instruction", dest="instruction", help="of the instruction")
-    group.add_argument("--edited-image-key", "--edited-image", dest="target", help="of the target picture")
+    group.add_argument("--edited-image-key", "--edited-image", dest="target", help="of the target image")
     group.add_argument("--task-key", "--edit-type-key", dest="task", help="of the task")
     group.add_argument("--id-key", dest="id", help="of the id (default: the row number)")
     group.add_argument("--source-caption-key", dest="source_caption", help="of what the source shows, for CLIP")
-    group.add_argument("--target-caption-key", dest="target_caption", help="of what the edited picture should show")
+    group.add_argument("--target-caption-key", dest="target_caption", help="of what the edited image should show")
     group.add_argument("--mask-key", dest="mask", help="of the mask, white where the edit belongs")
-
-
-def _add_editor(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("editor", "an editor takes what it has a use for and refuses the rest")
-    group.add_argument("--model", help="folder or Hub id, ORG/NAME@REVISION (default: the published one, if any)")
-    group.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one inside the model)")
-    group.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
-    group.add_argument("--temperature", type=float, help="0 is greedy (default: 1)")
-    group.add_argument("--top-k", type=int, help="codes to draw among, 0 is all (default: 2048)")
-    group.add_argument("--engine", choices=("local", "vllm"), help="what samples (default: local, the model itself)")
-    group.add_argument("--think", action="store_true", help="write a chain of thought before each picture")
-    group.add_argument("--best-of", type=int, help="make so many edits and keep the one that a judge likes best")
-    group.add_argument("--judge-url", help="of that judge: OpenAI-compatible address, up to and with /v1")
-    group.add_argument("--judge-model", help="of that judge: its name")
-    group.add_argument("--prompts", type=Path, help="of that judge: checkout of VIEScore's published prompts")
-    group.add_argument("--steps", type=int, help="of a diffusion model (default: as published)")
-    group.add_argument(
-        "--command", help="a program with {input}, {output}, {instruction}: see baselines/editors/command.py"
-    )
-    group.add_argument("--time-limit", type=float, help=f"seconds for one picture of it (default: {TIME_LIMIT:g})")
-    group.add_argument("--pictures", type=Path, help="folder of finished pictures, ID.png")
 
 
 if __name__ == "__main__":

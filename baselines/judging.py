@@ -16,13 +16,10 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from baselines.results.records import SCORED, UNAVAILABLE, UNPARSABLE, VIESCORE, Prediction, ScoredSample, scored_row
 from emu3.tokenizer.images import read_image
-from rl.reward.judge import Judge
-from rl.reward.outcome import Outcome, Score, Unavailable, Unparsable
 from rl.reward.scorer import Scorer
+from rl.reward.scores import Outcome, Score, Unavailable, Unparsable
 
 # Images of this many samples are in memory at once: enough to keep every slot of the judge busy.
 WINDOW = 256
@@ -34,17 +31,10 @@ USAGE_FILE = "usage.jsonl"
 _TRANSCRIPT: ContextVar[dict[str, str]] = ContextVar("transcript")
 
 
-class HeardJudge(Judge):
-    """A judge whose replies are written to the transcript of the sample that they are about: "sc" for the question
-    with source and edit, "pq" for that with the edit alone."""
-
-    async def ask(
-        self, text: str, images: list[Image.Image], accept: Callable[[str], bool] = bool
-    ) -> str | Unavailable:
-        answer = await super().ask(text, images, accept)
-        if isinstance(answer, str):
-            _TRANSCRIPT.get()["sc" if len(images) > 1 else "pq"] = answer
-        return answer
+def note_reply(images: int, reply: str) -> None:
+    """Write a reply to the transcript of the sample that it is about: "sc" for the question with source and edit, "pq"
+    for that with the edit alone. For `Judge`."""
+    _TRANSCRIPT.get()["sc" if images > 1 else "pq"] = reply
 
 
 class Pace:
@@ -81,8 +71,8 @@ class Pace:
 
 
 def judge_rows(rows: list[Prediction], folder: Path, scorer: Scorer, pace: Pace | None) -> Iterator[ScoredSample]:
-    """The rows' outcomes in their order, `WINDOW` of them under way. `scorer` asks a `HeardJudge`; paths of the rows
-    start from `folder`."""
+    """The rows' outcomes in their order, `WINDOW` of them under way. The judge of `scorer` tells `note_reply`; paths of
+    the rows start from `folder`."""
     pending: deque[tuple[Prediction, dict[str, str], Future[Outcome]]] = deque()
     for row in rows:
         if len(pending) == WINDOW:
@@ -106,7 +96,7 @@ def scored(row: Prediction, outcome: Outcome, answers: dict[str, str]) -> Scored
         case Score():
             value, parts = outcome.value, outcome.parts
         case Unparsable():
-            status, detail = UNPARSABLE, outcome.answer
+            status, detail = UNPARSABLE, outcome.reply
         case Unavailable():
             status, detail = UNAVAILABLE, outcome.reason
     kept: dict[str, str] = {name: answers[name] for name in ("sc", "pq") if name in answers}

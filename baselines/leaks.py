@@ -3,64 +3,162 @@
     python -m baselines.leaks --benchmark vismin --train-data mair-lab/vismin data/tokens/vismin \
         --original-image-key source_image --edited-image-key edited_image --edit-instruction-key edit_instruction
 
-Training data are Parquet files or folders of them, image folders with a JSONL file, Hub ids, and tokenised data sets.
-Of the last, pictures cannot be compared, since they are codes of resized pictures: only instructions and, as ids are
-those of the original data, ids. Prints what was found, by sample, and what was not looked at; ends with code 0 either
-way. `baselines.benchmarks.leak_index` says what "occurs" means.
+Training data are Parquet files or folders of them, image folders with a JSONL file, Hub ids, and tokenized data sets.
+Images are compared by their decoded pixels, instructions by their words; of a tokenized data set, whose images are
+codes of resized ones, only instructions and, as ids are those of the original data, ids. Equal means equal: an image
+that was resized, cropped or compressed again between the two sets has other pixels and is not found, nor is an
+instruction in other words. What is found is certain; finding nothing proves little. Prints what was found, by sample,
+and what was not looked at; ends with code 0 either way.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
+import os
+import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from PIL import Image
 
-from baselines.benchmarks.files import find_files
-from baselines.benchmarks.known import BENCHMARKS
-from baselines.benchmarks.leak_index import (
-    ID,
-    INSTRUCTION,
-    KINDS,
-    PAIR,
-    PICTURE,
-    Finding,
-    LeakIndex,
-    TrainRow,
-    train_rows,
-)
-from baselines.benchmarks.samples import Samples
-from baselines.benchmarks.spec import GENERIC, Benchmark
+from baselines.benchmarks.samples import Samples, find_files
+from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
-from emu3.train_image_editing.image_rows import BadRow, Columns
+from emu3.tokenizer.images import read_image
+from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile, row_id
 from emu3.train_image_editing.open_rows import open_rows
 from emu3.train_image_editing.shards import MANIFEST
+from rl.reward.cache import pixel_digest
 
-SHOWN = 20
-"""Samples that are named on the screen, of each kind; the file has all."""
-
+PAIR, IMAGE, INSTRUCTION, ID = "picture and instruction", "picture", "instruction", "id"  # as the JSON file has them
+KINDS = (PAIR, IMAGE, ID, INSTRUCTION)
 MEANING = {
-    PAIR: "a picture of theirs and their instruction occur in one training row",
-    PICTURE: "a picture of theirs occurs, under another instruction",
+    PAIR: "an image of theirs and their instruction occur in one training row",
+    IMAGE: "an image of theirs occurs, under another instruction",
     ID: "their id occurs",
     INSTRUCTION: "only their instruction occurs, which short ones do by chance",
 }
 
+SHOWN = 20
+"""Samples that are named on the screen, of each kind; the file has all."""
+
+_WINDOW = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Leak:
+    """Sample `sample` of the benchmark occurs as row `row` of a training set. kind: in what, one of `KINDS`."""
+
+    sample: str
+    kind: str
+    row: str
+
+
+@dataclasses.dataclass
+class TrainRow:
+    """What can be compared of a row; `images` are pixel digests, None for an image that nobody can read."""
+
+    id: str
+    instruction: str
+    images: Sequence[str | None]
+
+
+def same_words(instruction: str) -> str:
+    """An instruction without case, punctuation, spacing and the difference between equal characters (NFKC)."""
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", instruction).casefold()))
+
+
+class LeakIndex:
+    """The samples of a benchmark, ready to be looked up. Decodes every source and target once."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._ids: list[str] = []
+        self._instructions: list[str] = []
+        self._by_image: dict[str, set[int]] = defaultdict(set)
+        self._by_instruction: dict[str, set[int]] = defaultdict(set)
+        self._by_id: dict[str, int] = {}
+        self._sizes: set[tuple[int, int]] = set()
+        for place, sample in enumerate(samples):
+            self._ids.append(sample.id)
+            self._instructions.append(same_words(sample.instruction))
+            self._by_instruction[self._instructions[-1]].add(place)
+            self._by_id[sample.id] = place
+            for image in (sample.source, sample.target):
+                if image is not None:
+                    self._by_image[pixel_digest(image)].add(place)
+                    # A file may be turned by its camera's note, which its header's size does not show.
+                    self._sizes |= {image.size, image.size[::-1]}
+
+    @property
+    def image_count(self) -> int:
+        """How many different images the benchmark has."""
+        return len(self._by_image)
+
+    def find(self, row: TrainRow, by_id: bool) -> list[Leak]:
+        """Where a training row occurs in the benchmark. by_id: whether equal ids mean equal rows."""
+        places = {place for digest in row.images if digest for place in self._by_image.get(digest, ())}
+        words = same_words(row.instruction)
+        kinds = dict.fromkeys(self._by_instruction.get(words, ()), INSTRUCTION)
+        if by_id and row.id in self._by_id:
+            kinds[self._by_id[row.id]] = ID
+        kinds |= {place: PAIR if self._instructions[place] == words else IMAGE for place in places}
+        return [Leak(self._ids[place], kind, row.id) for place, kind in sorted(kinds.items())]
+
+    def digest(self, cell: Any) -> str | None:
+        """Pixel digest of an encoded image; "" for one that no sample can equal, None for an unreadable one."""
+        try:
+            data: Any = cell.get("bytes") if isinstance(cell, dict) else cell
+            if isinstance(cell, ImageFile):
+                data = cell.read()
+            # By its size alone most of a large training set needs no decoding.
+            with Image.open(io.BytesIO(data)) as image:
+                if image.size not in self._sizes:
+                    return ""
+            return pixel_digest(read_image(io.BytesIO(data), "image"))
+        except (BadRow, UserError, OSError, TypeError, ValueError, Image.DecompressionBombError):
+            return None
+
+
+def train_rows(
+    rows: Iterable[Mapping[str, Any] | BadRow], columns: Columns, index: LeakIndex
+) -> Iterator[TrainRow | BadRow]:
+    """The rows of an image data set, a few hundred under way on all cores."""
+
+    def read(numbered: tuple[int, Mapping[str, Any] | BadRow]) -> TrainRow | BadRow:
+        number, values = numbered
+        if isinstance(values, BadRow):
+            return values
+        cells = [values[name] for name in (columns.source, columns.edited) if name is not None]
+        instruction = values[columns.instruction]
+        if isinstance(instruction, list):
+            instruction = instruction[0] if instruction else ""
+        images = [index.digest(cell) for cell in cells if cell is not None]
+        return TrainRow(row_id(values, columns, number), str(instruction or ""), images)
+
+    numbered = enumerate(rows)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while window := list(islice(numbered, _WINDOW)):
+            yield from pool.map(read, window)
+
 
 @dataclasses.dataclass
 class Compared:
-    """One training set. tokenised: its pictures are codes. unreadable: rows with a picture or line nobody can read."""
+    """One training set. tokenised: its images are codes. unreadable: rows with an image or line nobody can read."""
 
     name: str
     tokenised: bool
     rows: int = 0
     unreadable: int = 0
-    findings: list[Finding] = dataclasses.field(default_factory=list)
+    findings: list[Leak] = dataclasses.field(default_factory=list)
 
 
 def run(
@@ -75,12 +173,12 @@ def run(
 ) -> list[Compared]:
     """Compare a benchmark with each of `train_data`; prints the report and writes it to `output` as JSON.
 
-    `columns` are those of the training data with pictures, `split` theirs, too ("train" on the Hub if not given).
+    `columns` are those of the training data with images, `split` theirs, too ("train" on the Hub if not given).
     Raises `UserError` for data that are not there.
     """
     samples = Samples(benchmark, find_files(benchmark, benchmark_data, data_dir).files)
     index = LeakIndex(samples)
-    print(f"{benchmark.name}: {len(samples)} samples with {index.pictures} different pictures")
+    print(f"{benchmark.name}: {len(samples)} samples with {index.image_count} different images")
     sets = [_compare(name, index, columns, split) for name in train_data]
     for line in report(sets):
         print(line)
@@ -93,7 +191,7 @@ def _compare(name: str, index: LeakIndex, columns: Columns, split: str | None) -
     tokenised = (Path(name) / MANIFEST).is_file()
     found = Compared(name, tokenised)
     if tokenised:
-        rows: Iterator[TrainRow | BadRow] = _tokenised_rows(Path(name))
+        rows: Iterator[TrainRow | BadRow] = _tokenized_rows(Path(name))
     else:
         source = open_rows(name, "local" if Path(name).exists() else "HF", split, columns)
         rows = train_rows(source.read(range(len(source))), columns, index)
@@ -102,12 +200,12 @@ def _compare(name: str, index: LeakIndex, columns: Columns, split: str | None) -
         if isinstance(row, BadRow):
             found.unreadable += 1
             continue
-        found.unreadable += None in row.pictures
+        found.unreadable += None in row.images
         found.findings += index.find(row, by_id=tokenised)
     return found
 
 
-def _tokenised_rows(folder: Path) -> Iterator[TrainRow]:
+def _tokenized_rows(folder: Path) -> Iterator[TrainRow]:
     for entry in read_json(folder / MANIFEST).get("shards", []):
         file = folder / Path(entry["file"]).name
         if not file.is_file():
@@ -120,7 +218,7 @@ def _tokenised_rows(folder: Path) -> Iterator[TrainRow]:
 def report(sets: Sequence[Compared]) -> Iterator[str]:
     """The lines of the report."""
     for one in sets:
-        looked_at = "instructions and ids; its pictures are codes" if one.tokenised else "pictures and instructions"
+        looked_at = "instructions and ids; its images are codes" if one.tokenised else "images and instructions"
         unreadable = f", {one.unreadable} of them not readable" if one.unreadable else ""
         yield f"compared with {one.name}: {one.rows} rows{unreadable} ({looked_at})"
     # A sample counts once, as the worst that was found of it.
@@ -138,7 +236,7 @@ def report(sets: Sequence[Compared]) -> Iterator[str]:
             yield f"  {sample}: {rows[0]}{f' and {len(rows) - 1} more' if len(rows) > 1 else ''}"
         if len(samples) > SHOWN:
             yield f"  and {len(samples) - SHOWN} more samples"
-    yield "not seen: pictures that were resized, cropped or compressed again, and instructions in other words"
+    yield "not seen: images that were resized, cropped or compressed again, and instructions in other words"
 
 
 def main() -> None:
@@ -147,10 +245,10 @@ def main() -> None:
     parser.add_argument("--benchmark-data", help="a Parquet file, a folder of them (default: the benchmark's own)")
     parser.add_argument("--data-dir", type=Path, help="a folder with a subfolder or files named as the benchmark")
     parser.add_argument("--benchmark-columns", nargs=3, metavar=("SOURCE", "INSTRUCTION", "TARGET"), help="its columns")
-    parser.add_argument("--train-data", nargs="+", required=True, help="files, folders, Hub ids, tokenised data sets")
+    parser.add_argument("--train-data", nargs="+", required=True, help="files, folders, Hub ids, tokenized data sets")
     parser.add_argument("--split", help="of the training data")
-    parser.add_argument("--original-image-key", default="input", help="their column of the source picture")
-    parser.add_argument("--edited-image-key", "--edited-image", default="output", help="of the target picture")
+    parser.add_argument("--original-image-key", default="input", help="their column of the source image")
+    parser.add_argument("--edited-image-key", "--edited-image", default="output", help="of the target image")
     parser.add_argument("--edit-instruction-key", "--edit-instruction", default="instruction", help="of the text")
     parser.add_argument("--id-key", help="of the id (default: the row number)")
     parser.add_argument("--output", type=Path, help="JSON file for all that was found")

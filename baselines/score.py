@@ -8,7 +8,7 @@
 The last is the judge of the published scores, by its dated snapshot; the key is read from OPENAI_API_KEY.
 
 Writes scores.parquet beside the predictions: a row per sample and metric with its value, or with the reason why there
-is none; what the judge said word for word; metrics that were there before stay. Answers of the judge are kept in
+is none; what the judge said word for word; metrics that were there before stay. Replies of the judge are kept in
 `--cache` as they arrive, so an interrupted run asks nothing twice, and running again asks only for what failed. Beside
 it MODEL_viescore_stats.json (`baselines.tables.statistics`) and, in usage.jsonl, what each run sent and what that cost.
 """
@@ -19,8 +19,10 @@ import argparse
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from baselines.judging import HeardJudge, Pace, judge_rows, note_usage, usage_of
+from baselines.judging import Pace, judge_rows, note_reply, note_usage, usage_of
+from baselines.metrics.measuring import measure
 from baselines.results.records import (
     PREDICTIONS_FILE,
     SCORED,
@@ -34,10 +36,11 @@ from baselines.results.records import (
 from baselines.tables.statistics import stats_name, viescore_stats
 from emu3.errors import UserError, run_main
 from emu3.files import sha256_of, write_json
-from rl.reward.cache import AnswerCache
-from rl.reward.prompts import EditPrompts, prompts_from
+from rl.reward.cache import ReplyCache
+from rl.reward.client import Judge
+from rl.reward.config import DEFAULT, JudgeConfig, add_judge_flags, judge_from_flags
+from rl.reward.metrics import EditPrompts, VieScore, prompts_from
 from rl.reward.scorer import Scorer
-from rl.reward.viescore import VieScore
 
 ANSWERS_FILE = "answers.jsonl"
 
@@ -46,24 +49,19 @@ def run(
     predictions: Path,
     *,
     metrics: Sequence[str] = (VIESCORE,),
-    judge_url: str | None = None,
-    judge_model: str | None = None,
-    judge_seed: int = 0,
-    judge_temperature: float = 0.0,
+    judge: JudgeConfig | None = None,
     requests_per_minute: float | None = None,
     usd_per_million_tokens: tuple[float, float] | None = None,
-    prompts: Path | None = None,
     weights: Path | None = None,
-    cache: Path | None = None,
     output: Path | None = None,
 ) -> Path:
     """Score a predictions file (or its folder); returns the path of scores.parquet.
 
-    `judge_url` goes up to and with /v1, `judge_model` None takes the only one served; another `judge_seed` at a
-    temperature above 0 asks the same judge anew. `usd_per_million_tokens` are the prices of a question's and an
-    answer's tokens. `prompts` is a checkout of VIEScore's published texts (None: this project's), `weights` a folder
-    of the other metrics' weights, `cache` and `output` lie beside the predictions if not given. Raises `UserError` for
-    a judge or a metric that cannot be used, missing files, and scores that were made with other settings.
+    `judge` is asked by viescore alone; another seed at a temperature above 0 asks the same judge anew. Its replies are
+    kept in `judge.cache`, beside the predictions if not given. `usd_per_million_tokens` are the prices of a question's
+    and a reply's tokens. `weights` is a folder of the other metrics' weights, `output` lies beside the predictions if
+    not given. Raises `UserError` for a judge or a metric that cannot be used, missing files, and scores that were made
+    with other settings.
     """
     file = predictions / PREDICTIONS_FILE if predictions.is_dir() else predictions
     rows = read_records(file, Prediction)
@@ -71,24 +69,20 @@ def run(
     scores = ScoreFile(output, {"predictions": sha256_of(file)})
     for name in metrics:
         if name == VIESCORE:
-            if judge_url is None:
+            if judge is None or not judge.base_url:
                 raise UserError("viescore needs a judge: --judge-url http://HOST:PORT/v1")
-            texts = prompts_from(prompts)
-            with AnswerCache(cache or file.with_name(ANSWERS_FILE)) as answers:
-                judge = HeardJudge(
-                    judge_url, judge_model, temperature=judge_temperature, seed=judge_seed, cache=answers
-                )
-                with Scorer(VieScore(judge, texts)) as scorer:
-                    made = {
-                        "judge": scorer.judge_name,
-                        "judge_seed": judge_seed,
-                        "judge_temperature": judge_temperature,
-                        "prompts": _digest(texts),
-                    }
-                    scores.check(made)
-                    pace = Pace(requests_per_minute, scorer.counters) if requests_per_minute else None
-                    scores.put(name, list(judge_rows(rows, file.parent, scorer, pace)), made)
-                    usage = usage_of(scorer.judge_name, scorer.counters(), usd_per_million_tokens)
+            texts = prompts_from(judge.prompts)
+            with (
+                ReplyCache(Path(judge.cache or file.with_name(ANSWERS_FILE))) as replies,
+                Scorer(VieScore(Judge(judge, replies, note_reply), texts)) as scorer,
+            ):
+                made = {"judge": scorer.judge_name, "prompts": _digest(texts)} | _settings(judge)
+                if "judge" in scores.settings:  # what a file from before these could be set was made with
+                    scores.settings = _settings(DEFAULT) | scores.settings
+                scores.check(made)
+                pace = Pace(requests_per_minute, scorer.counters) if requests_per_minute else None
+                scores.put(name, list(judge_rows(rows, file.parent, scorer, pace)), made)
+                usage = usage_of(scorer.judge_name, scorer.counters(), usd_per_million_tokens)
             note_usage(output.parent, usage)
             about = {"model": rows[0].model, "benchmark": rows[0].benchmark, "judge": usage.judge}
             write_json(output.with_name(stats_name(rows[0].model)), about | viescore_stats(scores.by_metric[name]))
@@ -101,7 +95,7 @@ def run(
 def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile) -> None:
     """Another metric than VIEScore. Rows that are there stand if they are whole and were made alike."""
     # Imported here: the metrics bring torch and models, which the judge needs nothing of.
-    from baselines.metrics.measuring import measure, metric_named
+    from baselines.metrics.measuring import metric_named
 
     metric = metric_named(name, weights)
     made = {f"metric {name}": {"version": metric.version, "higher_is_better": metric.higher_is_better}}
@@ -119,6 +113,10 @@ def _tell(scores: list[ScoredSample]) -> None:
         print(f"first failure: sample {failed[0].id}, {failed[0].status}: {(failed[0].detail or '')[:200]}")
 
 
+def _settings(judge: JudgeConfig) -> dict[str, Any]:
+    return {f"judge_{name}": value for name, value in judge.decisive().items()}
+
+
 def _digest(prompts: EditPrompts) -> str:
     return hashlib.sha256(f"{prompts.edit}\0{prompts.quality}".encode()).hexdigest()
 
@@ -127,10 +125,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Score an editor's predictions.", allow_abbrev=False)
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
     parser.add_argument("--metrics", nargs="+", default=[VIESCORE], help="viescore, l1, psnr, ... (default: viescore)")
-    parser.add_argument("--judge-url", help="OpenAI-compatible address, up to and with /v1")
-    parser.add_argument("--judge-model", help="name of the judge (default: the only one that is served)")
-    parser.add_argument("--judge-seed", type=int, default=0, help="another one asks the same judge anew")
-    parser.add_argument("--judge-temperature", type=float, default=0.0)
     parser.add_argument("--requests-per-minute", type=float, help="what the judge's provider allows")
     parser.add_argument(
         "--usd-per-million-tokens",
@@ -139,11 +133,18 @@ def main() -> None:
         metavar=("PROMPT", "ANSWER"),
         help="for the cost in usage.jsonl",
     )
-    parser.add_argument("--prompts", type=Path, help="checkout of VIEScore's published prompts")
     parser.add_argument("--weights", type=Path, help="folder of the other metrics' weights")
-    parser.add_argument("--cache", type=Path, help=f"file of the judge's answers (default: {ANSWERS_FILE} beside)")
     parser.add_argument("--output", type=Path, help=f"default: {SCORES_FILE} beside the predictions")
-    print(run(**vars(parser.parse_args())))
+    group = parser.add_argument_group("judge", "of viescore")
+    add_judge_flags(group)
+    group.add_argument(
+        "--cache",
+        dest="judge_cache",
+        default=argparse.SUPPRESS,
+        help=f"file of the judge's replies (default: {ANSWERS_FILE} beside the predictions)",
+    )
+    arguments = vars(parser.parse_args())
+    print(run(judge=judge_from_flags(arguments), **arguments))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from emu3.errors import UserError
+from rl.reward.config import JudgeConfig
 
 
 @dataclass(frozen=True)
@@ -121,32 +122,6 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
-class JudgeConfig:
-    """The model that scores, behind an OpenAI address (`.../v1`), or behind several, separated by commas.
-
-    model: none asks the server. prompts: checkout of VIEScore's published texts; none takes this project's.
-    deadline: seconds for one answer, retries included. cache: file of answers that outlives the run.
-    max_failed_share: above it a step is not trained on: the run saves, waits `pause_seconds`, asks again for what
-    failed, at most `pauses` times, and then ends.
-    """
-
-    base_url: str
-    model: str | None = None
-    prompts: str | None = None
-    concurrency: int = 64
-    attempts: int = 5
-    deadline: float = 300.0
-    temperature: float | None = 0.0
-    seed: int = 0
-    max_tokens: int = 1400
-    image_format: Literal["png", "jpeg"] = "png"
-    cache: str | None = None
-    max_failed_share: float = 0.2
-    pause_seconds: float = 60.0
-    pauses: int = 30
-
-
-@dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters on every attention and MLP projection; the rest of the model is frozen.
 
@@ -245,10 +220,6 @@ def check_ranges(config: Config) -> None:
         "objective.clip": (config.objective.clip, 0),
         "objective.clip_high": (config.objective.clip_high, 0),
         "optimizer.warmup_steps": (config.optimizer.warmup_steps, 0),
-        "judge.concurrency": (config.judge.concurrency, 1),
-        "judge.attempts": (config.judge.attempts, 1),
-        "judge.pause_seconds": (config.judge.pause_seconds, 0),
-        "judge.pauses": (config.judge.pauses, 0),
         "rollout.vllm.max_sequences": (config.rollout.vllm.max_sequences, 1),
         "rollout.vllm.max_batched_tokens": (config.rollout.vllm.max_batched_tokens, 1),
         "compute.micro_batch": (config.compute.micro_batch, 1),
@@ -259,6 +230,7 @@ def check_ranges(config: Config) -> None:
     for name, (value, lowest) in at_least.items():
         if value < lowest:
             raise UserError(f"config key {name}: want at least {lowest}, got {value}")
+    config.judge.check(lambda name: f"config key judge.{name}")
     above_zero = {
         "rollout.temperature": config.rollout.temperature,
         "optimizer.lr": config.optimizer.lr,
@@ -266,7 +238,6 @@ def check_ranges(config: Config) -> None:
         "rollout.vllm.memory_share": config.rollout.vllm.memory_share,
         "lora.rank": config.lora.rank if config.lora else None,
         "lora.alpha": config.lora.alpha if config.lora else None,
-        "judge.deadline": config.judge.deadline,
         "compute.timeout": config.compute.timeout,
         "objective.importance_cap": config.objective.importance_cap,
         "compute.max_probe_gap": config.compute.max_probe_gap,

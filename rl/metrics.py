@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emu3.report.table import settled_median
-from rl.reward.outcome import Outcome, Score, Unparsable
+from rl.reward.scores import Outcome, Score, Unparsable
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From sampled groups to judged ones: decode, hand over, wait, and bear with a judge that is away for a while.
+"""From sampled groups to judged ones: decode, hand over, wait, and retry while the judge is unavailable.
 
 A rollout that the judge could not score has no reward; a few of these in a step are left out of it. Many of them
 mean that the judge is gone: then the run waits and asks again instead of training on what little there is.
@@ -20,15 +20,12 @@ from emu3.errors import UserError
 from emu3.tokenizer.codec import ImageCodec
 from emu3.training import ranks
 from rl.config import JudgeConfig, RewardConfig
-from rl.reward.cache import AnswerCache
-from rl.reward.endpoint import shown_addresses
-from rl.reward.groundscore import GroundScore
-from rl.reward.judge import Judge
-from rl.reward.metric import Metric, WeightedMean
-from rl.reward.outcome import Outcome, Score, Unavailable
-from rl.reward.prompts import prompts_from
+from rl.reward.cache import ReplyCache
+from rl.reward.client import Judge
+from rl.reward.endpoints import shown_addresses
+from rl.reward.metrics import ExpectedVieScore, GroundScore, Metric, VieScore, WeightedMean, prompts_from
 from rl.reward.scorer import Scorer
-from rl.reward.viescore import ExpectedVieScore, VieScore
+from rl.reward.scores import Outcome, Score, Unavailable
 from rl.rollout.protocol import Prompt, Rollout
 
 VIESCORE_ALONE = RewardConfig()
@@ -51,26 +48,15 @@ def start_scorer(judge: JudgeConfig, rank: int, reward: RewardConfig = VIESCORE_
     """The judge's scorer. Raises UserError if the judge does not answer, its prompts or cache cannot be read, or judge
     and reward do not go together.
 
-    rank: ranks other than 0 keep their answers in a file of their own, `<cache>.<rank>`.
+    rank: ranks other than 0 keep their replies in a file of their own, `<cache>.<rank>`.
     """
     path = None if judge.cache is None else Path(f"{judge.cache}.{rank}" if rank else judge.cache)
     if reward.expected and judge.prompts is not None:
         raise UserError(
             "reward.expected asks for one grade at a time, which judge.prompts has no texts for; leave it out"
         )
-    with AnswerCache(path) as answers:
-        client = Judge(
-            judge.base_url,
-            judge.model,
-            concurrency=judge.concurrency,
-            attempts=judge.attempts,
-            deadline=judge.deadline,
-            temperature=judge.temperature,
-            max_tokens=judge.max_tokens,
-            seed=judge.seed,
-            image_format=judge.image_format,
-            cache=answers,
-        )
+    with ReplyCache(path) as replies:
+        client = Judge(judge, replies)
         with Scorer(reward_metric(client, reward, judge.prompts)) as scorer:
             yield scorer
 

@@ -46,8 +46,8 @@ from rl.losses import OBJECTIVES, Tokens, Totals, k3
 from rl.metrics import Judged, Timer, reward_metrics
 from rl.prompts import Prompts
 from rl.reward.counters import judge_metrics
-from rl.reward.outcome import Outcome, Score
 from rl.reward.scorer import Scorer
+from rl.reward.scores import Outcome, Score
 from rl.rollout.choose import make_engine
 from rl.rollout.protocol import Prompt, Rollout
 from rl.scoring import Episode, collect, start_scorer, submit_group

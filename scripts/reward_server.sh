@@ -34,6 +34,7 @@ PYTHON
 }
 
 stop() {
+    trap '' INT TERM HUP  # whoever ends a group of processes may signal more than once, and what runs here with it
     if [ "$(cat "$ADDRESS_FILE" 2>/dev/null)" = "$address" ]; then rm -f "$ADDRESS_FILE"; fi
     kill "$server" 2>/dev/null || return 0
     for _ in {1..60}; do

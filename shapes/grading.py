@@ -10,8 +10,6 @@ mark from 0 to 10 lies between two digits: these get the probabilities whose mea
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 import re
@@ -22,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from rl.reward.cache import image_of
 from shapes.any_picture import mark_agreement, mark_edit, mark_quality
 from shapes.verifier import Mark, Marks, judge_agreement, judge_edit, judge_quality
 
@@ -126,10 +125,7 @@ def _contents(messages: list[dict[str, Any]]) -> tuple[str, list[Image.Image]]:
 @lru_cache(maxsize=256)
 def _picture(url: str) -> Image.Image:
     """The picture in a data URL; the source of a group of rollouts is decoded once."""
-    head, _, data = url.partition(",")
-    if not head.startswith("data:image/") or not head.endswith(";base64"):
-        raise BadQuestion("pictures must be base64 data URLs")
     try:
-        return Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("RGB")
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadQuestion(f"unreadable picture: {error}") from None
+        return image_of(url)
+    except ValueError as error:
+        raise BadQuestion(str(error)) from None

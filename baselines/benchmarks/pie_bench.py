@@ -27,15 +27,15 @@ from emu3.files import read_json, whole_file
 from emu3.tokenizer.images import read_image
 from emu3.train_image_editing.image_rows import BadRow, ImageFile
 
-MAPPING_FILE, PICTURES = "mapping_file.json", "annotation_images"
+MAPPING_FILE, IMAGES = "mapping_file.json", "annotation_images"
 TASKS = (
     *("random", "change object", "add object", "delete object", "change content"),
     *("change pose", "change color", "change material", "change background", "change style"),
 )
 
-_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_IMAGE_CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _TEXTS = ("id", "task", "instruction", "source_caption", "target_caption")
-SCHEMA = pa.schema([*((name, pa.string()) for name in _TEXTS), ("image", _PICTURE), ("mask", _PICTURE)])
+SCHEMA = pa.schema([*((name, pa.string()) for name in _TEXTS), ("image", _IMAGE_CELL), ("mask", _IMAGE_CELL)])
 
 
 def convert(folder: Path, output: Path) -> int:
@@ -53,7 +53,7 @@ def convert(folder: Path, output: Path) -> int:
 
 
 def decode_mask(runs: list[int], width: int, height: int) -> np.ndarray:
-    """bool (height, width), true where the edit belongs. Runs end with the picture.
+    """bool (height, width), true where the edit belongs. Runs end with the image.
 
     Raises `UserError` for runs that are none.
     """
@@ -71,7 +71,7 @@ def decode_mask(runs: list[int], width: int, height: int) -> np.ndarray:
 def _rows(folder: Path, samples: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for id, sample in samples.items():
         try:
-            data = ImageFile((folder / PICTURES).resolve(), sample["image_path"]).read()
+            data = ImageFile((folder / IMAGES).resolve(), sample["image_path"]).read()
             width, height = read_image(io.BytesIO(data), sample["image_path"]).size
             mask = io.BytesIO()
             Image.fromarray(decode_mask(sample["mask"], width, height)).save(mask, "png")
@@ -97,7 +97,7 @@ def _plain(prompt: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Turn PIE-Bench into one Parquet file.", allow_abbrev=False)
-    parser.add_argument("--folder", type=Path, required=True, help=f"holds {MAPPING_FILE} and {PICTURES}/")
+    parser.add_argument("--folder", type=Path, required=True, help=f"holds {MAPPING_FILE} and {IMAGES}/")
     parser.add_argument("--output", type=Path, required=True, help="such as data/benchmarks/piebench.parquet")
     options = parser.parse_args()
     print(f"{options.output}: {convert(options.folder, options.output)} samples")

@@ -1,8 +1,14 @@
-"""What a benchmark is to the evaluation: where its files are, what its columns are called, which rows count.
+"""The benchmarks: where their files are, what their columns are called, which rows count.
+
+`BENCHMARKS` holds the six benchmarks of the paper (section 4.2), PIE-Bench, on which it is compared with EditAR,
+GEdit-Bench, on which editors are compared today, and `GENERIC` for data of one's own. Files and columns are as
+published, the subsets those of the published evaluation. No revision is pinned, since none is named with the published
+numbers; the commit that was read is kept with every run. Licences are the publishers' and bind whoever uses the data;
+nothing of it is in this repository.
 
 The paper sorts its benchmarks into simple edits (one object, one attribute) and complex ones (counting, relations,
 actions). A row's split is its `split` column where the data has one, else its task's entry in `splits`, else the
-benchmark's own `split`. The benchmarks of the paper stand in `known`.
+benchmark's own `split`.
 """
 
 from __future__ import annotations
@@ -33,9 +39,9 @@ class Subset:
 class Benchmark:
     """Column names of a benchmark, None where it has no such column, and the rules that choose and mend its rows.
 
-    `source` and `target` hold pictures, `target` may be null in single rows. Without `id` the row number is the id.
-    `source_set` tells the part of the benchmark that a row comes from. The captions describe the picture before and
-    after the edit; `mask` holds a picture of the source's size, white where the edit belongs. They may be null, too.
+    `source` and `target` hold images, `target` may be null in single rows. Without `id` the row number is the id.
+    `source_set` tells the part of the benchmark that a row comes from. The captions describe the image before and
+    after the edit; `mask` holds an image of the source's size, white where the edit belongs. They may be null, too.
 
     hub: id on the Hugging Face Hub; None for data of one's own. revision: None takes the default branch. files: the
     Parquet files there, as patterns.
@@ -76,3 +82,124 @@ class Benchmark:
 
 
 GENERIC = Benchmark(name="data", source="input", instruction="instruction")
+
+OMNIEDIT = Benchmark(
+    name="omniedit",
+    title="OmniEdit",
+    hub="TIGER-Lab/OmniEdit-Filtered-1.2M",
+    files=("data/dev-*.parquet",),
+    rows=700,
+    source="src_img",
+    instruction="edited_prompt_list",  # several wordings of one edit: the first counts
+    target="edited_img",
+    task="task",
+    id="omni_edit_id",
+    split="simple",
+    licence="MIT",
+)
+
+EMUEDIT = Benchmark(
+    name="emuedit",
+    title="EmuEdit",
+    hub="facebook/emu_edit_test_set",
+    files=("data/test-*.parquet",),
+    rows=3589,
+    subset=Subset(seed=42, rows=1000),
+    source="image",
+    instruction="instruction",
+    task="task",
+    id="idx",
+    source_caption="input_caption",
+    target_caption="output_caption",
+    split="simple",
+    licence="CC BY-NC 4.0: no commercial use",
+)
+
+AURORA = Benchmark(
+    name="aurora",
+    title="AURORA",
+    hub="McGill-NLP/aurora-bench",
+    files=("data/test-*.parquet",),
+    rows=400,
+    source="input",
+    instruction="instruction",
+    target="output",
+    task="source",
+    source_set="source",
+    split="complex",
+    licence="none stated with the benchmark; AURORA's training data are under MIT",
+)
+
+MAGICBRUSH = Benchmark(
+    name="magicbrush",
+    title="MagicBrush",
+    hub="sikarwarank/magicbrush_eval",
+    files=("magicbrush-test-00000.parquet",),
+    source="input",
+    instruction="instruction",
+    target="output",
+    split="complex",
+    licence="CC BY 4.0 (osunlp/MagicBrush, of whose test set this is a copy)",
+)
+
+VISMIN = Benchmark(
+    name="vismin",
+    title="VisMin",
+    hub="mair-lab/escher-vismin-dev",
+    files=("data/train/counting-00001.parquet", "data/train/relation-00001.parquet"),
+    source="source_image",
+    instruction="edit_instruction",
+    drop_prefix="edit_instruction: ",
+    target="edited_image",
+    file_tasks=("counting", "relation"),
+    id="id",
+    split="complex",
+    licence="CC BY-SA 4.0 (mair-lab/vismin)",
+)
+
+I2EBENCH = Benchmark(
+    name="i2ebench",
+    title="I2EBench",
+    hub="sikarwarank/i2bench_eval",
+    files=("i2ebench-dataset.parquet",),
+    subset=Subset(seed=42, rows=1000),
+    source="image",
+    instruction="instruction",
+    task="task",
+    id="sample_id",
+    split="complex",
+    licence="none stated with the copy: see cocoshe/I2EBench",
+)
+
+GEDIT = Benchmark(
+    name="gedit",
+    title="GEdit-Bench",
+    hub="stepfun-ai/GEdit-Bench",
+    revision="refs/convert/parquet",  # its own files are Arrow
+    files=("*/train/*.parquet",),
+    rows=1212,
+    where=("instruction_language", "en"),
+    source="input_image",
+    instruction="instruction",
+    task="task_type",
+    id="key",
+    licence="MIT",
+)
+
+PIE_BENCH = Benchmark(
+    name="piebench",
+    title="PIE-Bench",
+    rows=700,
+    source="image",
+    instruction="instruction",
+    task="task",
+    id="id",
+    source_caption="source_caption",
+    target_caption="target_caption",
+    mask="mask",
+    licence="given out by its authors on a form: see cure-lab/PnPInversion; baselines.benchmarks.pie_bench reads it",
+)
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    spec.name: spec for spec in (GENERIC, OMNIEDIT, EMUEDIT, AURORA, MAGICBRUSH, VISMIN, I2EBENCH, PIE_BENCH, GEDIT)
+}

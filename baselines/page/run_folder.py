@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from baselines.editors.names import GROUND_TRUTH, NO_EDIT
+from baselines.editors.options import GROUND_TRUTH, NO_EDIT
 from baselines.results.records import (
     PREDICTIONS_FILE,
     SCORES_FILE,

@@ -27,10 +27,16 @@ from types import TracebackType
 from typing import IO, Any
 
 from baselines.benchmarks.samples import Sample, Samples
-from baselines.editors.batches import Batch, Share, make_batches
-from baselines.editors.options import ChosenEditor
-from baselines.editors.pictures import Frame
-from baselines.editors.protocol import Edited, NoPicture
+from baselines.editors.editing import (
+    ChosenEditor,
+    Edited,
+    EditResult,
+    NoImage,
+    SampleBatch,
+    Share,
+    SourceFrame,
+    make_batches,
+)
 from baselines.results.records import PREDICTIONS_FILE, Prediction, refuse_other_settings, write_records
 from emu3.errors import UserError
 from emu3.files import read_json, write_json
@@ -126,18 +132,27 @@ class _Worker:
         self._failures: dict[str, str] = {}
         self._failures_in_a_row = 0
 
-    def predict(self, batches: Sequence[Batch], total: int, done: set[int]) -> None:
-        with self._editor.load() as predictor, SampleLog(self._output_dir, self._share.index) as log:
+    def predict(self, batches: Sequence[SampleBatch], total: int, done: set[int]) -> None:
+        with self._editor.load() as editor, SampleLog(self._output_dir, self._share.index) as log:
             for batch in batches:
                 drawn = [self._samples[row] for row in batch.rows]
                 began = time.perf_counter()
-                answers = predictor(drawn, batch.seed(self._settings.seed))
+                answers: Sequence[EditResult]
+                if callable(editor):  # a lookup
+                    answers = [editor(sample) for sample in drawn]
+                else:
+                    sources, instructions = [one.source for one in drawn], [one.instruction for one in drawn]
+                    answers = editor.edit(sources, instructions, batch.seed(self._settings.seed))
                 seconds = (time.perf_counter() - began) / len(batch.rows)
+                if len(answers) != len(drawn):  # which image belongs to which sample cannot be told
+                    ids = f"{drawn[0].id} to {drawn[-1].id}" if len(drawn) > 1 else drawn[0].id
+                    gave = f"{self._editor.name} gave {len(answers)} images for {len(drawn)} samples ({ids})"
+                    raise UserError(f"{gave}: none was kept")
                 trouble: UserError | None = None
                 for row, sample, answer in zip(batch.rows, drawn, answers, strict=True):
                     if row in done:
                         continue
-                    if isinstance(answer, NoPicture):
+                    if isinstance(answer, NoImage):
                         self._failures[sample.id] = answer.reason
                         self._failures_in_a_row += 1
                         continue
@@ -159,7 +174,7 @@ class _Worker:
     def _images(self, sample: Sample, answer: Edited) -> dict[str, Any]:
         """What a judge or a reader sees of a sample, by kind, all of one size rule."""
         try:
-            frame = Frame(sample.source, self._settings.image_area)
+            frame = SourceFrame(sample.source, self._settings.image_area)
         except UserError as error:
             raise UserError(f"sample {sample.id}: {error}") from None
         size = answer.image.size
@@ -177,7 +192,7 @@ class _Worker:
 
     def _keep(
         self,
-        batch: Batch,
+        batch: SampleBatch,
         row: int,
         sample: Sample,
         answer: Edited,

@@ -1,13 +1,25 @@
-"""From the rows of a data set to annotated rows: some hundreds at a time, a part of the output each.
+"""From the rows of a dataset to annotated rows: some hundreds at a time, a part of the output folder each.
 
-Pictures are decoded off the event loop and no more of them than the judge takes at once. A judge that has stopped
-answering ends the run: it would take hours to find that out row by row.
+    OUT/settings.json            what the run was asked for; another run does not go on in this folder
+    OUT/answers.jsonl            the judge's replies as they arrive, so that an interruption costs none
+    OUT/part-00000.parquet       the annotated rows of the part, in the dataset's order
+    OUT/part-00000.json          written last: the part is done; its rows, and those that failed with their reasons
+    OUT/annotations.json         the sums, written when all parts are done
+
+A part in which a row got no reply is tried again by the next call; what was replied comes from the cache. Images are
+decoded off the event loop and no more of them than the judge takes at once. A judge that has stopped answering ends the
+run: it would take hours to find that out row by row.
+
+The client is the one of the reward (`rl.reward.client`): its retries, its deadline, its bound on what is in flight, its
+cache of replies, and its second try with another seed for a reply that cannot be used.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,31 +27,35 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from emu3.errors import UserError
+from emu3.files import read_json, whole_file, write_json
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile, read_row, row_id
 from emu3.train_image_editing.open_rows import RowSource, open_rows
-from rl.annotate.annotator import NO_ANSWER, Annotator
-from rl.annotate.parts import ANSWERS_FILE, PICTURE, FailedRow, Parts
-from rl.annotate.steps import QUESTION, Failure
-from rl.reward.cache import AnswerCache
-from rl.reward.judge import Judge
+from rl.annotate.steps import NO_REPLY, QUESTION, NoChain, ask_for_chain
+from rl.reward.cache import ReplyCache
+from rl.reward.client import Judge
+from rl.reward.config import ANNOTATE, JudgeConfig
 
 UNREADABLE = "unreadable row"
 GIVE_UP_AFTER = 64
-"""So many rows in a row without an answer end a run: the judge is away."""
+"""So many rows in a row without a reply end a run: the judge is unavailable."""
+ANSWERS_FILE = "answers.jsonl"
+SETTINGS_FILE = "settings.json"
+SUMMARY_FILE = "annotations.json"
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the command takes. `area`: pixels of the pictures that the judge gets. `part_rows`: rows of a part, whose
-    encoded pictures are in memory at once. `concurrency`: questions in flight."""
+class AnnotateArguments:
+    """What the command takes. image_area: pixels of the images that the judge gets. part_rows: rows of a part, whose
+    encoded images are in memory at once."""
 
     dataset_name: str
     output_path: Path
-    judge_url: str
-    judge_model: str | None = None
+    judge: JudgeConfig
     source: Literal["HF", "local"] = "HF"
     split: str | None = None
     original_image_key: str = "source_image"
@@ -50,60 +66,54 @@ class Settings:
     cot_key: str = "reasoning_verbose"
     limit: int | None = None
     image_area: int = 262144
-    concurrency: int = 64
     part_rows: int = 512
 
 
-def annotate(settings: Settings) -> dict[str, Any]:
-    """Annotate a data set; returns the sums that stand in annotations.json.
+def annotate(arguments: AnnotateArguments) -> dict[str, Any]:
+    """Annotate a dataset; returns the sums that stand in annotations.json.
 
     Raises `UserError` for bad input, an output folder of another run, a judge that cannot be used or stops answering,
     and if no row at all was annotated.
     """
-    limit = 1 if settings.limit is None else settings.limit
-    numbers = (settings.image_area, settings.concurrency, settings.part_rows, limit)
+    limit = 1 if arguments.limit is None else arguments.limit
+    numbers = (arguments.image_area, arguments.judge.concurrency, arguments.part_rows, limit)
     if min(numbers) < 1:
         raise UserError(f"image area, concurrency, rows of a part and limit are at least 1: {numbers}")
     columns = Columns(
-        source=settings.original_image_key,
-        instruction=settings.edit_instruction_key,
-        edited=settings.edited_image_key,
-        id=settings.id_key,
-        task=settings.task_key,
+        source=arguments.original_image_key,
+        instruction=arguments.edit_instruction_key,
+        edited=arguments.edited_image_key,
+        id=arguments.id_key,
+        task=arguments.task_key,
     )
-    if settings.cot_key in columns.names():
-        raise UserError(f"--cot-key {settings.cot_key} is a column of the data already")
-    rows = open_rows(settings.dataset_name, settings.source, settings.split, columns)
-    return asyncio.run(_Run(settings, columns, rows).annotate())
+    if arguments.cot_key in columns.names():
+        raise UserError(f"--cot-key {arguments.cot_key} is a column of the data already")
+    rows = open_rows(arguments.dataset_name, arguments.source, arguments.split, columns)
+    return asyncio.run(_Run(arguments, columns, rows).annotate())
 
 
 class _Run:
-    def __init__(self, settings: Settings, columns: Columns, rows: RowSource) -> None:
-        self._settings = settings
+    def __init__(self, arguments: AnnotateArguments, columns: Columns, rows: RowSource) -> None:
+        self._arguments = arguments
         self._columns = columns
         self._rows = rows
         self._unanswered = 0
 
     async def annotate(self) -> dict[str, Any]:
-        settings = self._settings
-        indices = np.arange(len(self._rows))[: settings.limit]
-        windows = [indices[start : start + settings.part_rows] for start in range(0, len(indices), settings.part_rows)]
-        with AnswerCache(settings.output_path / ANSWERS_FILE) as cache:
-            judge = Judge(
-                settings.judge_url,
-                settings.judge_model,
-                concurrency=settings.concurrency,
-                image_format="jpeg",
-                cache=cache,
-            )
+        arguments = self._arguments
+        indices = np.arange(len(self._rows))[: arguments.limit]
+        windows = [
+            indices[start : start + arguments.part_rows] for start in range(0, len(indices), arguments.part_rows)
+        ]
+        with ReplyCache(arguments.output_path / ANSWERS_FILE) as cache:
+            judge = Judge(arguments.judge, cache)
             try:
                 name = await judge.model_name()
-                parts = Parts(settings.output_path, self._asked(name), self._schema())
-                annotator = Annotator(judge, settings.image_area, settings.cot_key)
+                parts = AnnotatedParts(arguments.output_path, self._asked(name), self._schema())
                 with tqdm(total=len(indices), unit="row", disable=None) as bar:
                     for part, window in enumerate(windows):
                         if not parts.finished(part):
-                            parts.write(part, *await self._annotate_part(window, annotator))
+                            parts.write(part, *await self._annotate_part(window, judge))
                         bar.update(len(window))
                 counters = judge.counters.as_dict()
             finally:
@@ -111,74 +121,130 @@ class _Run:
         tokens = {key: int(counters[key]) for key in ("prompt_tokens", "completion_tokens")}
         return parts.summarise(len(windows), judge=name, last_run=tokens)
 
-    async def _annotate_part(
-        self, window: np.ndarray, annotator: Annotator
-    ) -> tuple[list[dict[str, Any]], list[FailedRow]]:
+    async def _annotate_part(self, window: np.ndarray, judge: Judge) -> tuple[list[dict[str, Any]], list[LeftOut]]:
         # A few more than the judge takes at once are decoded, not the whole part.
-        gate = asyncio.Semaphore(self._settings.concurrency + 8)
+        gate = asyncio.Semaphore(self._arguments.judge.concurrency + 8)
         read = zip(window.tolist(), self._rows.read(window), strict=True)
-        outcomes = await asyncio.gather(*(self._annotate_row(index, cells, annotator, gate) for index, cells in read))
+        outcomes = await asyncio.gather(*(self._annotate_row(index, cells, judge, gate) for index, cells in read))
         if self._unanswered >= GIVE_UP_AFTER:
-            failures = [row.failure for row in outcomes if isinstance(row, FailedRow)]
-            reason = next(failure.detail for failure in failures if failure.kind == NO_ANSWER)
+            reasons = [row.why for row in outcomes if isinstance(row, LeftOut)]
+            reason = next(why.detail for why in reasons if why.kind == NO_REPLY)
             raise UserError(f"the judge has stopped answering ({reason}): its answers are kept, call this again")
         return (
             [outcome for outcome in outcomes if isinstance(outcome, dict)],
-            [outcome for outcome in outcomes if isinstance(outcome, FailedRow)],
+            [outcome for outcome in outcomes if isinstance(outcome, LeftOut)],
         )
 
     async def _annotate_row(
-        self, index: int, cells: Mapping[str, Any] | BadRow, annotator: Annotator, gate: asyncio.Semaphore
-    ) -> dict[str, Any] | FailedRow:
+        self, index: int, cells: Mapping[str, Any] | BadRow, judge: Judge, gate: asyncio.Semaphore
+    ) -> dict[str, Any] | LeftOut:
         if isinstance(cells, BadRow):
-            return FailedRow(str(index), Failure(UNREADABLE, str(cells)))
+            return LeftOut(str(index), NoChain(UNREADABLE, str(cells)))
         name = row_id(cells, self._columns, index)
         async with gate:
             if self._unanswered >= GIVE_UP_AFTER:
-                return FailedRow(name, Failure(NO_ANSWER, "not asked any more"))
+                return LeftOut(name, NoChain(NO_REPLY, "not asked any more"))
             try:
                 row = await asyncio.to_thread(read_row, cells, self._columns, index)
             except BadRow as error:
-                return FailedRow(name, Failure(UNREADABLE, str(error)))
-            found = await annotator.annotate(row)
-        if isinstance(found, Failure):
-            self._unanswered = self._unanswered + 1 if found.kind == NO_ANSWER else 0
-            return FailedRow(name, found)
+                return LeftOut(name, NoChain(UNREADABLE, str(error)))
+            found = await ask_for_chain(judge, row, self._arguments.image_area, self._arguments.cot_key)
+        if isinstance(found, NoChain):
+            self._unanswered = self._unanswered + 1 if found.kind == NO_REPLY else 0
+            return LeftOut(name, found)
         self._unanswered = 0
         columns = self._columns
         return {
             columns.id or "id": name,
             columns.source: {"bytes": _encoded(cells[columns.source])},
-            self._settings.edited_image_key: {"bytes": _encoded(cells[self._settings.edited_image_key])},
+            self._arguments.edited_image_key: {"bytes": _encoded(cells[self._arguments.edited_image_key])},
             columns.instruction: row.instruction,
             **({columns.task: row.task} if columns.task else {}),
-            self._settings.cot_key: found,
+            self._arguments.cot_key: found,
         }
 
     def _asked(self, judge: str) -> dict[str, Any]:
         """What decides the content of the output."""
-        settings = self._settings
+        arguments = self._arguments
+        judge_settings = arguments.judge.changed(ANNOTATE)
         return {
             "data": self._rows.contents,
             "columns": self._columns.names(),
-            "cot_key": settings.cot_key,
-            "limit": settings.limit,
-            "image_area": settings.image_area,
-            "part_rows": settings.part_rows,
+            "cot_key": arguments.cot_key,
+            "limit": arguments.limit,
+            "image_area": arguments.image_area,
+            "part_rows": arguments.part_rows,
             "judge": judge,
             "question": hashlib.sha256(QUESTION.encode()).hexdigest(),
+            **({"judge_settings": judge_settings} if judge_settings else {}),
         }
 
     def _schema(self) -> pa.Schema:
         columns = self._columns
-        pictures: Sequence[str] = (columns.source, self._settings.edited_image_key)
-        texts = [columns.id or "id", columns.instruction, columns.task, self._settings.cot_key]
+        images: Sequence[str] = (columns.source, self._arguments.edited_image_key)
+        texts = [columns.id or "id", columns.instruction, columns.task, self._arguments.cot_key]
         return pa.schema(
-            [*((name, PICTURE) for name in pictures), *((name, pa.string()) for name in texts if name is not None)]
+            [*((name, IMAGE) for name in images), *((name, pa.string()) for name in texts if name is not None)]
         )
 
 
 def _encoded(cell: Any) -> bytes:
-    """The bytes of a picture cell that could be read."""
+    """The bytes of an image cell that could be read."""
     data: bytes = cell.read() if isinstance(cell, ImageFile) else cell["bytes"] if isinstance(cell, Mapping) else cell
     return data
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row that was left out, by its id."""
+
+    id: str
+    why: NoChain
+
+
+class AnnotatedParts:
+    """Parts under `folder`, of rows as `schema` has them. Raises `UserError` if a run with other settings is there."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], schema: pa.Schema) -> None:
+        self.folder = folder
+        self._schema = schema
+        asked = json.loads(json.dumps(settings))
+        file = folder / SETTINGS_FILE
+        if file.exists():
+            found = read_json(file)
+            for key in sorted(found.keys() | asked.keys()):
+                if found.get(key) != asked.get(key):
+                    raise UserError(
+                        f"{folder} holds annotations with {key}={found.get(key)!r}, this run has "
+                        f"{key}={asked.get(key)!r}: choose another folder"
+                    )
+        else:
+            write_json(file, asked)
+
+    def finished(self, part: int) -> bool:
+        """Whether a part is there and nothing of it can be had by asking again."""
+        note = self._note(part)
+        return note.exists() and not any(entry["kind"] == NO_REPLY for entry in read_json(note)["failed"])
+
+    def write(self, part: int, rows: Sequence[Mapping[str, Any]], failed: Sequence[LeftOut]) -> None:
+        """A part without a single annotated row has a note alone."""
+        if rows:
+            with whole_file(self.folder / f"part-{part:05d}.parquet") as temporary:
+                pq.write_table(pa.Table.from_pylist(list(rows), schema=self._schema), temporary)
+        notes = [{"id": row.id, "kind": row.why.kind, "detail": row.why.detail} for row in failed]
+        write_json(self._note(part), {"annotated": len(rows), "failed": notes})
+
+    def summarise(self, parts: int, **more: Any) -> dict[str, Any]:
+        """Write and return the sums over the parts. Raises `UserError` if no row at all was annotated."""
+        notes = [read_json(self._note(part)) for part in range(parts)]
+        failed = Counter(entry["kind"] for note in notes for entry in note["failed"])
+        annotated = sum(note["annotated"] for note in notes)
+        summary = {"annotated": annotated, "failed": dict(sorted(failed.items())), **more}
+        write_json(self.folder / SUMMARY_FILE, summary)
+        if not annotated:
+            first = next(entry for note in notes for entry in note["failed"])
+            raise UserError(f"no row was annotated; the first, {first['id']}: {first['kind']}: {first['detail']}")
+        return summary
+
+    def _note(self, part: int) -> Path:
+        return self.folder / f"part-{part:05d}.json"

@@ -1,1 +1,1 @@
-"""Rewards: judge client, VIEScore, answer cache."""
+"""Rewards: the client of a judge, VIEScore and GroundScore, and replies that are kept."""

@@ -1,4 +1,4 @@
-"""How the asking goes, in figures: sums over a run, and what one step adds to them.
+"""Counters of a judge: sums over a run, and what one step adds to them.
 
 A reading (`JudgeStep`) holds what happened since the one before, with every latency in it, so that the readings of
 several ranks can be joined exactly. `busy_seconds` is wall time with at least one ask under way. What a trainer has to

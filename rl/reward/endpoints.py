@@ -1,34 +1,170 @@
-"""The servers that answer for one judge: which of them gets a request, and which are out of the rotation.
+"""The servers that answer for one judge, behind the OpenAI protocol: which of them gets a request, which are out of the
+rotation, and which failures are worth another try.
 
 A request goes to the server with the fewest in flight. A server that fails one leaves the rotation at once, and the
 request is tried again elsewhere. Whoever is out is looked after with `GET /models`, after pauses that double until it
 answers a request again, and comes back when it passes: it answers and still serves the same model. Servers in the
 rotation are looked after too, so that one that hangs with its connections open is noticed; what it has in flight is
-then taken from it. 408 and 429 are a busy server, not a broken one: it stays.
+then taken from it. While all are out, requests go on as if all were in, and whoever answers is in again. So the outage
+of all ends where the outage of a single server does, in the retries and the deadline of each ask; a single server is
+not looked after.
 
-While all are out, requests go on as if all were in, and whoever answers is in again. So the outage of all ends where
-the outage of a single server does, in the retries and the deadline of each ask; a single server is not looked after.
+Another try: no connection, a timeout, a reply that is no chat completion, and HTTP 408, 429 and 5xx; of these 408 and
+429 are a busy server, not a broken one, which stays in the rotation. Every other status is a mistake in the request
+(key, model, size) that waiting does not mend. The pause grows exponentially with full jitter, on top of what the
+server asks for in `Retry-After`.
+
+The client is `openai`'s, by its plain `post` over its aiohttp transport: that costs 0.7 ms of CPU per request where
+`chat.completions.create` over the default transport costs 2.3 ms, which counts when judge, trainer and sampler share
+two cores. What is left out with it is the validation of the reply; its readers do what is needed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import re
+import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import openai
-from tenacity import RetryCallState
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_before_delay
+from tenacity.wait import wait_base, wait_random_exponential
 
 from emu3.errors import UserError
-from rl.reward import endpoint as one
-from rl.reward.endpoint import FAILURES, Endpoint, shown_addresses
-from rl.reward.retry import is_broken, retrying
 
-CHECK_EVERY = 10.0
+BACKOFF: wait_base = wait_random_exponential(multiplier=0.5, max=20)
+FIRST_PAUSE = 0.5
+"""Seconds until a server that left the rotation is looked after."""
 LONGEST_PAUSE = 30.0
+CHECK_EVERY = 10.0
+CHECK_TIMEOUT = 20.0
+"""Seconds for a health check: a server that takes in hundreds of images may be slow to answer."""
 
-Answer = TypeVar("Answer")
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+class BrokenReply(Exception):
+    """HTTP 200 with a body that is not a chat completion."""
+
+
+class NoProbabilities(Exception):
+    """The server does not report the probabilities of tokens, and will not do so when it is asked again."""
+
+
+FAILURES = (openai.OpenAIError, BrokenReply, NoProbabilities)
+"""What a request can end with."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code in (408, 429) or error.status_code >= 500
+    return isinstance(error, openai.APIConnectionError | BrokenReply)
+
+
+class Endpoint:
+    """One server, by its address up to and with `/v1`; `url` is the address as it may be shown.
+
+    in_flight: requests that it has. in_rotation: whether it is given any while others are there. pause: seconds until
+    the next check when it is out. counts: requests, failures (of requests), outages (how often it left the rotation).
+    """
+
+    def __init__(self, address: str, api_key: str) -> None:
+        self.url = shown_addresses(address)
+        self.in_flight = 0
+        self.in_rotation = True
+        self.pause = FIRST_PAUSE
+        self.counts = {"requests": 0, "failures": 0, "outages": 0}
+        self._left = asyncio.Event()
+        self._requests: set[asyncio.Task[Any]] = set()
+        self._client = openai.AsyncOpenAI(
+            base_url=address,
+            api_key=api_key,
+            max_retries=0,
+            timeout=None,
+            http_client=openai.DefaultAioHttpClient(),
+        )
+
+    async def chat(self, body: dict[str, Any]) -> Any:
+        """The server's response to a chat request, as parsed JSON. Raises one of `FAILURES`."""
+        self.in_flight += 1
+        self.counts["requests"] += 1
+        request = asyncio.create_task(self._client.post("/chat/completions", cast_to=object, body=body))
+        self._requests.add(request)
+        try:
+            return await request
+        except ValueError as error:
+            raise BrokenReply(f"the reply is not JSON: {error}") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # the ask is cancelled, not only its request here
+                raise
+            raise BrokenReply(f"{self.url} stopped answering") from None
+        finally:
+            self.in_flight -= 1
+            self._requests.discard(request)
+
+    async def models(self) -> list[str]:
+        """Names of the models that it serves. Raises one of `FAILURES`."""
+        try:
+            response: Any = await self._client.get("/models", cast_to=object)
+            return [str(model["id"]) for model in response["data"]]
+        except (ValueError, TypeError, KeyError):
+            raise BrokenReply("its list of models (/models) cannot be read") from None
+
+    def leave(self, reason: str) -> None:
+        """Out of the rotation; what is in flight may still come to its end."""
+        if self.in_rotation:
+            self.in_rotation = False
+            self.counts["outages"] += 1
+            self._left.set()
+            _log.warning("the judge at %s is out of the rotation: %s", self.url, reason)
+
+    def come_back(self) -> None:
+        if not self.in_rotation:
+            self.in_rotation = True
+            self._left.clear()
+            _log.warning("the judge at %s is back", self.url)
+
+    async def look_after(self, model: str) -> None:
+        """Takes itself out when it stops answering, and back in when it answers again; never ends."""
+        while True:
+            if await self._leaves_within(CHECK_EVERY):
+                await asyncio.sleep(self.pause)
+                self.pause = min(2 * self.pause, LONGEST_PAUSE)
+                if await self._passes(model):
+                    self.come_back()
+                    continue
+            elif await self._passes(model):
+                continue
+            self.leave("it failed the health check")
+            for request in self._requests:  # they fail, to be tried elsewhere
+                request.cancel()
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    async def _passes(self, model: str) -> bool:
+        """The health check: it answers, and still serves `model`."""
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT):
+                return model in await self.models()
+        except (TimeoutError, *FAILURES):
+            return False
+
+    async def _leaves_within(self, seconds: float) -> bool:
+        """Whether it is out, or goes out in that time."""
+        # Not `asyncio.wait_for`: in Python 3.11 it loses a cancellation that comes with the event.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._left.wait()
+        return not self.in_rotation
 
 
 class Endpoints:
@@ -57,37 +193,36 @@ class Endpoints:
             served = ", ".join(f"{name} at {endpoint.url}" for name, endpoint in zip(found, self._all, strict=True))
             raise UserError(f"the judges are different models ({served}); a run needs one and the same")
         if len(self._all) > 1:
-            self._watchers = [asyncio.create_task(_look_after(endpoint, found[0])) for endpoint in self._all]
+            self._watchers = [asyncio.create_task(endpoint.look_after(found[0])) for endpoint in self._all]
         return found[0]
 
     async def chat(
         self,
         body: dict[str, Any],
-        read: Callable[[Any], Answer],
+        read: Callable[[Any], T],
         seconds: float,
         before_retry: Callable[[RetryCallState], None],
-    ) -> Answer:
-        """What `read` finds in the reply to a chat request, which is tried again after failures that pass.
+    ) -> T:
+        """What `read` finds in the response to a chat request, which is tried again after failures that pass.
 
         seconds: no try begins later. Raises the last of the `FAILURES`.
         """
         endpoint: Endpoint | None = None
-
-        async def attempt() -> Answer:
-            nonlocal endpoint
-            endpoint = self._least_loaded(but=endpoint)
-            try:
-                answer = read(await endpoint.chat(body))
-            except FAILURES as error:
-                endpoint.counts["failures"] += 1
-                if self._watchers and is_broken(error):
-                    endpoint.leave(self.reason(error))
-                raise
-            endpoint.pause = one.FIRST_PAUSE
-            endpoint.come_back()
-            return answer
-
-        return await retrying(self._attempts, seconds, before_retry)(attempt)
+        async for attempt in _retrying(self._attempts, seconds, before_retry):
+            with attempt:
+                endpoint = self._least_loaded(but=endpoint)
+                try:
+                    found = read(await endpoint.chat(body))
+                except FAILURES as error:
+                    endpoint.counts["failures"] += 1
+                    busy = isinstance(error, openai.APIStatusError) and error.status_code in (408, 429)
+                    if self._watchers and is_transient(error) and not busy:
+                        endpoint.leave(self.reason(error))
+                    raise
+                endpoint.pause = FIRST_PAUSE
+                endpoint.come_back()
+                return found
+        raise AssertionError("the last failure is raised")
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Each server's counts so far, by address."""
@@ -119,7 +254,7 @@ class Endpoints:
     async def _model_of(self, endpoint: Endpoint, model: str | None) -> str:
         try:
             async with asyncio.timeout(self._seconds):
-                served: list[str] = await retrying(self._attempts, self._seconds, lambda _: None)(endpoint.models)
+                served: list[str] = await _retrying(self._attempts, self._seconds, lambda _: None)(endpoint.models)
         except TimeoutError:
             reason = f"no answer within {self._seconds:g} s"
             raise UserError(f"the judge at {endpoint.url} cannot be used: {reason}") from None
@@ -133,15 +268,54 @@ class Endpoints:
         return model or served[0]
 
 
-async def _look_after(endpoint: Endpoint, model: str) -> None:
-    """Takes an endpoint out when it stops answering, and back in when it answers again."""
-    while True:
-        if await endpoint.leaves_within(CHECK_EVERY):
-            await asyncio.sleep(endpoint.pause)
-            endpoint.pause = min(2 * endpoint.pause, LONGEST_PAUSE)
-            if await endpoint.passes(model):
-                endpoint.come_back()
-                continue
-        elif await endpoint.passes(model):
-            continue
-        endpoint.lose()
+def shown_addresses(addresses: str) -> str:
+    """One or several addresses, separated by commas, as they may be shown. Raises UserError if one is no http address,
+    or holds a user and a password: these would go into every log, and the client sends its key in their place."""
+    shown = re.sub("//[^/]*@", "//", addresses)
+    if not all(_is_address(address.strip()) for address in addresses.split(",")):
+        raise UserError(
+            f"the judge's address {shown!r} is none: want http://HOST:PORT/v1, or several separated by commas, without "
+            "user and password"
+        )
+    return shown
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return bool(
+            parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+        )
+    except ValueError:
+        return False
+
+
+def _retrying(attempts: int, seconds: float, before_pause: Callable[[RetryCallState], None]) -> AsyncRetrying:
+    """At most `attempts` tries; none that would begin after `seconds`. The last failure is raised as it is."""
+    return AsyncRetrying(
+        retry=retry_if_exception(is_transient),
+        wait=_pause,
+        stop=stop_after_attempt(attempts) | stop_before_delay(seconds),
+        before_sleep=before_pause,
+        reraise=True,
+    )
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds before the next try: what the server asks for by `Retry-After` (seconds or a date) and the back-off."""
+    error = state.outcome.exception() if state.outcome else None
+    text = error.response.headers.get("retry-after") if isinstance(error, openai.APIStatusError) else None
+    requested = 0.0
+    if text is not None:
+        try:
+            requested = float(text)
+        except ValueError:
+            requested = _seconds_until(text)
+    return max(0.0, requested) + BACKOFF(state)
+
+
+def _seconds_until(date: str) -> float:
+    try:
+        return parsedate_to_datetime(date).timestamp() - time.time()
+    except ValueError:
+        return 0.0

@@ -1,7 +1,7 @@
 """Scores in the background: rollouts are handed over as they are sampled and judged while sampling goes on.
 
 One thread runs one event loop in which all requests to the judge live; the trainer holds a future for each
-picture. Of a `Scorer` that is closed, the futures that are not done are cancelled, so nobody waits for ever.
+image. Of a `Scorer` that is closed, the futures that are not done are cancelled, so nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from types import TracebackType
 from PIL import Image
 
 from rl.reward.counters import JudgeStep
-from rl.reward.metric import Metric
-from rl.reward.outcome import Outcome
+from rl.reward.metrics import Metric
+from rl.reward.scores import Outcome
 
 
 class Scorer:
@@ -42,7 +42,7 @@ class Scorer:
     def submit(
         self, instruction: str, source: Image.Image, edited: Image.Image, target: Image.Image | None = None
     ) -> Future[Outcome]:
-        """Begin to score and return at once. target: the data set's own edit, where the metric needs it. The future
+        """Begin to score and return at once. target: the dataset's own edit, where the metric needs it. The future
         raises only what is a bug, and `CancelledError` after `close`. Raises `RuntimeError` if the scorer is closed."""
         with self._lock:
             if self._closed:

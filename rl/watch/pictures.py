@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from emu3.files import whole_file
-from rl.reward.outcome import Outcome, Score
+from rl.reward.scores import Outcome, Score
 from rl.scoring import Episode
 
 FOLDER = "pictures"

@@ -19,7 +19,7 @@ from emu3.report.table import Table, duration, seconds, short, shown, step_of
 from emu3.report.trackers import Tracker
 from rl.config import Config
 from rl.metrics import step_seconds, tokens_per_second
-from rl.reward.outcome import Outcome
+from rl.reward.scores import Outcome
 from rl.scoring import Episode
 from rl.watch import pictures
 from rl.watch.report import write_report

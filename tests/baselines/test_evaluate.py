@@ -15,12 +15,13 @@ from PIL import Image, ImageChops
 from baselines import evaluate
 from baselines.benchmarks.samples import Samples
 from baselines.benchmarks.spec import Benchmark
-from baselines.editors import choose
-from baselines.editors.protocol import Answer, Edited, NoPicture
+from baselines.editors import fixed
+from baselines.editors.editing import Edited, EditResult, NoImage
 from baselines.results import predictions
 from baselines.results.records import Prediction, read_records, read_settings
 from emu3.errors import UserError
 from emu3.tokenizer.images import fit_image
+from rl.reward.config import JudgeConfig
 
 FULL = Benchmark("data", source="input", instruction="instruction", target="output", task="task", id="id")
 AREA = 16 * 16
@@ -32,9 +33,9 @@ class Inverter:
     def __init__(self) -> None:
         self.batches: list[tuple[int, int]] = []
         self.fail_at: int | None = None
-        self.answer: Callable[[list[Image.Image]], Sequence[Answer]] = lambda images: [Edited(i) for i in images]
+        self.answer: Callable[[list[Image.Image]], Sequence[EditResult]] = lambda images: [Edited(i) for i in images]
 
-    def edit(self, images: Sequence[Image.Image], instructions: Sequence[str], seed: int) -> Sequence[Answer]:
+    def edit(self, images: Sequence[Image.Image], instructions: Sequence[str], seed: int) -> Sequence[EditResult]:
         if len(self.batches) == self.fail_at:
             raise KeyboardInterrupt
         self.batches.append((len(images), seed))
@@ -45,7 +46,7 @@ class Inverter:
 def inverter(monkeypatch: pytest.MonkeyPatch) -> Inverter:
     """Stands in for no-edit."""
     editor = Inverter()
-    monkeypatch.setattr(choose, "NoEdit", lambda: editor)
+    monkeypatch.setattr(fixed, "NoEdit", lambda: editor)
     monkeypatch.setattr(predictions.time, "perf_counter", lambda: 0.0)
     return editor
 
@@ -177,7 +178,7 @@ def test_one_failed_sample_loses_no_other(make_data: Callable[..., Path], tmp_pa
     whole = run(data, tmp_path / "whole")
     bad = ImageChops.invert(noise(2)).tobytes()
     inverter.answer = lambda images: [
-        NoPicture("too hard") if image.tobytes() == bad else Edited(image) for image in images
+        NoImage("too hard") if image.tobytes() == bad else Edited(image) for image in images
     ]
     with pytest.raises(UserError, match=r"m gave no picture for sample sample-2: too hard, listed in .*failures-0"):
         run(data, tmp_path / "out")
@@ -193,7 +194,7 @@ def test_an_editor_that_never_works_is_given_up(
     make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter
 ) -> None:
     """Guards hours of trying the same thing."""
-    inverter.answer = lambda images: [NoPicture("no key")] * len(images)
+    inverter.answer = lambda images: [NoImage("no key")] * len(images)
     with pytest.raises(UserError, match=r"for sample sample-0: no key; 7 more without one$"):
         run(make_data(rows=20), tmp_path / "out")
     assert len(inverter.batches) == 4 and not (tmp_path / "out").exists()
@@ -264,10 +265,10 @@ def test_a_folder_with_something_else_is_refused(make_data: Callable[..., Path],
         run(make_data(), tmp_path)
 
 
-def test_too_few_pictures_are_an_error(make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter) -> None:
-    """Guards against pictures that shift to other samples."""
+def test_too_few_images_are_an_error(make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter) -> None:
+    """Guards against images that shift to other samples."""
     inverter.answer = lambda images: [Edited(image) for image in images[:-1]]
-    with pytest.raises(UserError, match=r"no-edit gave 1 pictures for 2 samples \(sample-0 to sample-1\)"):
+    with pytest.raises(UserError, match=r"no-edit gave 1 images for 2 samples \(sample-0 to sample-1\)"):
         run(make_data(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -317,7 +318,7 @@ def test_ground_truth_is_the_target_where_there_is_one(make_data: Callable[..., 
 
 def test_ground_truth_needs_a_target_column(make_data: Callable[..., Path], tmp_path: Path) -> None:
     no_target = Benchmark("data", source="input", instruction="instruction")
-    with pytest.raises(UserError, match=r"no row of .* has a target picture"):
+    with pytest.raises(UserError, match=r"no row of .* has a target image"):
         run(make_data(), tmp_path / "out", editor="ground-truth", benchmark=no_target)
 
 
@@ -344,3 +345,13 @@ def test_the_command_line_names_columns(
     evaluate.main()
     [row] = read_records(tmp_path / "out" / "predictions.parquet", Prediction)
     assert (row.id, row.task, row.model, row.editor) == ("sample-0", "counting", "no-edit", "no-edit")
+
+
+def test_the_judge_of_the_best_is_named_by_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the flags that named it before they were one configuration, and a judge where nobody asked for one."""
+    seen: list[Any] = []
+    monkeypatch.setattr(evaluate, "run", lambda **arguments: seen.append(arguments["options"].judge))
+    for flags in ("--best-of 5 --judge-url u --judge-model m --prompts c --judge-image-format jpeg", "--think"):
+        monkeypatch.setattr("sys.argv", f"evaluate --editor emu3 --model x --output-dir o {flags}".split())
+        evaluate.main()
+    assert seen == [JudgeConfig("u", "m", "c", image_format="jpeg"), None]

@@ -16,9 +16,8 @@ from noise_pictures import IMAGE, noise, png
 from PIL import Image
 
 from baselines import leaks
-from baselines.benchmarks import leak_index
-from baselines.benchmarks.leak_index import ID, INSTRUCTION, PAIR, PICTURE, same_words
 from baselines.benchmarks.spec import Benchmark
+from baselines.leaks import ID, INSTRUCTION, PAIR, same_words
 from emu3.errors import UserError
 from emu3.train_image_editing.image_rows import Columns
 from emu3.train_image_editing.shards import EditRow, ShardWriter
@@ -27,9 +26,9 @@ FULL = Benchmark("data", source="input", instruction="instruction", target="outp
 COLUMNS = Columns(source="before", edited="after", instruction="text")
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -57,7 +56,7 @@ def found(compared: leaks.Compared) -> dict[str, str]:
     return {finding.sample: finding.kind for finding in compared.findings}
 
 
-def test_pictures_and_instructions_are_found(
+def test_images_and_instructions_are_found(
     compare: Callable[..., list[leaks.Compared]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guards the kinds: other bytes of equal pixels are equal, either column counts, other words are another edit."""
@@ -72,27 +71,32 @@ def test_pictures_and_instructions_are_found(
         (b"broken", stranger, "x"),
     )
     [compared] = compare(train, output=tmp_path / "leaks.json")
-    assert found(compared) == {"sample-0": PAIR, "sample-1": PICTURE, "sample-2": PICTURE, "sample-3": INSTRUCTION}
+    assert found(compared) == {
+        "sample-0": PAIR,
+        "sample-1": leaks.IMAGE,
+        "sample-2": leaks.IMAGE,
+        "sample-3": INSTRUCTION,
+    }
     assert (compared.rows, compared.unreadable) == (6, 1)
     said = capsys.readouterr().out
-    assert "data: 5 samples with 10 different pictures" in said
-    assert f"compared with {train}: 6 rows, 1 of them not readable (pictures and instructions)" in said
+    assert "data: 5 samples with 10 different images" in said
+    assert f"compared with {train}: 6 rows, 1 of them not readable (images and instructions)" in said
     assert (
-        f"1 samples: a picture of theirs and their instruction occur in one training row\n  sample-0: {train} row 0"
+        f"1 samples: an image of theirs and their instruction occur in one training row\n  sample-0: {train} row 0"
         in said
     )
-    assert "not seen: pictures that were resized" in said
+    assert "not seen: images that were resized" in said
     [written] = json.loads((tmp_path / "leaks.json").read_text())
     assert written["findings"][0] == {"sample": "sample-0", "kind": PAIR, "row": "0"}
 
 
-def test_pictures_compressed_again_are_not_found(compare: Callable[..., list[leaks.Compared]], tmp_path: Path) -> None:
+def test_images_compressed_again_are_not_found(compare: Callable[..., list[leaks.Compared]], tmp_path: Path) -> None:
     """What the report says that it cannot see."""
     train = write_train(tmp_path / "t.parquet", (encoded(noise(0), "JPEG", quality=90), None, "x"))
     assert found(compare(train)[0]) == {}
 
 
-def test_a_turned_picture_is_the_upright_one(compare: Callable[..., list[leaks.Compared]], tmp_path: Path) -> None:
+def test_a_turned_image_is_the_upright_one(compare: Callable[..., list[leaks.Compared]], tmp_path: Path) -> None:
     """Guards the shortcut by size: a header tells the size before the camera's note is followed."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -105,21 +109,21 @@ def test_a_turned_picture_is_the_upright_one(compare: Callable[..., list[leaks.C
     spec = Benchmark("data", source="input", instruction="instruction")
     train = write_train(tmp_path / "t.parquet", (turned, None, "x"))
     [compared] = leaks.run(benchmark=spec, benchmark_data=data, train_data=[str(train)], columns=COLUMNS)
-    assert found(compared) == {"0": PICTURE}
+    assert found(compared) == {"0": leaks.IMAGE}
 
 
-def test_pictures_of_other_sizes_are_not_decoded(
+def test_images_of_other_sizes_are_not_decoded(
     compare: Callable[..., list[leaks.Compared]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guards speed: decoding is what costs, and a million pictures have to pass."""
+    """Guards speed: decoding is what costs, and a million images have to pass."""
     train = write_train(tmp_path / "t.parquet", *((png(noise(n, 32, 16)), png(noise(n)), "x") for n in (8, 9)))
     decoded: list[str] = []
-    monkeypatch.setattr(leak_index, "read_image", lambda *_: decoded.append("one") or noise(8))
+    monkeypatch.setattr(leaks, "read_image", lambda *_: decoded.append("one") or noise(8))
     compare(train)
     assert len(decoded) == 2
 
 
-def test_tokenised_data_are_compared_by_words_and_ids(
+def test_tokenized_data_are_compared_by_words_and_ids(
     compare: Callable[..., list[leaks.Compared]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     codes = np.zeros((2, 2), np.uint16)
@@ -128,11 +132,11 @@ def test_tokenised_data_are_compared_by_words_and_ids(
     writer.finish()
     compared, other = compare(tmp_path / "tokens", write_train(tmp_path / "t.parquet", (png(noise(4)), None, "x")))
     assert found(compared) == {"sample-4": ID, "sample-1": INSTRUCTION}
-    assert found(other) == {"sample-4": PICTURE}
+    assert found(other) == {"sample-4": leaks.IMAGE}
     said = capsys.readouterr().out
-    assert "2 rows (instructions and ids; its pictures are codes)" in said
+    assert "2 rows (instructions and ids; its images are codes)" in said
     # The worst of each sample, once.
-    assert "0 samples: their id occurs" in said and "1 samples: a picture of theirs occurs" in said
+    assert "0 samples: their id occurs" in said and "1 samples: an image of theirs occurs" in said
 
 
 def test_row_numbers_are_no_ids(make_data: Callable[..., Path], tmp_path: Path) -> None:
@@ -163,4 +167,4 @@ def test_the_command_line(
     arguments = f"leaks --benchmark-data {data} --benchmark-columns input instruction output --train-data {data}"
     monkeypatch.setattr("sys.argv", arguments.split())
     leaks.main()
-    assert "2 samples: a picture of theirs and their instruction occur" in capsys.readouterr().out
+    assert "2 samples: an image of theirs and their instruction occur" in capsys.readouterr().out

@@ -40,7 +40,7 @@ MODELS = ("floor", "emu3", "ip2p", "aurora")
 KILLED = 128 + signal.SIGKILL
 # Where to be killed, as warm_python has it; _sync is called twice for a file, before and after it gets its name.
 IN_A_BATCH = "baselines.evaluate --editor instruct-pix2pix|baselines.results.predictions:SampleLog.append|2"
-BETWEEN_ANSWERS = "ip2p-seed0 --metrics|rl.reward.cache:AnswerCache.put|2"
+BETWEEN_ANSWERS = "ip2p-seed0 --metrics|rl.reward.cache:ReplyCache.put|2"
 BETWEEN_TABLES = "baselines.table|emu3.files:_sync|3"
 IN_THE_PAGE = "baselines.report|emu3.files:_sync|1"
 

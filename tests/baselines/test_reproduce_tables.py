@@ -63,7 +63,7 @@ def test_every_model_meets_every_benchmark(checkout: Path, noting_python: Path) 
 
 def test_the_models_of_the_paper_are_known_by_their_rows() -> None:
     """Guards names: a row of the list that no table knows would be computed for nothing."""
-    from baselines.editors.names import EDITORS
+    from baselines.editors.options import EDITORS
     from baselines.tables.paper import row_of
 
     lines = (ROOT / "scripts/paper_models.txt").read_text().splitlines()

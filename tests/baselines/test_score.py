@@ -16,6 +16,7 @@ from baselines.judging import Pace, usage_of
 from baselines.metrics.image_metric import EditedSample, Missing
 from baselines.results.records import Prediction, ScoredSample, read_records, read_settings, write_records
 from emu3.errors import UserError
+from rl.reward.config import JudgeConfig
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def predicted(tmp_path: Path) -> Path:
 
 
 def scored(folder: Path, judge: FakeJudge) -> list[ScoredSample]:
-    return read_records(score.run(folder, judge_url=judge.url), ScoredSample)
+    return read_records(score.run(folder, judge=JudgeConfig(judge.url)), ScoredSample)
 
 
 def test_each_sample_gets_its_own_outcome(predicted: Path, judge: FakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,25 +121,25 @@ def test_another_judge_needs_another_file(predicted: Path, judge: FakeJudge, tmp
     judge.name = "other"
     with pytest.raises(UserError, match=r"already holds a run with judge='fake', this one has judge='other'"):
         scored(predicted, judge)
-    score.run(predicted, judge_url=judge.url, output=tmp_path / "other.parquet")
+    score.run(predicted, judge=JudgeConfig(judge.url), output=tmp_path / "other.parquet")
 
 
 def test_a_dead_judge_is_one_clear_line(
     predicted: Path, judge: FakeJudge, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rl.reward.retry.BACKOFF", lambda state: 0.0)
+    monkeypatch.setattr("rl.reward.endpoints.BACKOFF", lambda state: 0.0)
     judge.close()
     with pytest.raises(UserError, match=f"the judge at {judge.url} cannot be used"):
-        score.run(predicted, judge_url=judge.url)
+        score.run(predicted, judge=JudgeConfig(judge.url))
     assert not (predicted / "scores.parquet").exists()
 
 
 def test_missing_pictures_and_predictions_are_named(predicted: Path, judge: FakeJudge, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere/predictions.parquet does not exist|nowhere does not exist"):
-        score.run(tmp_path / "nowhere", judge_url=judge.url)
+        score.run(tmp_path / "nowhere", judge=JudgeConfig(judge.url))
     (predicted / "3-edited.png").unlink()
     with pytest.raises(UserError, match=r"edited.png does not exist"):
-        score.run(predicted, judge_url=judge.url)
+        score.run(predicted, judge=JudgeConfig(judge.url))
 
 
 def test_what_the_judge_said_is_kept_under_its_sample(
@@ -210,9 +211,9 @@ def other_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_metrics_stand_beside_the_judge_in_any_order(predicted: Path, judge: FakeJudge, tmp_path: Path) -> None:
     """Guards one file for all metrics: none pushes another out, and their order of scoring leaves no trace."""
     one, other = tmp_path / "one.parquet", tmp_path / "other.parquet"
-    score.run(predicted, judge_url=judge.url, metrics=["viescore", "redness", "spread"], output=one)
+    score.run(predicted, judge=JudgeConfig(judge.url), metrics=["viescore", "redness", "spread"], output=one)
     for metric in ("spread", "viescore", "redness"):
-        score.run(predicted, judge_url=judge.url, metrics=[metric], output=other)
+        score.run(predicted, judge=JudgeConfig(judge.url), metrics=[metric], output=other)
     assert one.read_bytes() == other.read_bytes()
     rows = read_records(one, ScoredSample)
     assert [row.metric for row in rows] == ["viescore"] * 5 + ["redness"] * 5 + ["spread"]
@@ -250,9 +251,36 @@ def test_the_same_judge_is_asked_anew_with_another_seed(predicted: Path, judge: 
     """Guards test-retest: answers of the first time must not come back from the cache."""
     scored(predicted, judge)
     asked = judge.questions
-    score.run(predicted, judge_url=judge.url, judge_seed=1, judge_temperature=0.7, output=tmp_path / "again.parquet")
+    score.run(predicted, judge=JudgeConfig(judge.url, seed=1, temperature=0.7), output=tmp_path / "again.parquet")
     assert judge.questions == 2 * asked
     assert read_settings(tmp_path / "again.parquet")["judge_seed"] == 1
+
+
+def test_older_scores_continue_and_other_settings_do_not(predicted: Path, judge: FakeJudge) -> None:
+    """Guards scores from before the image format could be set, and a file that mixes two of them."""
+    scored(predicted, judge)
+    file = predicted / "scores.parquet"
+    later = ("judge_image_format", "judge_max_tokens")
+    settings = {key: value for key, value in read_settings(file).items() if key not in later}
+    write_records(file, read_records(file, ScoredSample), settings)
+    with pytest.raises(UserError, match=r"judge_image_format='png', this one has judge_image_format='jpeg'"):
+        score.run(predicted, judge=JudgeConfig(judge.url, image_format="jpeg"))
+    asked = judge.questions
+    scored(predicted, judge)
+    assert judge.questions == asked and {*later} <= read_settings(file).keys()
+
+
+def test_the_flags_of_the_judge_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards flags that scripts give, and a cache that lands beside the predictions though another was named."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(score, "run", lambda **arguments: seen.append(arguments))
+    words = "--predictions p --judge-url u --judge-model m --judge-seed 1 --judge-temperature 0.7 --prompts c --cache k"
+    for given in (words, "--predictions p --metrics l1"):
+        monkeypatch.setattr("sys.argv", ["score", *given.split()])
+        score.main()
+    named, nobody = seen
+    assert named["judge"] == JudgeConfig("u", "m", "c", seed=1, temperature=0.7, cache="k")
+    assert named.keys() == nobody.keys() and nobody["judge"] is None
 
 
 def test_usage_is_noted_when_something_was_sent(predicted: Path, judge: FakeJudge) -> None:
@@ -298,5 +326,5 @@ def test_the_pace_holds_and_does_not_slow_the_cache() -> None:
 
 
 def test_a_paced_run_gets_all_its_scores(predicted: Path, judge: FakeJudge) -> None:
-    output = score.run(predicted, judge_url=judge.url, requests_per_minute=60_000)
+    output = score.run(predicted, judge=JudgeConfig(judge.url), requests_per_minute=60_000)
     assert [row.status for row in read_records(output, ScoredSample)] == ["score"] * 5

@@ -5,7 +5,7 @@
 
 A command finds what it finds in a process of its own: arguments, environment, working directory, output. With
 
-    DIE="baselines.score --predictions x|rl.reward.cache:AnswerCache.put|3"
+    DIE="baselines.score --predictions x|rl.reward.cache:ReplyCache.put|3"
 
 in its environment, a command line with these words is killed at the third call of that function, as the kernel does
 it: no `finally` is run.
@@ -23,8 +23,8 @@ from pathlib import Path
 
 LIBRARIES = (
     *("torch", "transformers", "diffusers", "openai", "jinja2", "matplotlib.figure", "pyarrow.parquet"),
-    *("emu3.mllm.editor", "rl.reward.scorer", "baselines.metrics.pixel", "baselines.editors.choose_emu3"),
-    *("baselines.editors.emu3", "baselines.editors.pix2pix", "diffusers.pipelines.stable_diffusion"),
+    *("emu3.mllm.editor", "rl.reward.scorer", "baselines.metrics.pixel", "baselines.editors.emu3_editor"),
+    *("baselines.editors.diffusers_editors", "diffusers.pipelines.stable_diffusion"),
 )
 
 

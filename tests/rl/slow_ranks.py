@@ -24,7 +24,7 @@ from emu3.tokenizer.model import StillVQ
 from emu3.training import ranks
 from rl import checkpoint
 from rl.config_file import build_config
-from rl.reward.outcome import Outcome
+from rl.reward.scores import Outcome
 
 SLOW = 8.0
 

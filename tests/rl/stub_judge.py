@@ -11,6 +11,8 @@ from typing import Any
 
 from aiohttp import web
 
+from rl.reward.client import Judge
+
 Reply = Callable[[dict[str, Any]], Awaitable[web.StreamResponse]]
 
 
@@ -87,3 +89,15 @@ def answers(*texts: str | None) -> Reply:
         return web.json_response({"object": "chat.completion", "choices": [{"index": 0, "message": message}]})
 
     return reply
+
+
+def with_judge(judge: Judge, use: Callable[[Judge], Awaitable[Any]]) -> Any:
+    """What `use` gives, in an event loop of its own, at whose end the judge is closed."""
+
+    async def run() -> Any:
+        try:
+            return await use(judge)
+        finally:
+            await judge.aclose()
+
+    return asyncio.run(run())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rl.metrics import Judged, Timer, reward_metrics, step_seconds, tokens_per_second
-from rl.reward.outcome import Score, Unavailable, Unparsable
+from rl.reward.scores import Score, Unavailable, Unparsable
 
 
 def test_failures_are_counted_and_never_averaged() -> None:

@@ -16,7 +16,7 @@ from tenacity import wait_none
 
 from emu3.errors import UserError
 from rl.config import JudgeConfig, RewardConfig
-from rl.reward.outcome import Score, Unavailable
+from rl.reward.scores import Score, Unavailable
 from rl.rollout.protocol import Prompt, Rollout
 from rl.scoring import Episode, collect, start_scorer, submit_group
 
@@ -36,7 +36,7 @@ class Codec:
 
 @pytest.fixture
 def judges(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., StubJudge]]:
-    monkeypatch.setattr("rl.reward.retry.BACKOFF", wait_none())
+    monkeypatch.setattr("rl.reward.endpoints.BACKOFF", wait_none())
     made: list[StubJudge] = []
 
     def make(port: int = 0) -> StubJudge:

@@ -18,7 +18,7 @@ from tiny_run import run_ranks, without_times
 
 from emu3.errors import UserError, run_main
 from emu3.tokenizer.model import StillVQ
-from rl.reward.outcome import Unavailable, Unparsable
+from rl.reward.scores import Unavailable, Unparsable
 from rl.rollout.local import LocalEngine
 from rl.train import main
 

@@ -18,7 +18,7 @@ from PIL import Image
 from rl.config import Config
 from rl.config_file import build_config
 from rl.reward.counters import JudgeStep
-from rl.reward.outcome import Outcome, Score
+from rl.reward.scores import Outcome, Score
 
 
 def config_of(world: Path, folder: Path, **changes: Any) -> Config:

@@ -67,7 +67,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             **variables,
         }
         command = ["bash", str(tmp_path / "checkout" / "scripts" / "reward_server.sh"), *arguments]
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
         running.append(process)
         return process
 
@@ -109,6 +109,20 @@ def test_the_address_is_there_while_the_server_answers(start: Start, tmp_path: P
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
     assert not (tmp_path / "address").exists() and not is_running(pid)
+
+
+def test_the_address_goes_when_the_whole_group_is_ended(start: Start, tmp_path: Path) -> None:
+    """Guards what `timeout` and Slurm do: a signal to the script and more of them to the group, so that the commands of
+    its end were ended too, and an address stayed at which nobody answers."""
+    (tmp_path / "loaded").touch()
+    process = start()
+    until((tmp_path / "address").exists)
+    process.send_signal(signal.SIGTERM)
+    for _ in range(50):
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.001)
+    assert process.wait(30) == 143
+    assert not (tmp_path / "address").exists()
 
 
 def test_published_limits_and_ours_last(start: Start, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 from served_judge import Served
 
 from rl.config import JudgeConfig, RewardConfig
-from rl.reward.outcome import Score, Unavailable
-from rl.reward.pictures import PictureEncoder
+from rl.reward.cache import ImageEncoder
+from rl.reward.scores import Score, Unavailable
 from rl.scoring import start_scorer
 from shapes.any_picture import mark_agreement
 from shapes.edits import Edit
@@ -103,7 +103,7 @@ def test_probabilities_of_two_grades_are_refused() -> None:
 
 def _question(sample: EditSample, grade: str | None = "success", **settings: Any) -> dict[str, Any]:
     lines = [f"Editing instruction: {sample.instruction}", *([f"Grade: {grade}"] if grade else [])]
-    encoder = PictureEncoder()
+    encoder = ImageEncoder()
     pictures = [sample.picture(scene) for scene in (sample.before, sample.after)]
     urls = [encoder.data_url(picture, str(place)) for place, picture in enumerate(pictures)]
     content = [

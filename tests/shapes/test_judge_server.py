@@ -18,11 +18,11 @@ from PIL import Image
 from served_judge import Served
 
 from emu3.errors import UserError
-from rl.reward.judge import Judge
-from rl.reward.outcome import Score, Unavailable
-from rl.reward.prompts import load_prompts
+from rl.reward.client import Judge
+from rl.reward.config import JudgeConfig
+from rl.reward.metrics import VieScore, load_prompts
 from rl.reward.scorer import Scorer
-from rl.reward.viescore import VieScore
+from rl.reward.scores import Score, Unavailable
 from shapes.any_picture import NOTICE
 from shapes.edits import COMPLEX, SIMPLE
 from shapes.edits.simple import Recolour
@@ -30,7 +30,7 @@ from shapes.judge_server import ANY_PICTURE, VERIFIER, serve
 
 
 def scorer(served: Served) -> Scorer:
-    return Scorer(VieScore(Judge(served.url), load_prompts()))
+    return Scorer(VieScore(Judge(JudgeConfig(served.url)), load_prompts()))
 
 
 def data_url(data: bytes) -> str:

@@ -14,9 +14,9 @@ from noise_pictures import noise, png
 from PIL import Image
 
 from baselines import evaluate, score
-from baselines.benchmarks.known import PIE_BENCH
 from baselines.benchmarks.pie_bench import SCHEMA, convert, decode_mask
 from baselines.benchmarks.samples import Samples
+from baselines.benchmarks.spec import PIE_BENCH
 from baselines.editors.options import EditorOptions
 from baselines.results.records import Prediction, ScoredSample, read_records
 from emu3.errors import UserError

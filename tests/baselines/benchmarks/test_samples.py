@@ -1,18 +1,18 @@
-"""Reading a benchmark: columns, splits, and rows that must not pass silently."""
+"""Reading a benchmark: where its files are, columns, splits, and rows that must not pass silently."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import pytest
 from noise_pictures import IMAGE, noise, png
 
-from baselines.benchmarks.known import AURORA
-from baselines.benchmarks.samples import Samples
-from baselines.benchmarks.spec import GENERIC, Benchmark, Subset
+from baselines.benchmarks.samples import Samples, find_files
+from baselines.benchmarks.spec import AURORA, BENCHMARKS, GENERIC, Benchmark, Subset
 from emu3.errors import UserError
 
 FULL = Benchmark("data", source="input", instruction="instruction", target="output", task="task", id="id")
@@ -59,7 +59,7 @@ def test_a_subset_is_that_of_datasets(total: int, rows: int) -> None:
 
 
 def test_a_subset_comes_shuffled_with_ids_of_the_whole(make_data: Callable[..., Path], tmp_path: Path) -> None:
-    """Guards pictures, texts and ids that part when rows are chosen; across files, in an order that is not theirs."""
+    """Guards images, texts and ids that part when rows are chosen; across files, in an order that is not theirs."""
     files = []
     for place in range(3):
         pictures = [{"bytes": png(noise(4 * place + row)), "path": None} for row in range(4)]
@@ -103,7 +103,7 @@ def test_an_id_that_occurs_twice_is_refused(make_data: Callable[..., Path]) -> N
         Samples(FULL, [make_data(rows=3, id=["x", "y", "x"])])
 
 
-def test_a_broken_picture_names_its_row(make_data: Callable[..., Path]) -> None:
+def test_a_broken_image_names_its_row(make_data: Callable[..., Path]) -> None:
     broken = pa.array([b"no picture"] * 2)
     with pytest.raises(UserError, match="row sample-0: input cannot be read as an image"):
         Samples(FULL, [make_data(rows=2, input=broken)])[0]
@@ -122,3 +122,94 @@ def test_aurora_bench_as_published() -> None:
     assert all(sample.task == sample.source_set for sample in samples)
     first_without = next(row for row in range(200) if row not in samples.rows_with_target())
     assert samples[first_without].target is None and samples[first_without].split == "complex"
+
+
+def names(found: tuple[Path, ...]) -> list[str]:
+    return [file.name for file in found]
+
+
+def test_a_folder_of_benchmarks(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    """A subfolder or files of the benchmark's name; of files with their published names only those of the split."""
+    for name in ("test-00000-of-00001.parquet", "train-00000-of-00001.parquet"):
+        (tmp_path / "aurora").mkdir(exist_ok=True)
+        make_data(rows=1).rename(tmp_path / "aurora" / name)
+    assert names(find_files(AURORA, data_dir=tmp_path).files) == ["test-00000-of-00001.parquet"]
+    make_data(rows=1).rename(tmp_path / "emuedit-b.parquet")
+    make_data(rows=1).rename(tmp_path / "emuedit-a.parquet")
+    found = find_files(BENCHMARKS["emuedit"], data_dir=tmp_path)
+    assert names(found.files) == ["emuedit-a.parquet", "emuedit-b.parquet"] and found.origin == "local"
+    with pytest.raises(UserError, match=r"holds neither a folder gedit nor files gedit\*.parquet"):
+        find_files(BENCHMARKS["gedit"], data_dir=tmp_path)
+
+
+def test_a_split_takes_the_files_that_are_named_for_it(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    """Guards an evaluation on rows that were trained on, which lie in the same folder."""
+    for split in ("train", "test"):
+        make_data(rows=1, id=[split]).rename(tmp_path / f"{split}-00000-of-00001.parquet")
+    assert names(find_files(GENERIC, tmp_path, split="test").files) == ["test-00000-of-00001.parquet"]
+    with pytest.raises(UserError, match="no files of split 'validation'; it has test-00000"):
+        find_files(GENERIC, tmp_path, split="validation")
+
+
+class FakeHub:
+    """Stands in for `HubData`; notes what is fetched."""
+
+    fetched: list[str]
+    asked: list[str]
+
+    def __init__(self, root: Path, files: list[str]) -> None:
+        self.root, self.names, self.fetched, self.asked = root, files, [], []
+
+    def __call__(self, name: str) -> FakeHub:
+        self.asked.append(name)
+        if "none" in name:
+            raise UserError(f"data set {name} is not on the Hub")
+        return self
+
+    def fetch(self, files: list[str]) -> Path:
+        self.fetched += files
+        return self.root / "c0ffee"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    hub = FakeHub(tmp_path, [
+        "README.md", "data/dev-00000-of-00001.parquet", "data/train-00000-of-00001.parquet", "default/train/0.parquet",
+    ])  # fmt: skip
+    monkeypatch.setattr("baselines.benchmarks.samples.HubData", hub)
+    return hub
+
+
+def test_a_benchmark_comes_from_its_place_on_the_hub(hub: FakeHub) -> None:
+    """Guards 1.2 million training rows that nobody asked for, and a run that does not know its commit."""
+    found = find_files(BENCHMARKS["omniedit"])
+    assert found.origin == "TIGER-Lab/OmniEdit-Filtered-1.2M@c0ffee"
+    assert hub.fetched == ["data/dev-00000-of-00001.parquet"]
+    assert found.files == (hub.root / "c0ffee/data/dev-00000-of-00001.parquet",)
+    assert find_files(BENCHMARKS["gedit"]).files == (hub.root / "c0ffee/default/train/0.parquet",)
+    assert hub.asked[-1] == "stepfun-ai/GEdit-Bench@refs/convert/parquet"
+    with pytest.raises(UserError, match=r"benchmark aurora: .* has no files data/test-\*.parquet; it has data/dev-"):
+        find_files(AURORA)
+
+
+def test_data_by_hub_id(hub: FakeHub) -> None:
+    assert names(find_files(GENERIC, "org/pairs@v1", split="dev").files) == ["dev-00000-of-00001.parquet"]
+    assert hub.asked == ["org/pairs@v1"]
+    with pytest.raises(UserError, match="org/pairs is on the Hub: name its split"):
+        find_files(GENERIC, "org/pairs")
+    with pytest.raises(UserError, match=r"org/none does not exist here, and as a Hub id: .* is not on the Hub"):
+        find_files(GENERIC, "org/none", split="dev")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data": "/nowhere/nothing.parquet"}, "neither a Parquet file nor a folder"),
+        ({"data": "a/b", "data_dir": Path("c")}, "name the same thing twice"),
+        ({"split": "dev"}, "--split chooses among the files of --data"),
+        ({}, "benchmark 'data' has no place on the Hub: say where it is"),
+    ],
+)
+def test_no_data_is_an_error(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_files(GENERIC, **arguments)

@@ -16,10 +16,10 @@ from noise_pictures import noise
 from PIL import Image
 
 from baselines.benchmarks.samples import Sample
-from baselines.editors import diffusers_parts
-from baselines.editors.choose import choose
-from baselines.editors.options import ChosenEditor, EditorOptions
-from baselines.editors.protocol import Edited
+from baselines.editors import diffusers_editors
+from baselines.editors.editing import ChosenEditor, Edited
+from baselines.editors.options import EditorOptions
+from baselines.evaluate import choose_editor
 from emu3.errors import UserError
 
 pytest.importorskip("diffusers", reason="the extra eval is not installed")
@@ -35,36 +35,37 @@ def sample(seed: int, width: int, height: int, instruction: str = "make it red")
     return Sample(str(seed), "task", "all", "", instruction, noise(seed, width, height), None)
 
 
-def pictures(editor: ChosenEditor, samples: Sequence[Sample], seed: int = 0) -> list[Image.Image]:
-    with editor.load() as predict:
-        answers = predict(samples, seed)
-    return [answer.image for answer in answers if isinstance(answer, Edited)]
+def edit(chosen: ChosenEditor, samples: Sequence[Sample], seed: int = 0) -> list[Image.Image]:
+    with chosen.load() as editor:
+        assert not callable(editor)
+        results = editor.edit([one.source for one in samples], [one.instruction for one in samples], seed)
+    return [result.image for result in results if isinstance(result, Edited)]
 
 
 def chosen(kind: str, folder: Path, **options: Any) -> ChosenEditor:
-    return choose(kind, EditorOptions(model=str(folder), steps=2, **options), 1024)
+    return choose_editor(kind, EditorOptions(model=str(folder), steps=2, **options), 1024)
 
 
-def test_pix2pix_edits_each_picture_at_its_own_size(pix2pix: Path) -> None:
-    """Guards a batch of several sizes, all of which the pipeline alone would bring to the first one's; and that a
-    picture does not depend on which others are in the call."""
+def test_pix2pix_edits_each_image_at_its_own_size(pix2pix: Path) -> None:
+    """Guards a batch of several sizes, all of which the pipeline alone would bring to the first one's; and that an
+    image does not depend on which others are in the call."""
     samples = [sample(0, 32, 24), sample(1, 20, 32), sample(2, 32, 24)]
-    together = pictures(chosen("instruct-pix2pix", pix2pix), samples)
-    assert [picture.size for picture in together] == [(32, 24), (16, 32), (32, 24)]
-    first = pictures(chosen("instruct-pix2pix", pix2pix), samples[:2])
+    together = edit(chosen("instruct-pix2pix", pix2pix), samples)
+    assert [image.size for image in together] == [(32, 24), (16, 32), (32, 24)]
+    first = edit(chosen("instruct-pix2pix", pix2pix), samples[:2])
     for one, other in zip(first, together, strict=False):
         assert np.abs(np.asarray(one, float) - np.asarray(other, float)).max() <= 1
 
 
 def test_the_seed_and_the_instruction_decide(pix2pix: Path) -> None:
-    """Guards noise that is not seeded, one noise for a whole batch, and prompts that go to other pictures."""
+    """Guards noise that is not seeded, one noise for a whole batch, and prompts that go to other images."""
     editor = chosen("instruct-pix2pix", pix2pix)
-    [again] = pictures(editor, [sample(0, 24, 24)])
-    [first, twin] = pictures(editor, [sample(0, 24, 24), sample(0, 24, 24)])
+    [again] = edit(editor, [sample(0, 24, 24)])
+    [first, twin] = edit(editor, [sample(0, 24, 24), sample(0, 24, 24)])
     assert np.abs(np.asarray(first, float) - np.asarray(again, float)).max() <= 1
     assert first.tobytes() != twin.tobytes()
-    assert pictures(editor, [sample(0, 24, 24)], seed=1)[0].tobytes() != again.tobytes()
-    assert pictures(editor, [sample(0, 24, 24, "a blue sky")])[0].tobytes() != again.tobytes()
+    assert edit(editor, [sample(0, 24, 24)], seed=1)[0].tobytes() != again.tobytes()
+    assert edit(editor, [sample(0, 24, 24, "a blue sky")])[0].tobytes() != again.tobytes()
 
 
 def test_samplers_and_scales_are_the_published_ones(pix2pix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,9 +80,9 @@ def test_samplers_and_scales_are_the_published_ones(pix2pix: Path, monkeypatch: 
 
     monkeypatch.setattr(Pipeline, "__call__", noted)
     for kind in ("instruct-pix2pix", "magicbrush", "aurora"):
-        editor = choose(kind, EditorOptions(model=str(pix2pix)), 1024)
+        editor = choose_editor(kind, EditorOptions(model=str(pix2pix)), 1024)
         assert editor.settings["steps"] == 100 and editor.equal_sizes
-        pictures(editor, [sample(0, 24, 24)])
+        edit(editor, [sample(0, 24, 24)])
     euler = "EulerAncestralDiscreteScheduler"
     assert [scheduler for scheduler, _ in calls] == [euler, euler, "PNDMScheduler"]
     for _, settings in calls:
@@ -89,7 +90,7 @@ def test_samplers_and_scales_are_the_published_ones(pix2pix: Path, monkeypatch: 
         assert settings["image_guidance_scale"] == 1.5
 
 
-def test_what_decides_the_pictures_is_in_the_settings(pix2pix: Path, tmp_path: Path) -> None:
+def test_what_decides_the_images_is_in_the_settings(pix2pix: Path, tmp_path: Path) -> None:
     """Guards the weights' fingerprint: of contents, not of the folder's name, and of every part."""
     copy = shutil.copytree(pix2pix, tmp_path / "copy")
     before = chosen("aurora", pix2pix).settings
@@ -117,7 +118,7 @@ def test_a_folder_that_is_no_pipeline(pix2pix: Path, tmp_path: Path, damage: Any
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, pix2pix: Path) -> None:
-    monkeypatch.setattr(diffusers_parts.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(diffusers_editors.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package diffusers: pip install"):
         chosen("aurora", pix2pix)
 
@@ -147,20 +148,20 @@ def transforms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor_omnigen, "transforms", names, raising=False)
     processor = processor_omnigen.OmniGenMultiModalProcessor
     monkeypatch.setattr(pipeline_omnigen, "OmniGenMultiModalProcessor", processor, raising=False)
-    find_spec = diffusers_parts.importlib.util.find_spec
+    find_spec = diffusers_editors.importlib.util.find_spec
     monkeypatch.setattr(
-        diffusers_parts.importlib.util, "find_spec", lambda name: name == "torchvision" or find_spec(name)
+        diffusers_editors.importlib.util, "find_spec", lambda name: name == "torchvision" or find_spec(name)
     )
 
 
 def test_omnigen_gives_the_shape_of_the_source(
     tmp_path: Path, transforms: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guards a judge against a square picture beside a source that is none, and the batch against one noise."""
-    monkeypatch.setattr("baselines.editors.omnigen.SIDE", 32)
+    """Guards a judge against a square image beside a source that is none, and the batch against one noise."""
+    monkeypatch.setattr("baselines.editors.diffusers_editors.OMNIGEN_SIDE", 32)
     editor = chosen("omnigen", save_omnigen(tmp_path / "omnigen"))
-    first, second, twin = pictures(editor, [sample(0, 40, 24), sample(1, 24, 32), sample(1, 24, 32)])
+    first, second, twin = edit(editor, [sample(0, 40, 24), sample(1, 24, 32), sample(1, 24, 32)])
     assert [first.size, second.size] == [(40, 24), (24, 32)]
     assert second.tobytes() != twin.tobytes()
-    assert pictures(editor, [sample(0, 40, 24)], seed=1)[0].tobytes() != first.tobytes()
+    assert edit(editor, [sample(0, 40, 24)], seed=1)[0].tobytes() != first.tobytes()
     assert (editor.settings["guidance"], editor.settings["image_guidance"], editor.batch_size) == (2.0, 1.6, 10)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from baselines import paper_tables
-from baselines.benchmarks.known import BENCHMARKS
+from baselines.benchmarks.spec import BENCHMARKS
 from baselines.metrics.measuring import COMPARING, NAMES
 from baselines.results.records import ScoredSample, write_records
 from baselines.tables.grid import to_csv, to_latex, to_markdown

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,8 @@ from emu3.train_image_editing.prepare_data import PrepareArguments, prepare
 from emu3.train_image_editing.shards import read_rows
 from rl.annotate import run as annotate_module
 from rl.annotate.__main__ import main
-from rl.annotate.parts import PICTURE
-from rl.annotate.run import Settings, annotate
-from rl.reward import retry
+from rl.annotate.run import IMAGE, AnnotateArguments, annotate
+from rl.reward.config import ANNOTATE, JudgeConfig
 
 ROOT = Path(__file__).parents[3]
 KEY = "reasoning_verbose"
@@ -36,7 +36,7 @@ KEY = "reasoning_verbose"
 
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubAnnotator]:
-    monkeypatch.setattr(retry, "BACKOFF", wait_none())
+    monkeypatch.setattr("rl.reward.endpoints.BACKOFF", wait_none())
     judge = StubAnnotator()
     yield judge
     judge.close()
@@ -54,16 +54,17 @@ def call(tmp_path: Path, judge: StubAnnotator) -> Callable[..., dict[str, Any]]:
     """`call(rows, ...)` writes a data set with an instruction per row, `edit 0` and so on, and annotates it."""
     names = ("source_image", "edited_image")
 
-    def call(rows: int = 5, targets: dict[int, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    def call(rows: int = 5, targets: dict[int, Any] | None = None, **arguments: Any) -> dict[str, Any]:
         cells = {
             "source_image": [picture(row) for row in range(rows)],
             "edited_image": [(targets or {}).get(row, picture(100 + row)) for row in range(rows)],
         }
-        columns = {name: pa.array(cells[name], PICTURE) for name in names}
+        columns = {name: pa.array(cells[name], IMAGE) for name in names}
         table = pa.table(columns | {"instruction": [f"edit {row}" for row in range(rows)]})
         pq.write_table(table, tmp_path / "data.parquet")
-        defaults = {"dataset_name": str(tmp_path / "data.parquet"), "source": "local", "judge_url": judge.url}
-        return annotate(Settings(output_path=tmp_path / "out", **(defaults | {"part_rows": 2} | settings)))
+        asked = replace(ANNOTATE, base_url=judge.url, **arguments.pop("judge", {}))
+        defaults = {"dataset_name": str(tmp_path / "data.parquet"), "source": "local", "judge": asked}
+        return annotate(AnnotateArguments(output_path=tmp_path / "out", **(defaults | {"part_rows": 2} | arguments)))
 
     return call
 
@@ -127,7 +128,7 @@ def test_a_judge_that_is_away_ends_the_run(call: Any, judge: StubAnnotator, monk
     monkeypatch.setattr(annotate_module, "GIVE_UP_AFTER", 2)
     judge.answers = {f"edit {row}": "away" for row in range(2, 12)}
     with pytest.raises(UserError, match=r"the judge has stopped answering.*not today"):
-        call(12, part_rows=4, concurrency=1)
+        call(12, part_rows=4, judge={"concurrency": 1})
     judge.answers.clear()
     assert call(12, part_rows=4)["annotated"] == 12 and judge.asked["edit 0"] == 1
 
@@ -139,7 +140,13 @@ def test_a_judge_that_is_away_ends_the_run(call: Any, judge: StubAnnotator, monk
         ({"cot_key": "instruction"}, "is a column of the data already"),
         ({"limit": 0}, "at least 1"),
         ({"edited_image_key": "target"}, "no column 'target'"),
-        ({"judge_model": "gpt"}, "gpt"),
+        ({"judge": {"model": "gpt"}}, "gpt"),
+        ({"judge": {"concurrency": 0}}, "at least 1"),
+        (
+            {"judge": {"image_format": "png"}},
+            "judge_settings=None, this run has judge_settings={'image_format': 'png'}",
+        ),
+        ({"judge": {"temperature": None}}, "this run has judge_settings={'temperature': None}"),
     ],
 )
 def test_what_cannot_be_is_one_line(call: Any, settings: dict[str, Any], message: str) -> None:
@@ -166,14 +173,15 @@ def test_the_script_reaches_the_command(tmp_path: Path, monkeypatch: pytest.Monk
     )
     arguments = done.stdout.splitlines()
     assert arguments[:2] == ["-m", "rl.annotate"]
-    seen: list[Settings] = []
+    seen: list[AnnotateArguments] = []
     summary = {"annotated": 1, "failed": {}}
-    monkeypatch.setattr("rl.annotate.__main__.annotate", lambda settings: seen.append(settings) or summary)
+    monkeypatch.setattr("rl.annotate.__main__.annotate", lambda arguments: seen.append(arguments) or summary)
     monkeypatch.setattr("sys.argv", arguments[1:])
     main()
     columns = {"original_image_key": "input", "edited_image_key": "output", "edit_instruction_key": "text"}
-    judge = {"judge_url": "http://judge/v1", "judge_model": "qwen"}
-    assert seen == [Settings("pairs.parquet", Path("out"), source="local", cot_key="why", limit=7, **columns, **judge)]
+    judge = JudgeConfig("http://judge/v1", "qwen", image_format="jpeg")
+    told = {"source": "local", "cot_key": "why", "limit": 7}
+    assert seen == [AnnotateArguments("pairs.parquet", Path("out"), judge, **told, **columns)]
 
 
 def test_nothing_annotated_is_an_error(call: Any, judge: StubAnnotator) -> None:

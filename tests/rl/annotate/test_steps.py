@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rl.annotate.steps import NO_BOX, NO_STEPS, TOO_LONG, Failure, chain_of_thought, question, sent_size
+from rl.annotate.steps import NO_BOX, NO_STEPS, TOO_LONG, NoChain, chain_of_thought, question, sent_size
 
 KEY = "reasoning_verbose"
 STEPS = ["A dog on a lawn.", "The dog.", "It lies at [28, 56, 84, 112].", "It becomes a cat.", "A cat on a lawn."]
@@ -14,7 +14,7 @@ def answer(*steps: str, mark: str = "{}. {}") -> str:
     return "\n".join(mark.format(number, step) for number, step in enumerate(steps or STEPS, start=1))
 
 
-def chain(text: str) -> str | Failure:
+def chain(text: str) -> str | NoChain:
     """The picture was sent at twice its width and half its height."""
     return chain_of_thought(text, (112, 112), (56, 224), KEY)
 
@@ -55,7 +55,7 @@ def test_steps_are_found_however_they_are_written(text: str) -> None:
 def test_other_than_five_steps_is_no_chain(text: str) -> None:
     """Guards half a chain, two of them and a refusal from becoming training text."""
     found = chain(text)
-    assert isinstance(found, Failure) and found.kind == NO_STEPS
+    assert isinstance(found, NoChain) and found.kind == NO_STEPS
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_other_than_five_steps_is_no_chain(text: str) -> None:
 def test_a_place_that_is_none_is_no_chain(where: str) -> None:
     """Guards step 3 without a box, and boxes without an area in the picture."""
     found = chain(answer(*STEPS[:2], where, *STEPS[3:]))
-    assert isinstance(found, Failure) and found.kind == NO_BOX
+    assert isinstance(found, NoChain) and found.kind == NO_BOX
 
 
 def test_boxes_of_every_step_are_taken_back_to_the_source() -> None:
@@ -80,7 +80,7 @@ def test_a_chain_that_training_would_cut_is_left_out() -> None:
     longer = answer(STEPS[0] + "x" * room, *STEPS[1:])
     assert isinstance(chain(longer), str)
     found = chain(longer.replace("x", "xx", 1))
-    assert isinstance(found, Failure) and found.kind == TOO_LONG
+    assert isinstance(found, NoChain) and found.kind == TOO_LONG
 
 
 @pytest.mark.parametrize(

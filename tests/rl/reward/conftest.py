@@ -40,7 +40,7 @@ def say() -> Callable[..., Reply]:
 @pytest.fixture(autouse=True)
 def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries follow at once; what the server asks for in Retry-After still counts."""
-    monkeypatch.setattr("rl.reward.retry.BACKOFF", wait_none())
+    monkeypatch.setattr("rl.reward.endpoints.BACKOFF", wait_none())
 
 
 @pytest.fixture

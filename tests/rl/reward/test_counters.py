@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from rl.reward.client import Judge
+from rl.reward.config import JudgeConfig
 from rl.reward.counters import JudgeMeter, JudgeStep, judge_metrics
-from rl.reward.judge import Judge
-from rl.reward.prompts import load_prompts
+from rl.reward.metrics import VieScore, load_prompts
 from rl.reward.scorer import Scorer
-from rl.reward.viescore import VieScore
 
 
 class Clock:
@@ -95,7 +95,7 @@ def test_servers_are_listed_where_there_are_several() -> None:
 
 def test_a_scorer_tells_of_its_step(stub: Any, picture: Any) -> None:
     """Guards: a reading from another thread than the one that counts; an ask in two steps."""
-    with Scorer(VieScore(Judge(stub.url), load_prompts())) as scorer:
+    with Scorer(VieScore(Judge(JudgeConfig(stub.url)), load_prompts())) as scorer:
         for seed in (1, 2):
             scorer.submit("do", picture(0), picture(seed)).result(10)
             step = scorer.step()

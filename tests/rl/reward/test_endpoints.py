@@ -8,27 +8,28 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from stub_judge import with_judge
 
 from emu3.errors import UserError
-from rl.reward.judge import Judge
-from rl.reward.outcome import Unavailable
+from rl.reward.client import Judge
+from rl.reward.config import JudgeConfig
+from rl.reward.scores import Unavailable
 
 
 @pytest.fixture(autouse=True)
 def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Health checks follow at once, but those of servers that are well, which a test asks for."""
-    monkeypatch.setattr("rl.reward.endpoint.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("rl.reward.endpoints.FIRST_PAUSE", 0.001)
 
 
-def with_judge(judge: Judge, use: Callable[[Judge], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        try:
-            await judge.model_name()
-            return await use(judge)
-        finally:
-            await judge.aclose()
+def with_opened(judge: Judge, use: Callable[[Judge], Awaitable[Any]]) -> Any:
+    """As `with_judge`, with servers that are looked after already."""
 
-    return asyncio.run(run())
+    async def opened(judge: Judge) -> Any:
+        await judge.model_name()
+        return await use(judge)
+
+    return with_judge(judge, opened)
 
 
 def both(*stubs: Any) -> str:
@@ -69,7 +70,7 @@ def test_the_one_with_the_fewest_in_flight_is_asked(stubs, say) -> None:
         release.set()
         return list(await asyncio.gather(*asks))
 
-    assert with_judge(Judge(both(slow, quick), concurrency=4), use) == ["yes"] * 10
+    assert with_opened(Judge(JudgeConfig(both(slow, quick), concurrency=4)), use) == ["yes"] * 10
     assert (len(slow.bodies), len(quick.bodies)) == (2, 8)
 
 
@@ -83,7 +84,7 @@ def test_idle_servers_share_the_asks(stubs, say) -> None:
         for i in range(9):
             await judge.ask(f"q{i}", [])
 
-    with_judge(Judge(both(*servers)), use)
+    with_opened(Judge(JudgeConfig(both(*servers))), use)
     assert [len(server.bodies) for server in servers] == [3, 3, 3]
 
 
@@ -104,7 +105,7 @@ def test_asks_of_one_that_dies_move_to_another(stubs, say) -> None:
         await asyncio.to_thread(dying.close)
         return await asks + await many(judge, 5, start=12), judge.endpoints.counts()
 
-    answers, counts = with_judge(Judge(both(dying, well)), use)
+    answers, counts = with_opened(Judge(JudgeConfig(both(dying, well))), use)
     assert answers == ["yes"] * 17
     assert counts[dying.url] == {"requests": 6, "failures": 6, "outages": 1}
     assert counts[well.url] == {"requests": 17, "failures": 0, "outages": 0}
@@ -114,7 +115,7 @@ def test_one_that_hangs_loses_its_asks_to_another(stubs, say, monkeypatch) -> No
     """Guards: a machine that freezes with its connections open costs each ask there its whole deadline. The deadline
     here is longer than the test may run."""
     monkeypatch.setattr("rl.reward.endpoints.CHECK_EVERY", 0.02)
-    monkeypatch.setattr("rl.reward.endpoint.CHECK_TIMEOUT", 0.2)
+    monkeypatch.setattr("rl.reward.endpoints.CHECK_TIMEOUT", 0.2)
     frozen, well = stubs(), stubs()
     well.reply = say("yes")
 
@@ -128,8 +129,8 @@ def test_one_that_hangs_loses_its_asks_to_another(stubs, say, monkeypatch) -> No
         async with asyncio.timeout(20):
             return await many(judge, 8)
 
-    judge = Judge(both(frozen, well), deadline=3600)
-    assert with_judge(judge, use) == ["yes"] * 8
+    judge = Judge(JudgeConfig(both(frozen, well), deadline=3600))
+    assert with_opened(judge, use) == ["yes"] * 8
     assert judge.endpoints.counts()[frozen.url]["outages"] == 1
     assert judge.counters.unavailable == 0
 
@@ -151,7 +152,7 @@ def test_one_that_is_well_again_comes_back(stubs, say) -> None:
                 asked += 2
         return again
 
-    assert with_judge(Judge(both(first, second)), use).bodies
+    assert with_opened(Judge(JudgeConfig(both(first, second))), use).bodies
     assert len(second.bodies) >= 4
 
 
@@ -175,7 +176,7 @@ def test_one_that_comes_back_as_another_model_stays_out(stubs, say) -> None:
         await many(judge, 6, start=4)
         return other
 
-    assert with_judge(Judge(both(first, second)), use).bodies == []
+    assert with_opened(Judge(JudgeConfig(both(first, second))), use).bodies == []
 
 
 def test_one_that_only_looks_well_is_tried_less_and_less(stubs, say) -> None:
@@ -188,7 +189,7 @@ def test_one_that_only_looks_well_is_tried_less_and_less(stubs, say) -> None:
     async def use(judge: Judge) -> list[str | Unavailable]:
         return [await judge.ask(f"q{i}", []) for i in range(200)]
 
-    assert with_judge(Judge(both(broken, well)), use) == ["yes"] * 200
+    assert with_opened(Judge(JudgeConfig(both(broken, well))), use) == ["yes"] * 200
     assert 2 <= len(broken.bodies) < 40
 
 
@@ -201,8 +202,8 @@ def test_a_busy_one_stays_in_the_rotation(stubs, say) -> None:
         return web.Response(status=429)
 
     busy.reply = too_many
-    judge = Judge(both(busy, well))
-    assert with_judge(judge, lambda j: many(j, 6)) == ["yes"] * 6
+    judge = Judge(JudgeConfig(both(busy, well)))
+    assert with_opened(judge, lambda j: many(j, 6)) == ["yes"] * 6
     assert judge.endpoints.counts()[busy.url]["outages"] == 0
     assert judge.endpoints.counts()[busy.url]["failures"] > 0
 
@@ -210,7 +211,7 @@ def test_a_busy_one_stays_in_the_rotation(stubs, say) -> None:
 def test_an_outage_of_all_ends_with_the_first_that_answers(stubs, say) -> None:
     """Guards: a rotation that is empty for ever, or an exception where an outcome belongs."""
     first, second = stubs(), stubs()
-    judge = Judge(both(first, second), attempts=2)
+    judge = Judge(JudgeConfig(both(first, second), attempts=2))
 
     async def use(j: Judge) -> tuple[Any, Any]:
         await asyncio.gather(*(asyncio.to_thread(stub.close) for stub in (first, second)))
@@ -222,7 +223,7 @@ def test_an_outage_of_all_ends_with_the_first_that_answers(stubs, say) -> None:
             found = await j.ask("q", [])
         return lost, found
 
-    lost, found = with_judge(judge, use)
+    lost, found = with_opened(judge, use)
     assert isinstance(lost, Unavailable) and not lost.refused
     assert found == "yes"
 
@@ -232,18 +233,18 @@ def test_all_serve_the_same_model(stubs) -> None:
     first, second = stubs(), stubs()
     second.models = ["other"]
     with pytest.raises(UserError) as caught:
-        with_judge(Judge(both(first, second)), lambda j: j.ask("q", []))
+        with_opened(Judge(JudgeConfig(both(first, second))), lambda j: j.ask("q", []))
     assert f"stub at {first.url}, other at {second.url}" in str(caught.value)
     second.models = ["other", "stub"]
     with pytest.raises(UserError, match="no model other"):
-        with_judge(Judge(both(first, second), "other"), lambda j: j.ask("q", []))
-    assert with_judge(Judge(both(first, second), "stub"), lambda j: j.model_name()) == "stub"
+        with_opened(Judge(JudgeConfig(both(first, second), "other")), lambda j: j.ask("q", []))
+    assert with_opened(Judge(JudgeConfig(both(first, second), "stub")), lambda j: j.model_name()) == "stub"
 
 
 def test_each_must_answer_at_the_start(stubs) -> None:
     """Guards: a slip in the second address that shows on the day when the first is down."""
     with pytest.raises(UserError, match=r"the judge at http://127\.0\.0\.1:9/v1 cannot be used"):
-        with_judge(Judge(f"{stubs().url}, http://127.0.0.1:9/v1", attempts=2), lambda j: j.ask("q", []))
+        with_opened(Judge(JudgeConfig(f"{stubs().url}, http://127.0.0.1:9/v1", attempts=2)), lambda j: j.ask("q", []))
 
 
 def test_a_warning_names_the_server_and_not_the_key(stubs, monkeypatch, caplog) -> None:
@@ -256,7 +257,7 @@ def test_a_warning_names_the_server_and_not_the_key(stubs, monkeypatch, caplog) 
         return web.json_response({"error": {"message": f"overrun by {key}"}}, status=500)
 
     first.reply = second.reply = quote
-    outcome = with_judge(Judge(both(first, second), attempts=3), lambda j: j.ask("q", []))
+    outcome = with_opened(Judge(JudgeConfig(both(first, second), attempts=3)), lambda j: j.ask("q", []))
     assert isinstance(outcome, Unavailable)
     assert f"the judge at {first.url} is out of the rotation: HTTP 500: overrun by [key]" in caplog.text
     assert key not in caplog.text + outcome.reason

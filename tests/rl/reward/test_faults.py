@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from rl.reward.cache import AnswerCache
-from rl.reward.judge import Judge
-from rl.reward.outcome import Score, Unavailable, Unparsable
-from rl.reward.prompts import load_prompts
+from rl.reward.cache import ReplyCache
+from rl.reward.client import Judge
+from rl.reward.config import JudgeConfig
+from rl.reward.metrics import VieScore, load_prompts
 from rl.reward.scorer import Scorer
-from rl.reward.viescore import VieScore
+from rl.reward.scores import Score, Unavailable, Unparsable
 
 GOOD = json.dumps({"choices": [{"message": {"content": json.dumps({"reasoning": "so", "score": [9, 4]})}}]})
 HEAD = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
@@ -95,7 +95,7 @@ def ask(judge: Judge) -> str | Unavailable:
 def test_a_connection_reset_in_the_body_is_tried_again(raw, status) -> None:
     """Guards: an exception of the transport that the client does not wrap, in the middle of a step."""
     raw.reply = cut(status)
-    judge = Judge(raw.url, attempts=3)
+    judge = Judge(JudgeConfig(raw.url, attempts=3))
     outcome = ask(judge)
     assert isinstance(outcome, Unavailable) and not outcome.refused
     assert raw.asked == 3 and judge.counters.retries == 2
@@ -109,13 +109,13 @@ def test_a_reset_once_costs_nothing(raw) -> None:
         await replies.pop(0)(writer)
 
     raw.reply = reply
-    assert '"score": [9, 4]' in str(ask(Judge(raw.url)))
+    assert '"score": [9, 4]' in str(ask(Judge(JudgeConfig(raw.url))))
 
 
 def test_a_trickle_ends_at_the_deadline(raw) -> None:
     """Guards: a slot that is held as long as a byte comes now and then."""
     raw.reply = trickle
-    outcome = ask(Judge(raw.url, deadline=0.4))
+    outcome = ask(Judge(JudgeConfig(raw.url, deadline=0.4)))
     assert isinstance(outcome, Unavailable) and "0.4 s" in outcome.reason
     assert raw.asked == 1
 
@@ -154,7 +154,7 @@ def test_a_storm_invents_no_score(stub, picture, seed) -> None:
                 return web.Response(status=int(status))
 
     stub.reply = stormy
-    judge = Judge(stub.url, attempts=3, reasks=1, cache=AnswerCache())
+    judge = Judge(JudgeConfig(stub.url, attempts=3, reasks=1), ReplyCache())
     with Scorer(VieScore(judge, load_prompts())) as scorer:
         futures = [scorer.submit("do", picture(0), picture(i)) for i in range(1, 41)]
         outcomes = [future.result(60) for future in futures]

@@ -8,7 +8,6 @@ that is read, and what a random model says is no score.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
 import math
@@ -17,16 +16,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stub_judge import with_judge
 
 from rl.config import JudgeConfig, RewardConfig
-from rl.reward.grades import mean_grade
-from rl.reward.judge import Judge
-from rl.reward.outcome import Score, Unparsable
+from rl.reward.client import Judge
+from rl.reward.scores import Score, Unparsable, mean_score
 from rl.scoring import start_scorer
 
 ROOT = Path(__file__).parents[3]
@@ -73,16 +72,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert not (folder / "address").exists()
 
 
-def with_judge(judge: Judge, use: Callable[[Judge], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        try:
-            return await use(judge)
-        finally:
-            await judge.aclose()
-
-    return asyncio.run(run())
-
-
 def test_words_of_a_random_model_are_no_score(url: str, picture: Any) -> None:
     config = JudgeConfig(url, max_tokens=16, deadline=300)
     with start_scorer(config, 0, RewardConfig(groundscore=1.0)) as scorer:
@@ -95,13 +84,14 @@ def test_words_of_a_random_model_are_no_score(url: str, picture: Any) -> None:
 
 def test_probabilities_have_the_form_that_is_read(url: str, picture: Any) -> None:
     """Guards: tokens by number or with the vocabulary's marks for spaces, probabilities of another temperature."""
-    answer = with_judge(Judge(url, deadline=300), lambda judge: judge.ask_for_token("One digit, please.", [picture(0)]))
+    judge = Judge(JudgeConfig(url, deadline=300))
+    answer = with_judge(judge, lambda judge: judge.ask("One digit, please.", [picture(0)], one_token=True))
     likeliest = json.loads(answer)
     assert 20 <= len(likeliest) <= 21
     assert all(isinstance(token, str) and "\u0120" not in token for token, _ in likeliest)
     shares = [math.exp(logprob) for _, logprob in likeliest]
     assert 0 < sum(shares) <= 1 + 1e-3 and max(shares) < 0.5
-    assert mean_grade(answer) is None
+    assert mean_score(answer) is None
 
 
 def test_a_random_model_has_no_expected_score(url: str, picture: Any) -> None:

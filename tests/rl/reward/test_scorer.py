@@ -11,15 +11,15 @@ import pytest
 from aiohttp import web
 
 from emu3.errors import UserError
-from rl.reward.judge import Judge
-from rl.reward.outcome import Score, Unavailable
-from rl.reward.prompts import load_prompts
+from rl.reward.client import Judge
+from rl.reward.config import JudgeConfig
+from rl.reward.metrics import VieScore, load_prompts
 from rl.reward.scorer import Scorer
-from rl.reward.viescore import VieScore
+from rl.reward.scores import Score, Unavailable
 
 
 def metric(url: str, **settings: Any) -> VieScore:
-    return VieScore(Judge(url, **settings), load_prompts())
+    return VieScore(Judge(JudgeConfig(url, **settings)), load_prompts())
 
 
 async def hang(body: dict[str, Any]) -> web.Response:

@@ -14,7 +14,7 @@ from run_lines import line
 from test_grid_pictures import judged
 
 from rl.config_file import record_config
-from rl.reward.outcome import Outcome, Score
+from rl.reward.scores import Outcome, Score
 from rl.watch.watch import Watch, start_tracker
 
 SCORES: list[Outcome] = [Score(1.0, {}), Score(2.0, {}), Score(3.0, {})]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from noise_pictures import IMAGE, noise, png
 
-from baselines.benchmarks.files import find_files
-from baselines.benchmarks.known import BENCHMARKS, PIE_BENCH
-from baselines.benchmarks.samples import Samples
-from baselines.benchmarks.spec import GENERIC, Subset
+from baselines.benchmarks.samples import Samples, find_files
+from baselines.benchmarks.spec import BENCHMARKS, GENERIC, PIE_BENCH, Subset
 from emu3.errors import UserError
 
 # Columns and file names as published; what the evaluation does not read is left out.
@@ -116,94 +113,3 @@ def test_a_missing_column_of_a_benchmark_is_named(tmp_path: Path) -> None:
     row = {key: value for key, value in PUBLISHED["emuedit"][0].items() if key != "task"}
     with pytest.raises(UserError, match="no column 'task'; it has image, instruction, idx"):
         Samples(BENCHMARKS["emuedit"], [write(tmp_path / "emuedit.parquet", row)])
-
-
-def names(found: tuple[Path, ...]) -> list[str]:
-    return [file.name for file in found]
-
-
-def test_a_folder_of_benchmarks(tmp_path: Path) -> None:
-    """A subfolder or files of the benchmark's name; of files with their published names only those of the split."""
-    aurora = BENCHMARKS["aurora"]
-    for name in ("test-00000-of-00001.parquet", "train-00000-of-00001.parquet"):
-        write(tmp_path / "aurora" / name, PUBLISHED["aurora"][0])
-    assert names(find_files(aurora, data_dir=tmp_path).files) == ["test-00000-of-00001.parquet"]
-    write(tmp_path / "emuedit-b.parquet", PUBLISHED["emuedit"][0])
-    write(tmp_path / "emuedit-a.parquet", PUBLISHED["emuedit"][0])
-    found = find_files(BENCHMARKS["emuedit"], data_dir=tmp_path)
-    assert names(found.files) == ["emuedit-a.parquet", "emuedit-b.parquet"] and found.origin == "local"
-    with pytest.raises(UserError, match=r"holds neither a folder gedit nor files gedit\*.parquet"):
-        find_files(BENCHMARKS["gedit"], data_dir=tmp_path)
-
-
-def test_a_split_takes_the_files_that_are_named_for_it(make_data: Callable[..., Path], tmp_path: Path) -> None:
-    """Guards an evaluation on rows that were trained on, which lie in the same folder."""
-    for split in ("train", "test"):
-        make_data(rows=1, id=[split]).rename(tmp_path / f"{split}-00000-of-00001.parquet")
-    assert names(find_files(GENERIC, tmp_path, split="test").files) == ["test-00000-of-00001.parquet"]
-    with pytest.raises(UserError, match="no files of split 'validation'; it has test-00000"):
-        find_files(GENERIC, tmp_path, split="validation")
-
-
-class FakeHub:
-    """Stands in for `HubData`; notes what is fetched."""
-
-    fetched: list[str]
-    asked: list[str]
-
-    def __init__(self, root: Path, files: list[str]) -> None:
-        self.root, self.names, self.fetched, self.asked = root, files, [], []
-
-    def __call__(self, name: str) -> FakeHub:
-        self.asked.append(name)
-        if "none" in name:
-            raise UserError(f"data set {name} is not on the Hub")
-        return self
-
-    def fetch(self, files: list[str]) -> Path:
-        self.fetched += files
-        return self.root / "c0ffee"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    hub = FakeHub(tmp_path, [
-        "README.md", "data/dev-00000-of-00001.parquet", "data/train-00000-of-00001.parquet", "default/train/0.parquet",
-    ])  # fmt: skip
-    monkeypatch.setattr("baselines.benchmarks.files.HubData", hub)
-    return hub
-
-
-def test_a_benchmark_comes_from_its_place_on_the_hub(hub: FakeHub) -> None:
-    """Guards 1.2 million training rows that nobody asked for, and a run that does not know its commit."""
-    found = find_files(BENCHMARKS["omniedit"])
-    assert found.origin == "TIGER-Lab/OmniEdit-Filtered-1.2M@c0ffee"
-    assert hub.fetched == ["data/dev-00000-of-00001.parquet"]
-    assert found.files == (hub.root / "c0ffee/data/dev-00000-of-00001.parquet",)
-    assert find_files(BENCHMARKS["gedit"]).files == (hub.root / "c0ffee/default/train/0.parquet",)
-    assert hub.asked[-1] == "stepfun-ai/GEdit-Bench@refs/convert/parquet"
-    with pytest.raises(UserError, match=r"benchmark aurora: .* has no files data/test-\*.parquet; it has data/dev-"):
-        find_files(BENCHMARKS["aurora"])
-
-
-def test_data_by_hub_id(hub: FakeHub) -> None:
-    assert names(find_files(GENERIC, "org/pairs@v1", split="dev").files) == ["dev-00000-of-00001.parquet"]
-    assert hub.asked == ["org/pairs@v1"]
-    with pytest.raises(UserError, match="org/pairs is on the Hub: name its split"):
-        find_files(GENERIC, "org/pairs")
-    with pytest.raises(UserError, match=r"org/none does not exist here, and as a Hub id: .* is not on the Hub"):
-        find_files(GENERIC, "org/none", split="dev")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"data": "/nowhere/nothing.parquet"}, "neither a Parquet file nor a folder"),
-        ({"data": "a/b", "data_dir": Path("c")}, "name the same thing twice"),
-        ({"split": "dev"}, "--split chooses among the files of --data"),
-        ({}, "benchmark 'data' has no place on the Hub: say where it is"),
-    ],
-)
-def test_no_data_is_an_error(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        find_files(GENERIC, **arguments)

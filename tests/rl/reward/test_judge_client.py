@@ -17,23 +17,15 @@ import numpy as np
 import pytest
 from aiohttp import web
 from PIL import Image, JpegImagePlugin
+from stub_judge import with_judge
 
 from emu3.errors import UserError
-from rl.reward.cache import AnswerCache
-from rl.reward.judge import Judge
-from rl.reward.outcome import Unavailable
+from rl.reward.cache import ReplyCache
+from rl.reward.client import Judge
+from rl.reward.config import JudgeConfig
+from rl.reward.scores import Unavailable
 
 REFUSED = "http://127.0.0.1:9/v1"
-
-
-def with_judge(judge: Judge, use: Callable[[Judge], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        try:
-            return await use(judge)
-        finally:
-            await judge.aclose()
-
-    return asyncio.run(run())
 
 
 def status(code: int, headers: dict[str, str] | None = None, text: str = "no") -> Callable[..., Awaitable[Any]]:
@@ -61,7 +53,7 @@ def test_question_and_pictures_arrive_unharmed(stub, say, picture):
     """Guards: a lossy or reordered picture, a missing setting, an image sent as text."""
     stub.reply = say("yes")
     source, edited = picture(0), picture(1)
-    judge = Judge(stub.url, seed=5, max_tokens=77, temperature=0.5)
+    judge = Judge(JudgeConfig(stub.url, seed=5, max_tokens=77, temperature=0.5))
     assert with_judge(judge, lambda j: j.ask("same?", [source, edited])) == "yes"
     (body,) = stub.bodies
     assert (body["model"], body["seed"], body["max_tokens"], body["temperature"]) == ("stub", 5, 77, 0.5)
@@ -75,7 +67,7 @@ def test_question_and_pictures_arrive_unharmed(stub, say, picture):
 
 def test_jpeg_and_unset_temperature_as_published(stub, say, picture):
     """Guards: the published setting cannot be reproduced; an RGBA picture breaks JPEG."""
-    judge = Judge(stub.url, image_format="jpeg", temperature=None)
+    judge = Judge(JudgeConfig(stub.url, image_format="jpeg", temperature=None))
     with_judge(judge, lambda j: j.ask("q", [picture(0).convert("RGBA")]))
     assert "temperature" not in stub.bodies[0]
     head, _, data = stub.bodies[0]["messages"][0]["content"][1]["image_url"]["url"].partition(",")
@@ -90,7 +82,7 @@ def test_late_answer_is_no_answer(stub):
     """Guards: a hanging judge holds the trainer for the client's default of ten minutes."""
     stub.reply = hang
     start = time.monotonic()
-    outcome = with_judge(Judge(stub.url, deadline=0.3), lambda j: j.ask("q", []))
+    outcome = with_judge(Judge(JudgeConfig(stub.url, deadline=0.3)), lambda j: j.ask("q", []))
     assert time.monotonic() - start < 2
     assert isinstance(outcome, Unavailable) and "0.3 s" in outcome.reason
 
@@ -98,7 +90,7 @@ def test_late_answer_is_no_answer(stub):
 def test_busy_server_sets_the_pause(stub, say):
     """Guards: Retry-After ignored, so that a busy judge is hammered."""
     stub.reply = after(status(429, {"Retry-After": "0.4"}), say("yes"))
-    judge = Judge(stub.url)
+    judge = Judge(JudgeConfig(stub.url))
     assert with_judge(judge, lambda j: j.ask("q", [])) == "yes"
     assert stub.times[1] - stub.times[0] >= 0.39
     assert judge.counters.retries == 1
@@ -107,7 +99,7 @@ def test_busy_server_sets_the_pause(stub, say):
 def test_retry_after_as_a_date(stub, say):
     """Guards: the header's other form crashes the client or is taken for zero."""
     stub.reply = after(status(503, {"Retry-After": formatdate(time.time() + 2, usegmt=True)}), say("yes"))
-    assert with_judge(Judge(stub.url), lambda j: j.ask("q", [])) == "yes"
+    assert with_judge(Judge(JudgeConfig(stub.url)), lambda j: j.ask("q", [])) == "yes"
     assert stub.times[1] - stub.times[0] >= 0.5
 
 
@@ -115,7 +107,7 @@ def test_pause_beyond_the_deadline_is_not_waited_for(stub):
     """Guards: a slot blocked by a pause that can only end in a timeout."""
     stub.reply = status(429, {"Retry-After": "3600"})
     start = time.monotonic()
-    outcome = with_judge(Judge(stub.url, deadline=30), lambda j: j.ask("q", []))
+    outcome = with_judge(Judge(JudgeConfig(stub.url, deadline=30)), lambda j: j.ask("q", []))
     assert isinstance(outcome, Unavailable) and "429" in outcome.reason
     assert time.monotonic() - start < 5 and len(stub.bodies) == 1
 
@@ -124,7 +116,7 @@ def test_pause_beyond_the_deadline_is_not_waited_for(stub):
 def test_failure_that_may_pass_is_retried_so_often(stub, code):
     """Guards: endless retries, or a first hiccup that costs a rollout."""
     stub.reply = status(code)
-    judge = Judge(stub.url, attempts=3)
+    judge = Judge(JudgeConfig(stub.url, attempts=3))
     outcome = with_judge(judge, lambda j: j.ask("q", []))
     assert isinstance(outcome, Unavailable) and str(code) in outcome.reason
     assert len(stub.bodies) == 3
@@ -142,7 +134,7 @@ def test_tokens_are_counted_where_they_are_reported(stub, usage, counted):
         return web.json_response({"choices": [{"message": {"content": "7"}}], "usage": usage})
 
     stub.reply = reply
-    judge = Judge(stub.url)
+    judge = Judge(JudgeConfig(stub.url))
     assert with_judge(judge, lambda j: j.ask("q", [])) == "7"
     assert (judge.counters.prompt_tokens, judge.counters.completion_tokens) == counted
 
@@ -151,7 +143,7 @@ def test_tokens_are_counted_where_they_are_reported(stub, usage, counted):
 def test_mistake_of_ours_is_not_retried(stub, code):
     """Guards: minutes of back-off on a wrong key or a picture that is too large."""
     stub.reply = status(code, text="because of this")
-    outcome = with_judge(Judge(stub.url), lambda j: j.ask("q", []))
+    outcome = with_judge(Judge(JudgeConfig(stub.url)), lambda j: j.ask("q", []))
     assert isinstance(outcome, Unavailable) and outcome.refused
     assert outcome.reason.startswith(f"HTTP {code}: ") and "because of this" in outcome.reason
     assert "Error code" not in outcome.reason  # the client's own words for the number said already
@@ -169,7 +161,7 @@ def test_reply_that_is_no_completion(stub, body, content_type):
         return web.Response(text=body, content_type=content_type)
 
     stub.reply = broken
-    outcome = with_judge(Judge(stub.url, attempts=2), lambda j: j.ask("q", []))
+    outcome = with_judge(Judge(JudgeConfig(stub.url, attempts=2)), lambda j: j.ask("q", []))
     assert isinstance(outcome, Unavailable) and len(stub.bodies) == 2
 
 
@@ -181,19 +173,19 @@ def test_connection_that_breaks_is_tried_again(stub, say):
         raise ConnectionResetError(response)
 
     stub.reply = after(drop, say("yes"))
-    assert with_judge(Judge(stub.url), lambda j: j.ask("q", [])) == "yes"
+    assert with_judge(Judge(JudgeConfig(stub.url)), lambda j: j.ask("q", [])) == "yes"
 
 
 def test_refused_answer_is_empty_not_none(stub, say):
     """Guards: content null (a model's refusal) crashes the parser."""
     stub.reply = say(None)
-    assert with_judge(Judge(stub.url, reasks=0), lambda j: j.ask("q", [])) == ""
+    assert with_judge(Judge(JudgeConfig(stub.url, reasks=0)), lambda j: j.ask("q", [])) == ""
 
 
 def test_useless_answer_is_asked_for_again_with_another_seed(stub, say):
     """Guards: the same request repeated to a deterministic server, which repeats itself."""
     stub.reply = say("what?", "hm", "42")
-    judge = Judge(stub.url, seed=7, temperature=0.0)
+    judge = Judge(JudgeConfig(stub.url, seed=7, temperature=0.0))
     assert with_judge(judge, lambda j: j.ask("q", [], accept=str.isdigit)) == "42"
     assert [body["seed"] for body in stub.bodies] == [7, 8, 9]
     assert [body["temperature"] > 0 for body in stub.bodies] == [False, True, True]
@@ -208,17 +200,19 @@ def test_reasks_are_bounded_and_under_one_deadline(stub):
         return web.json_response({"choices": [{"message": {"content": "hm"}}]})
 
     stub.reply = slow
-    judge = Judge(stub.url, reasks=2)
+    judge = Judge(JudgeConfig(stub.url, reasks=2))
     assert with_judge(judge, lambda j: j.ask("q", [], accept=str.isdigit)) == "hm"
     assert len(stub.bodies) == 3 and judge.counters.unparsable == 1
-    outcome = with_judge(Judge(stub.url, reasks=50, deadline=0.5), lambda j: j.ask("q", [], accept=str.isdigit))
+    outcome = with_judge(
+        Judge(JudgeConfig(stub.url, reasks=50, deadline=0.5)), lambda j: j.ask("q", [], accept=str.isdigit)
+    )
     assert isinstance(outcome, Unavailable) and len(stub.bodies) <= 3 + 3
 
 
 def test_equal_questions_are_sent_once(stub, say, picture):
     """Guards: eight equal rollouts cost eight judgements; equal pixels in another object count as new."""
     stub.reply = say("yes")
-    judge = Judge(stub.url, cache=AnswerCache())
+    judge = Judge(JudgeConfig(stub.url), ReplyCache())
 
     async def use(j: Judge) -> list[str | Unavailable]:
         await j.model_name()
@@ -237,9 +231,9 @@ def test_equal_questions_are_sent_once(stub, say, picture):
 def test_other_settings_are_another_question(stub, change):
     """Guards: a cache that serves one judge's answers as another's."""
     stub.models = ["stub", "other"]
-    cache = AnswerCache()
+    cache = ReplyCache()
     for settings in ({"model": "stub"}, {"model": "stub"} | change):
-        with_judge(Judge(stub.url, cache=cache, **settings), lambda j: j.ask("q", []))
+        with_judge(Judge(JudgeConfig(stub.url, **settings), cache), lambda j: j.ask("q", []))
     assert len(stub.bodies) == 2
 
 
@@ -253,16 +247,16 @@ def test_same_bytes_in_another_shape_are_another_picture(stub):
         await j.ask("q", [wide, tall])
         await j.ask("q", [tall, wide])
 
-    with_judge(Judge(stub.url, cache=AnswerCache()), use)
+    with_judge(Judge(JudgeConfig(stub.url), ReplyCache()), use)
     assert len(stub.bodies) == 4
 
 
 def test_only_usable_answers_are_kept(stub, say):
     """Guards: one bad answer, or an outage, remembered for all later runs."""
-    cache = AnswerCache()
+    cache = ReplyCache()
     for reply in (say("hm"), status(400), say("42")):
         stub.reply = reply
-        with_judge(Judge(stub.url, reasks=0, cache=cache), lambda j: j.ask("q", [], accept=str.isdigit))
+        with_judge(Judge(JudgeConfig(stub.url, reasks=0), cache), lambda j: j.ask("q", [], accept=str.isdigit))
     assert len(stub.bodies) == 3 and len(cache) == 1
 
 
@@ -278,7 +272,7 @@ def test_requests_in_flight_are_bounded(stub):
     async def use(j: Judge) -> None:
         await asyncio.gather(*(j.ask(f"q{i}", []) for i in range(20)))
 
-    with_judge(Judge(stub.url, concurrency=4), use)
+    with_judge(Judge(JudgeConfig(stub.url, concurrency=4)), use)
     assert stub.most_at_once == 4
 
 
@@ -297,7 +291,7 @@ def test_one_caller_that_gives_up_does_not_take_the_answer_from_another(stub):
         first.cancel()
         return await second
 
-    assert with_judge(Judge(stub.url), use) == "yes"
+    assert with_judge(Judge(JudgeConfig(stub.url)), use) == "yes"
 
 
 def test_judge_that_dies_during_a_run(stub):
@@ -308,14 +302,14 @@ def test_judge_that_dies_during_a_run(stub):
         await asyncio.to_thread(stub.close)
         return await j.ask("q", [])
 
-    outcome = with_judge(Judge(stub.url, attempts=2), use)
+    outcome = with_judge(Judge(JudgeConfig(stub.url, attempts=2)), use)
     assert isinstance(outcome, Unavailable) and f"127.0.0.1:{stub.port}" in outcome.reason
 
 
 def test_dead_judge_at_the_start_names_the_address():
     """Guards: hours of polling, a traceback."""
     with pytest.raises(UserError) as caught:
-        with_judge(Judge(REFUSED, attempts=2), lambda j: j.model_name())
+        with_judge(Judge(JudgeConfig(REFUSED, attempts=2)), lambda j: j.model_name())
     assert REFUSED in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -328,33 +322,33 @@ def test_dead_judge_at_the_start_names_the_address():
 def test_an_address_that_is_none_is_refused_at_once(url):
     """Guards: a traceback from the depths of the HTTP client, or a wait for a server that cannot be there."""
     with pytest.raises(UserError, match=r"want http://HOST:PORT/v1") as caught:
-        Judge(url)
+        Judge(JudgeConfig(url))
     assert not re.search("p@ss|ss@judge|ss,word", str(caught.value))
 
 
 def test_choice_of_the_model(stub):
     """Guards: a silent pick among several, a wrong name that only shows as 404 in every reward."""
-    assert with_judge(Judge(stub.url), lambda j: j.model_name()) == "stub"
+    assert with_judge(Judge(JudgeConfig(stub.url)), lambda j: j.model_name()) == "stub"
     stub.models = ["a", "b"]
-    assert with_judge(Judge(stub.url, "b"), lambda j: j.model_name()) == "b"
+    assert with_judge(Judge(JudgeConfig(stub.url, "b")), lambda j: j.model_name()) == "b"
     with pytest.raises(UserError, match="a, b"):
-        with_judge(Judge(stub.url), lambda j: j.model_name())
+        with_judge(Judge(JudgeConfig(stub.url)), lambda j: j.model_name())
     with pytest.raises(UserError, match="no model c"):
-        with_judge(Judge(stub.url, "c"), lambda j: j.model_name())
+        with_judge(Judge(JudgeConfig(stub.url, "c")), lambda j: j.model_name())
 
 
 def test_key_is_sent_and_never_shown(stub, monkeypatch, caplog, tmp_path: Path):
     """Guards: servers that quote the key in their error; debug logs; the cache file."""
     key = "sk-very-secret-0123456789"
-    monkeypatch.setenv("JUDGE_KEY", key)
+    monkeypatch.setenv("OPENAI_API_KEY", key)
     caplog.set_level(logging.DEBUG)
 
     async def quote(body: dict[str, Any]) -> web.Response:
         return web.json_response({"error": {"message": f"bad key {key}" + "." * 280 + key}}, status=401)
 
     stub.reply = quote
-    with AnswerCache(tmp_path / "answers.jsonl") as cache:
-        outcome = with_judge(Judge(stub.url, api_key_env="JUDGE_KEY", cache=cache), lambda j: j.ask("q", []))
+    with ReplyCache(tmp_path / "answers.jsonl") as cache:
+        outcome = with_judge(Judge(JudgeConfig(stub.url), cache), lambda j: j.ask("q", []))
     assert stub.keys == [f"Bearer {key}"]
     assert isinstance(outcome, Unavailable) and "bad key [key]" in outcome.reason
     assert "sk-very" not in outcome.reason + caplog.text

@@ -1,22 +1,29 @@
-"""The answer cache and its file."""
+"""Replies that are kept, and their file."""
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emu3.errors import UserError
-from rl.reward.cache import AnswerCache
+from rl.reward.cache import ReplyCache
+from rl.reward.client import Judge
+from rl.reward.config import JudgeConfig
+from rl.reward.metrics import ExpectedVieScore, Metric, VieScore, load_prompts
+from rl.reward.scores import Score
 
 
 def test_answers_survive_the_process(tmp_path: Path) -> None:
     """Guards: answers that are written at the end only, or with newlines that split a line."""
     path = tmp_path / "new" / "answers.jsonl"
-    first = AnswerCache(path)
+    first = ReplyCache(path)
     assert not path.parent.exists(), "a judge that turns out to be dead must leave no file"
     first.put("a", "line\nbreak ü")
-    with AnswerCache(path) as second:
+    with ReplyCache(path) as second:
         assert second.get("a") == "line\nbreak ü" and second.get("b") is None
 
 
@@ -24,18 +31,18 @@ def test_answers_survive_the_process(tmp_path: Path) -> None:
 def test_torn_last_line_is_dropped_and_the_file_goes_on(tmp_path: Path, cut: int) -> None:
     """Guards: a crash in the middle of a write makes the file useless, or glues the next answer to the stump."""
     path = tmp_path / "answers.jsonl"
-    with AnswerCache(path) as cache:
+    with ReplyCache(path) as cache:
         cache.put("a", "1")
     whole = path.read_bytes()
-    with AnswerCache(path) as cache:
+    with ReplyCache(path) as cache:
         cache.put("b", "2 with some length")
     path.write_bytes(path.read_bytes()[:-cut])
     assert len(path.read_bytes()) > len(whole)
-    with AnswerCache(path) as cache:
+    with ReplyCache(path) as cache:
         assert (cache.get("a"), cache.get("b")) == ("1", None)
         assert path.read_bytes() == whole
         cache.put("c", "3")
-    with AnswerCache(path) as cache:
+    with ReplyCache(path) as cache:
         assert (cache.get("a"), cache.get("c"), len(cache)) == ("1", "3", 2)
 
 
@@ -46,16 +53,39 @@ def test_other_file_is_refused_and_left_alone(tmp_path: Path, line: str) -> None
     path.write_text(f'{{"key": "a", "answer": "1"}}\n{line}\n')
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"other\.jsonl, line 2"):
-        AnswerCache(path)
+        ReplyCache(path)
     assert path.read_bytes() == before
 
 
 def test_memory_is_bounded_and_the_file_is_not(tmp_path: Path) -> None:
     """Guards: a long run that fills the memory with answers it will not see again."""
     path = tmp_path / "answers.jsonl"
-    with AnswerCache(path, keep=3) as cache:
+    with ReplyCache(path, keep=3) as cache:
         for name in "abcdef":
             cache.put(name, name)
         assert [cache.get(name) for name in "abcdef"] == [None, None, None, "d", "e", "f"]
-    with AnswerCache(path) as cache:
+    with ReplyCache(path) as cache:
         assert len(cache) == 6
+
+
+def test_replies_of_an_older_version_are_found(stub: Any, picture: Any, tmp_path: Path) -> None:
+    """Guards what a long evaluation paid for. The file was written by commit a157375 for these three metrics, asked for
+    "add a hat" about these images; another text, digest, order of settings or type of a number changes a key."""
+    path = tmp_path / "answers.jsonl"
+    shutil.copy(Path(__file__).parent / "older_replies.jsonl", path)
+
+    async def score(judge: Judge, metric: Metric) -> Any:
+        outcome = await metric.score("add a hat", picture(0), picture(1))
+        await judge.aclose()
+        return outcome
+
+    published = {"image_format": "jpeg", "temperature": None, "seed": 3, "max_tokens": 77}
+    values = []
+    with ReplyCache(path) as cache:
+        for settings in ({}, published):
+            judge = Judge(JudgeConfig(stub.url, **settings), cache)  # type: ignore[arg-type]
+            values.append(asyncio.run(score(judge, VieScore(judge, load_prompts()))))
+        judge = Judge(JudgeConfig(stub.url), cache)
+        values.append(asyncio.run(score(judge, ExpectedVieScore(judge))))
+    assert [outcome.value for outcome in values if isinstance(outcome, Score)] == [4, 4, pytest.approx(70 / 9)]
+    assert stub.bodies == []

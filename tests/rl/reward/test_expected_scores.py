@@ -1,4 +1,4 @@
-"""Grades as expectations: what is asked, what is read, and what is not taken for a grade."""
+"""Scores as expectations: what is asked, what is read, and what is not taken for a score."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from rl.reward.cache import AnswerCache
-from rl.reward.grades import LEAST_MASS, expected_grade, mean_grade
-from rl.reward.groundscore import GroundScore
-from rl.reward.judge import Judge
-from rl.reward.outcome import Outcome, Score, Unavailable, Unparsable
-from rl.reward.viescore import ExpectedVieScore
+from rl.reward.cache import ReplyCache
+from rl.reward.client import Judge
+from rl.reward.config import JudgeConfig
+from rl.reward.metrics import ExpectedVieScore, GroundScore, expected_score
+from rl.reward.scores import Outcome, Score, Unavailable, Unparsable
 
 
 def likeliest(**tokens: float) -> list[dict[str, Any]]:
@@ -35,50 +34,21 @@ def saying(logprobs: Any) -> Any:
     return reply
 
 
-def grade(judge: Judge) -> Any:
+def part(judge: Judge) -> Any:
     async def run() -> Any:
         try:
-            return await expected_grade(judge, "q", [])
+            return await expected_score(judge, "q", [])
         finally:
             await judge.aclose()
 
     return asyncio.run(run())
 
 
-def as_answer(tokens: dict[str, float]) -> str:
-    return json.dumps([[token, math.log(share)] for token, share in tokens.items()])
-
-
-@pytest.mark.parametrize(
-    ("tokens", "expected"),
-    [
-        ({"9": 1.0}, 10.0),
-        ({"0": 1.0}, 0.0),
-        ({"4": 0.5, "5": 0.5}, 5.0),
-        ({"8": 0.6, "6": 0.2, "Well": 0.2}, 10 / 9 * 7.5),  # the rest is left out, the digits scaled to 1
-        ({" 9": 0.3, "9": 0.3, "9\n": 0.4}, 10.0),  # spellings of one digit
-        ({"9": 0.6, "10": 0.4}, 10.0),  # no digit of this scale
-        ({"9": 0.6, "²": 0.4}, 10.0),  # a digit to Python, not to us
-    ],
-)
-def test_mean_under_the_digits(tokens: dict[str, float], expected: float) -> None:
-    """Guards: the likeliest digit for the mean one, a mean over all mass, a scale that ends at 9."""
-    value = mean_grade(as_answer(tokens))
-    assert value == pytest.approx(expected) and 0 <= value <= 10
-
-
-def test_digits_that_were_not_meant_are_no_grade() -> None:
-    """Guards: a model that is about to refuse, whose third-likeliest token is a 1."""
-    assert mean_grade(as_answer({"I": 0.51, "7": 0.49})) is None
-    assert mean_grade(as_answer({"I": 0.5 - 1e-9, "7": LEAST_MASS + 1e-9})) is not None
-    assert mean_grade("[]") is None
-
-
 def test_one_token_is_asked_for_with_its_probabilities(stub) -> None:
-    """Guards: 1,400 tokens for each grade; a temperature that sharpens what a server reports; a useless repetition."""
+    """Guards: 1,400 tokens for each score; a temperature that sharpens what a server reports; a useless repetition."""
     stub.reply = saying(probabilities(likeliest(I=0.9, **{"7": 0.1})))
-    outcome = grade(Judge(stub.url, temperature=0.0, max_tokens=1400, reasks=2))
-    assert isinstance(outcome, Unparsable) and '"7"' in outcome.answer
+    outcome = part(Judge(JudgeConfig(stub.url, temperature=0.0, max_tokens=1400, reasks=2)))
+    assert isinstance(outcome, Unparsable) and '"7"' in outcome.reply
     (body,) = stub.bodies
     assert (body["max_tokens"], body["temperature"], body["logprobs"], body["top_logprobs"]) == (1, 1.0, True, 20)
 
@@ -88,8 +58,8 @@ def test_the_cache_keeps_the_probabilities(stub, tmp_path: Path) -> None:
     stub.reply = saying(probabilities(likeliest(**{"3": 0.75, "6": 0.25})))
     path = tmp_path / "answers.jsonl"
     for _ in range(2):
-        with AnswerCache(path) as cache:
-            assert grade(Judge(stub.url, cache=cache)) == pytest.approx(10 / 9 * 3.75)
+        with ReplyCache(path) as cache:
+            assert part(Judge(JudgeConfig(stub.url), cache)) == pytest.approx(10 / 9 * 3.75)
     assert len(stub.bodies) == 1
     kept = json.loads(json.loads(path.read_text())["answer"])
     assert kept == [["3", pytest.approx(math.log(0.75))], ["6", pytest.approx(math.log(0.25))]]
@@ -99,15 +69,15 @@ def test_the_cache_keeps_the_probabilities(stub, tmp_path: Path) -> None:
         await judge.aclose()
         return answer
 
-    with AnswerCache(path) as cache:
-        assert asyncio.run(in_words(Judge(stub.url, cache=cache))) == "x"
+    with ReplyCache(path) as cache:
+        assert asyncio.run(in_words(Judge(JudgeConfig(stub.url), cache))) == "x"
 
 
 @pytest.mark.parametrize("logprobs", [None, {}, {"content": None}])
 def test_a_server_without_probabilities_is_a_refusal(stub, logprobs) -> None:
     """Guards: minutes of retries and pauses for what will never come; a 0."""
     stub.reply = saying(logprobs)
-    outcome = grade(Judge(stub.url))
+    outcome = part(Judge(JudgeConfig(stub.url)))
     assert isinstance(outcome, Unavailable) and outcome.refused and "logprobs" in outcome.reason
     assert len(stub.bodies) == 1
 
@@ -124,18 +94,18 @@ def test_a_server_without_probabilities_is_a_refusal(stub, logprobs) -> None:
 def test_probabilities_that_are_none_are_no_answer(stub, logprobs) -> None:
     """Guards: NaN as a reward, a traceback in the scorer's thread."""
     stub.reply = saying(logprobs)
-    outcome = grade(Judge(stub.url, attempts=2))
+    outcome = part(Judge(JudgeConfig(stub.url, attempts=2)))
     assert isinstance(outcome, Unavailable) and not outcome.refused
     assert len(stub.bodies) == 2
 
 
 def test_a_model_that_says_nothing_is_unparsable(stub) -> None:
     stub.reply = saying({"content": []})
-    assert grade(Judge(stub.url)) == Unparsable("[]")
+    assert part(Judge(JudgeConfig(stub.url))) == Unparsable("[]")
 
 
 def test_four_questions_make_an_expected_viescore(stub, picture) -> None:
-    """Guards: swapped grades; an instruction in the questions about quality, or none in those about the edit."""
+    """Guards: swapped parts; an instruction in the questions about quality, or none in those about the edit."""
     digits = {"success": "8", "restraint": "6", "naturalness": "9", "artifacts": "4"}
 
     async def reply(body: dict[str, Any]) -> web.Response:
@@ -147,25 +117,25 @@ def test_four_questions_make_an_expected_viescore(stub, picture) -> None:
         return await saying(probabilities(likeliest(**{digits[name]: 1.0})))(body)
 
     stub.reply = reply
-    outcome = score(ExpectedVieScore(Judge(stub.url)), picture)
+    outcome = score(ExpectedVieScore(Judge(JudgeConfig(stub.url))), picture)
     names = ["edit_success", "overedit", "naturalness", "no_artifacts", "sc", "pq"]
     assert isinstance(outcome, Score)
     assert outcome.parts == pytest.approx(dict(zip(names, [80 / 9, 60 / 9, 10, 40 / 9, 60 / 9, 40 / 9], strict=True)))
     assert outcome.value == pytest.approx(math.sqrt(60 / 9 * 40 / 9))
 
 
-def test_one_missing_grade_leaves_no_score(stub, picture) -> None:
+def test_one_missing_part_leaves_no_score(stub, picture) -> None:
     async def reply(body: dict[str, Any]) -> web.Response:
         lost = "Grade: artifacts" in body["messages"][0]["content"][0]["text"]
         return await saying(probabilities(likeliest(**({"no": 1.0} if lost else {"9": 1.0}))))(body)
 
     stub.reply = reply
-    assert isinstance(score(ExpectedVieScore(Judge(stub.url)), picture), Unparsable)
+    assert isinstance(score(ExpectedVieScore(Judge(JudgeConfig(stub.url))), picture), Unparsable)
 
 
 def test_expected_agreement(stub, picture) -> None:
     stub.reply = saying(probabilities(likeliest(**{"2": 0.5, "7": 0.5})))
-    outcome = score(GroundScore(Judge(stub.url), expected=True), picture)
+    outcome = score(GroundScore(Judge(JudgeConfig(stub.url)), expected=True), picture)
     assert outcome == Score(pytest.approx(5.0), {"agreement": pytest.approx(5.0)})
     assert stub.bodies[0]["max_tokens"] == 1
 

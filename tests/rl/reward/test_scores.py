@@ -1,14 +1,16 @@
-"""A corpus of answers, each with the scores that it gives, or None where it leaves doubt."""
+"""A corpus of replies, each with the scores that it gives, or None where it leaves doubt; and scores by the
+probabilities of a token."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
 
-from rl.reward.answers import parse_scores
+from rl.reward.scores import LEAST_MASS, mean_score, parse_scores
 
 LINES = (Path(__file__).parent / "answers.jsonl").read_text(encoding="utf-8").splitlines()
 CORPUS = [(entry["answer"], entry["scores"]) for entry in map(json.loads, LINES)]
@@ -56,3 +58,32 @@ def test_scores_are_numbers_of_the_answer(answer: str, scores: list[float]) -> N
     written = {float(number) for number in re.findall(r"-?[0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?", answer)}
     read = parse_scores(answer)
     assert read is not None and set(read) <= written
+
+
+def as_reply(tokens: dict[str, float]) -> str:
+    return json.dumps([[token, math.log(share)] for token, share in tokens.items()])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ({"9": 1.0}, 10.0),
+        ({"0": 1.0}, 0.0),
+        ({"4": 0.5, "5": 0.5}, 5.0),
+        ({"8": 0.6, "6": 0.2, "Well": 0.2}, 10 / 9 * 7.5),  # the rest is left out, the digits scaled to 1
+        ({" 9": 0.3, "9": 0.3, "9\n": 0.4}, 10.0),  # spellings of one digit
+        ({"9": 0.6, "10": 0.4}, 10.0),  # no digit of this scale
+        ({"9": 0.6, "²": 0.4}, 10.0),  # a digit to Python, not to us
+    ],
+)
+def test_mean_under_the_digits(tokens: dict[str, float], expected: float) -> None:
+    """Guards: the likeliest digit for the mean one, a mean over all mass, a scale that ends at 9."""
+    value = mean_score(as_reply(tokens))
+    assert value == pytest.approx(expected) and 0 <= value <= 10
+
+
+def test_digits_that_were_not_meant_are_no_score() -> None:
+    """Guards: a model that is about to refuse, whose third-likeliest token is a 1."""
+    assert mean_score(as_reply({"I": 0.51, "7": 0.49})) is None
+    assert mean_score(as_reply({"I": 0.5 - 1e-9, "7": LEAST_MASS + 1e-9})) is not None
+    assert mean_score("[]") is None
