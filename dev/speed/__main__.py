@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dev.speed import pipeline, tokens, vision
+from dev.speed import data, vision
 from dev.speed.measure import machine, record, table
 from emu3.errors import run_main
 
@@ -18,9 +18,9 @@ def main() -> None:
     results = [
         *vision.operations(),
         *vision.quantizer_memory(),
-        *tokens.codes_and_ids(10 * options.turns),
-        *tokens.bytes_per_pair(),
-        *pipeline.tokenise(options.turns),
+        *data.codes_and_ids(10 * options.turns),
+        *data.bytes_per_pair(),
+        *data.tokenize(options.turns),
         *vision.times(options.turns),
     ]
     record(results, options.output, machine())

@@ -1,29 +1,41 @@
-"""What happens around the tokenizer: codes to ids and back, and pairs on the disk, against the published ways."""
+"""What happens around the tokenizer, against the published ways: codes to ids and back, pairs on the disk, and a
+dataset end to end, files in, codes on the disk.
+"""
 
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tiktoken
 import torch
+from PIL import Image
+from transformers import Emu3ImageProcessor, Emu3VQVAE
 
 from dev.speed.measure import Speed, seconds
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.grid_ids import grid_to_ids, ids_to_grid
 from emu3.mllm.layout import TokenLayout
 from emu3.mllm.text_tokenizer import SPLIT_PATTERN
+from emu3.tokenizer.images import scale_image
+from emu3.tokenizer.random_vision import random_vqvae, save_baai
+from emu3.train_image_editing.prepare_data import PrepareArguments, prepare
 from emu3.train_image_editing.shards import EditRow, ShardWriter
 
 GRID = (32, 32)
-PAIRS = 512
+STORED = 512
 OFTEN = 20  # calls in a turn: one alone is over before the caches are warm
 INSTRUCTION = "replace the red apple on the table with a green pear"
 _VISUAL = re.compile(r"<\|visual token (\d+)\|>")
+TOKENIZED = 8
+SIDE = 128
 
 
 def codes_and_ids(turns: int) -> list[Speed]:
@@ -66,7 +78,7 @@ def codes_and_ids(turns: int) -> list[Speed]:
 def bytes_per_pair() -> list[Speed]:
     """Bytes on the disk of one pair of uniformly random 32x32 grids, the worst case for compression."""
     rng = np.random.default_rng(0)
-    grids = rng.integers(0, 32_768, (PAIRS, 2, *GRID), dtype=np.uint16)
+    grids = rng.integers(0, 32_768, (STORED, 2, *GRID), dtype=np.uint16)
     rows = [EditRow(str(i), source, edited, INSTRUCTION, {}, None) for i, (source, edited) in enumerate(grids)]
     published = io.BytesIO()
     source, edited = grids[0].astype(np.int64)
@@ -74,5 +86,63 @@ def bytes_per_pair() -> list[Speed]:
     torch.save(record | {"instruction": INSTRUCTION}, published)
     with tempfile.TemporaryDirectory() as folder:
         ShardWriter(Path(folder), {}, shards=1).write(0, rows, [])
-        ours = sum(file.stat().st_size for file in Path(folder).rglob("*.parquet")) / PAIRS
+        ours = sum(file.stat().st_size for file in Path(folder).rglob("*.parquet")) / STORED
     return [Speed("shard_bytes", ours, len(published.getvalue()), "bytes", 4.0, "one published .pth file per pair")]
+
+
+def tokenize(turns: int) -> list[Speed]:
+    """Seconds per pair. The network has the published shape at a quarter of its width, or one turn took minutes."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        vqvae = random_vqvae(base_channels=64, hidden_size=256)
+        save_baai(vqvae, root / "vision")
+        _write_pairs(root / "pairs.parquet")
+        outputs: Iterator[Path] = (root / f"out-{number}" for number in itertools.count())
+
+        def ours() -> None:
+            prepare(
+                PrepareArguments(
+                    dataset_name=str(root / "pairs.parquet"),
+                    source="local",
+                    output_path=str(next(outputs)),
+                    model_path=str(root / "vision"),
+                    original_image_key="input",
+                    edited_image_key="output",
+                    image_area=SIDE * SIDE,
+                )
+            )
+
+        ours_s, peer_s = seconds(ours, lambda: _loop(vqvae, root / "pairs.parquet", next(outputs)), turns)
+    peer_is = f"one picture at a time through transformers.Emu3VQVAE, one .pth per pair; {SIDE}x{SIDE}"
+    return [Speed("tokenise_pipeline", ours_s / TOKENIZED, peer_s / TOKENIZED, "s/pair", None, peer_is)]
+
+
+def _write_pairs(path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def picture() -> dict[str, object]:
+        file = io.BytesIO()
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        coarse.resize((512, 512), Image.Resampling.BICUBIC).save(file, "JPEG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    rows = [{"input": picture(), "output": picture(), "instruction": "make it brighter"} for _ in range(TOKENIZED)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def _loop(vqvae: Emu3VQVAE, pairs: Path, output: Path) -> None:
+    output.mkdir()
+    processor = Emu3ImageProcessor(do_resize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+    def encode(data: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(data)) as image:
+            scaled = scale_image(image, SIDE * SIDE, 8)
+        inputs = processor([scaled], return_tensors="pt")
+        with torch.no_grad():
+            [codes] = vqvae.encode(inputs["pixel_values"], inputs["image_sizes"]).image_tokens
+        grid: np.ndarray = codes.numpy()
+        return grid
+
+    for number, row in enumerate(pq.read_table(pairs).to_pylist()):
+        record = {"original_image": encode(row["input"]["bytes"]), "edited_image": encode(row["output"]["bytes"])}
+        torch.save(record | {"CoT": {}, "instruction": row["instruction"]}, output / f"{number}.pth")
