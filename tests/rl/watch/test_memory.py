@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from rl.watch.memory import memory
 from rl.watch.sizes import Sizes
 
 # 32 layers of 2 x 4096^2 + 2 x 4096 x 1024 + 3 x 4096 x 14336, two tables of 184,622 x 4096, 65 norms of 4096.
+ROOT = Path(__file__).parents[3]
 PARAMETERS = 32 * 218_103_808 + 2 * 756_211_712 + 65 * 4096
 
 
@@ -221,7 +223,7 @@ def test_a_training_step_takes_what_was_counted() -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
         [sys.executable, training_step.__file__],
-        env={**inherited, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
+        env={**inherited, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
