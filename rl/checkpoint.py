@@ -26,7 +26,7 @@ from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.training import ranks
 from emu3.training.lora import ADAPTER
 from rl.config import Config
-from rl.training.protocol import Trainer
+from rl.training.trainer import Trainer
 
 MANIFEST = "manifest.json"
 WRITE_ERRORS = (OSError, SafetensorError)  # such as a full disk

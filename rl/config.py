@@ -147,7 +147,7 @@ class ComputeConfig:
     max_logprob_gap: bound, in nats, on the mean difference between the log-probabilities of the sampler and those
     of the trainer; a larger one means that the weights that sample are not the weights that are trained.
     max_probe_gap: the same bound for the probe after each update of a sampling engine's copy of the weights; none is
-    0.005 in fp32, 0.1 in bf16 (`rl.rollout.probe`).
+    0.005 in fp32, 0.1 in bf16 (`rl.rollout.vllm`).
     memory_check: what happens before the start where the estimate of memory (`rl.watch.estimate`) is more than there
     is: a warning, or the end of the run; `off` estimates nothing.
     """

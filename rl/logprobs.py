@@ -25,7 +25,7 @@ from transformers import Emu3ForCausalLM
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
 from emu3.training.head import chosen_logprobs
-from rl.rollout.protocol import Prompt, Rollout
+from rl.rollout.engine import Prompt, Rollout
 from rl.shared_prefix import SharedPrefix, final_states
 
 Scheme = Literal["grammar", "split"]

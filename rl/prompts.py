@@ -16,7 +16,7 @@ from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.train_image_editing.dataset import Mixture
 from emu3.train_image_editing.shards import EditRow, read_rows
 from rl.config import DataConfig
-from rl.rollout.protocol import Prompt
+from rl.rollout.engine import Prompt
 
 
 class Prompts:

@@ -26,7 +26,7 @@ from rl.reward.endpoints import shown_addresses
 from rl.reward.metrics import ExpectedVieScore, GroundScore, Metric, VieScore, WeightedMean, prompts_from
 from rl.reward.scorer import Scorer
 from rl.reward.scores import Outcome, Score, Unavailable
-from rl.rollout.protocol import Prompt, Rollout
+from rl.rollout.engine import Prompt, Rollout
 
 VIESCORE_ALONE = RewardConfig()
 

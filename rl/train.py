@@ -31,7 +31,7 @@ from emu3.errors import UserError, one_line, run_main
 from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.checkpoint_layouts import read_config
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.mllm.vllm.installed import check_installed
+from emu3.mllm.vllm.start import check_installed
 from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
@@ -48,13 +48,10 @@ from rl.prompts import Prompts
 from rl.reward.counters import judge_metrics
 from rl.reward.scorer import Scorer
 from rl.reward.scores import Outcome, Score
-from rl.rollout.choose import make_engine
-from rl.rollout.protocol import Prompt, Rollout
+from rl.rollout.engine import Prompt, Rollout, make_engine
 from rl.scoring import Episode, collect, start_scorer, submit_group
-from rl.training.choose import make_trainer
-from rl.training.policy import precision
-from rl.training.protocol import Trainer
-from rl.training.reference import Reference
+from rl.training.policy import Reference, precision
+from rl.training.trainer import Trainer, make_trainer
 from rl.watch.estimate import announce
 from rl.watch.watch import Watch
 

@@ -26,7 +26,7 @@ from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
 from emu3.training.head import chosen_logprobs
 from rl.logprobs import pack, scored_positions, token_logprobs
-from rl.rollout.protocol import Prompt, Rollout
+from rl.rollout.engine import Prompt, Rollout
 from rl.shared_prefix import ATTENTION
 
 GROUP = 8

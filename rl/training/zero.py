@@ -29,8 +29,8 @@ from emu3.training.deepspeed import gathered, start_communication
 from emu3.training.lora import adapters, merged
 from rl.config import Config
 from rl.logprobs import Batch
-from rl.training.optimizer import adamw
 from rl.training.policy import Score, TokenLogprobs
+from rl.training.trainer import adamw
 
 
 class ZeroTrainer:

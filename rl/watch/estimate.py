@@ -31,7 +31,7 @@ from emu3.training.activations import Parts
 from emu3.training.memory import Memory
 from rl.config import Config
 from rl.config_file import load_config, stand_in
-from rl.rollout.protocol import Prompt
+from rl.rollout.engine import Prompt
 from rl.watch.engine import Engine, engine
 from rl.watch.memory import memory
 from rl.watch.remedies import remedies

@@ -44,7 +44,7 @@ from emu3.training.lora import add_lora  # noqa: E402
 from rl.config import Config  # noqa: E402
 from rl.logprobs import Batch, pack  # noqa: E402
 from rl.losses import OBJECTIVES, Tokens, Totals  # noqa: E402
-from rl.rollout.protocol import Prompt, Rollout  # noqa: E402
+from rl.rollout.engine import Prompt, Rollout  # noqa: E402
 from rl.shared_prefix import ATTENTION  # noqa: E402
 from rl.training.policy import TokenLogprobs  # noqa: E402
 from rl.watch.memory import decoding, larger, sampling  # noqa: E402

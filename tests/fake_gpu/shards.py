@@ -31,7 +31,7 @@ from emu3.mllm.layout import TokenLayout  # noqa: E402
 from emu3.training.activations import ModelSizes  # noqa: E402
 from emu3.training.memory import Zero, held  # noqa: E402
 from rl.logprobs import pack  # noqa: E402
-from rl.rollout.protocol import Prompt, Rollout  # noqa: E402
+from rl.rollout.engine import Prompt, Rollout  # noqa: E402
 from rl.shared_prefix import ATTENTION  # noqa: E402
 from rl.training.zero import ZeroTrainer  # noqa: E402
 

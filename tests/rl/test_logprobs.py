@@ -17,8 +17,7 @@ from emu3.mllm.text_tokenizer import TextTokenizer
 from rl.config import DataConfig, RolloutConfig
 from rl.logprobs import Scheme, pack, scored_positions, token_logprobs
 from rl.prompts import Prompts
-from rl.rollout.local import LocalEngine
-from rl.rollout.protocol import Prompt, Rollout
+from rl.rollout.engine import LocalEngine, Prompt, Rollout
 from rl.shared_prefix import ATTENTION
 
 THINK = 5

@@ -17,7 +17,7 @@ from tenacity import wait_none
 from emu3.errors import UserError
 from rl.config import JudgeConfig, RewardConfig
 from rl.reward.scores import Score, Unavailable
-from rl.rollout.protocol import Prompt, Rollout
+from rl.rollout.engine import Prompt, Rollout
 from rl.scoring import Episode, collect, start_scorer, submit_group
 
 GOOD = answers(json.dumps({"reasoning": "so", "score": [9, 4]}))

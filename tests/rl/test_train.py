@@ -19,7 +19,7 @@ from tiny_run import run_ranks, without_times
 from emu3.errors import UserError, run_main
 from emu3.tokenizer.model import StillVQ
 from rl.reward.scores import Unavailable, Unparsable
-from rl.rollout.local import LocalEngine
+from rl.rollout.engine import LocalEngine
 from rl.train import main
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rl.json"
@@ -174,7 +174,7 @@ def test_weights_that_were_not_handed_over_are_noticed(
                 old = copy.deepcopy(model)
             super().__init__(lambda: nullcontext(old), *others)
 
-    monkeypatch.setattr("rl.rollout.choose.LocalEngine", StaleEngine)
+    monkeypatch.setattr("rl.rollout.engine.LocalEngine", StaleEngine)
     with pytest.raises(UserError, match="do not hold the same weights"):
         run(make_config(steps=5, optimizer={"lr": 0.1}, compute={"max_logprob_gap": 0.05}))
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from emu3.mllm.vllm.mask import mask_illegal
-from emu3.mllm.vllm.rules import AnswerRule, Legal, rule_of
+from emu3.mllm.vllm.rules import AnswerRule, Legal, mask_illegal, rule_of
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

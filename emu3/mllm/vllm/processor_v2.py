@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor, LogitsProcRequestState
 
-from emu3.mllm.vllm.mask import mask_illegal, row_states
-from emu3.mllm.vllm.rules import AnswerRule, rule_of
+from emu3.mllm.vllm.rules import AnswerRule, mask_illegal, row_states, rule_of
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -2,10 +2,11 @@
 
 The answer is in a state, a whole number, and the table says for each state which ids are legal: a half-open range,
 and one id besides. With thinking the first states are the tokens of thought so far, legal are the text ids and `boi`,
-and in the last of them the budget is spent and `boi` is forced (`emu3.mllm.thinking`). The others are the offsets of
+and in the last of them the budget is spent and `boi` is forced (`emu3.mllm.generate`). The others are the offsets of
 the grid grammar (`emu3.mllm.grammar`). Finding a row takes an addition, whatever the size of the vocabulary.
 
-No framework is imported here.
+The functions on tensors below find the state of each row of a batch, and forbid what is not legal in it. Axes: R rows,
+W tokens of a window on what was drawn, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
@@ -99,3 +103,30 @@ def _rule(numbers: tuple[int, ...]) -> AnswerRule:
     text_ranks, codes, height, width, budget, *size_ids = numbers
     grammar = GridGrammar(TokenLayout(text_ranks, codes), height, width, tuple(size_ids))
     return AnswerRule(grammar, None if budget < 0 else budget)
+
+
+def mask_illegal(logits_R_V: Tensor, legal_R_3: Tensor) -> Tensor:
+    """Set, in place, every logit outside low <= id < high and id == also to minus infinity; returns the logits.
+
+    legal_R_3: integers (low, high, also), on the logits' device.
+    """
+    ids_V = torch.arange(logits_R_V.shape[1], device=logits_R_V.device)
+    low_R_1, high_R_1, also_R_1 = legal_R_3.split(1, dim=1)
+    illegal_R_V = ((ids_V < low_R_1) | (ids_V >= high_R_1)) & (ids_V != also_R_1)
+    return logits_R_V.masked_fill_(illegal_R_V, -torch.inf)
+
+
+def row_states(
+    drawn_R: Tensor, window_R_W: Tensor, boi_R: Tensor, first_state_R: Tensor, thinking_states_R: Tensor
+) -> Tensor:
+    """`AnswerRule.state` of each row, on the device; the caller bounds it by the last state.
+
+    drawn_R: tokens drawn so far. window_R_W: the first W of them; what stands behind the drawn ones is ignored. W may
+    be 0 where no row thinks.
+    """
+    device = window_R_W.device
+    seen_R_W = torch.arange(window_R_W.shape[1], device=device) < torch.minimum(drawn_R, thinking_states_R)[:, None]
+    is_boi_R_W = (window_R_W == boi_R[:, None]) & seen_R_W
+    thought_R = (is_boi_R_W.cumsum(1) == 0).sum(1)  # tokens in front of the first `boi`
+    opened_R = is_boi_R_W.any(1)
+    return torch.where(opened_R, thinking_states_R + drawn_R - thought_R - 1, first_state_R + drawn_R)

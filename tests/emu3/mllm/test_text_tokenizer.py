@@ -12,9 +12,9 @@ from tiktoken_reference import assert_same_ids, reference
 from transformers import AutoTokenizer
 
 from emu3.errors import UserError
-from emu3.mllm.rank_file import read_ranks, write_ranks
 from emu3.mllm.sequence import edit_prompt
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
+from emu3.mllm.vocabulary_files import read_ranks, write_ranks
 
 CODEBOOK = 16
 CORPUS = [

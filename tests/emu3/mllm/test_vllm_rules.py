@@ -9,8 +9,7 @@ import torch
 
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.vllm.mask import mask_illegal, row_states
-from emu3.mllm.vllm.rules import AnswerRule, rule_of
+from emu3.mllm.vllm.rules import AnswerRule, mask_illegal, row_states, rule_of
 
 LAYOUT = TokenLayout(text_ranks=12, codebook_size=16)
 GRID = GridGrammar(LAYOUT, 3, 2, size_ids=(3, 9, 2))

@@ -24,9 +24,8 @@ from emu3.mllm.editor import Editor
 from emu3.mllm.generate import Sample, generate
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
-from emu3.mllm.vllm.sampler import Preemptions, VllmSampler, sampler_of
+from emu3.mllm.vllm.sampler import Preemptions, VllmSampler, named_weights, sampler_of
 from emu3.mllm.vllm.start import CPU_BLOCK, VllmSettings, start_engine
-from emu3.mllm.vllm.weights import named_weights
 
 CPU = torch.device("cpu")
 MIXED = [

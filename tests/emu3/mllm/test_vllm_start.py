@@ -11,9 +11,8 @@ import torch
 from emu3.errors import UserError
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.vllm.sampler import seed_number
+from emu3.mllm.vllm.sampler import named_weights, seed_number, with_head
 from emu3.mllm.vllm.start import VllmSettings, _gpu_arguments, start_engine
-from emu3.mllm.vllm.weights import named_weights, with_head
 
 
 def tiny(**changes: Any) -> Any:

@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 from vllm_world import world_model, world_request
 
-from emu3.mllm.vllm.sampler import VllmSampler
+from emu3.mllm.vllm.sampler import VllmSampler, named_weights
 from emu3.mllm.vllm.start import VllmSettings
-from emu3.mllm.vllm.weights import named_weights
 
 
 def main(folder: Path) -> None:

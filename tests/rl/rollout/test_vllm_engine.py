@@ -21,12 +21,9 @@ from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
 from emu3.training.lora import add_lora
 from rl.config import Config
 from rl.logprobs import pack
-from rl.rollout.choose import make_engine
-from rl.rollout.local import LocalEngine
-from rl.rollout.probe import MOST
-from rl.rollout.protocol import Prompt
-from rl.rollout.vllm import VllmEngine
-from rl.training.whole import WholeTrainer
+from rl.rollout.engine import LocalEngine, Prompt, make_engine
+from rl.rollout.vllm import MOST, VllmEngine
+from rl.training.trainer import WholeTrainer
 
 CPU = torch.device("cpu")
 CODES = 16  # those of the tiny world's image tokenizer

@@ -18,10 +18,10 @@ from emu3.mllm.text_tokenizer import TextTokenizer
 from rl.config import Config
 from rl.config_file import build_config
 from rl.logprobs import Batch, pack
-from rl.rollout.probe import probe_prompt
-from rl.rollout.protocol import Rollout
-from rl.training.choose import make_trainer
+from rl.rollout.engine import Rollout
+from rl.rollout.vllm import probe_prompt
 from rl.training.policy import load_model
+from rl.training.trainer import make_trainer
 from rl.training.zero import ZeroTrainer
 
 

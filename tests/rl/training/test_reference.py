@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rl.training.policy import TokenLogprobs, load_model
-from rl.training.reference import frozen_reference
+from rl.training.policy import TokenLogprobs, frozen_reference, load_model
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:

@@ -22,7 +22,7 @@ from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from rl.config import Config
 from rl.config_file import load_config
-from rl.rollout.protocol import Prompt
+from rl.rollout.engine import Prompt
 from rl.watch import estimate as module
 from rl.watch.estimate import Device, announce, check, estimate, main
 from rl.watch.sizes import Sizes

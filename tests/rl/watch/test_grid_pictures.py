@@ -13,7 +13,7 @@ from PIL import Image
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
 from rl.reward.scores import Outcome, Score, Unavailable
-from rl.rollout.protocol import Prompt, Rollout
+from rl.rollout.engine import Prompt, Rollout
 from rl.scoring import Episode
 from rl.watch.pictures import GROUPS, Answer, Group, draw, groups_of, write
 

@@ -20,9 +20,9 @@ from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
 from rl.config import Config
 from rl.logprobs import pack
-from rl.rollout.protocol import Prompt, Rollout
+from rl.rollout.engine import Prompt, Rollout
 from rl.shared_prefix import ATTENTION
-from rl.training.whole import WholeTrainer
+from rl.training.trainer import WholeTrainer
 
 LAYOUT = TokenLayout(text_ranks=300, codebook_size=64)
 GRAMMAR = GridGrammar(LAYOUT, 8, 8, (1, 2, 3))
