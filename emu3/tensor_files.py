@@ -1,17 +1,18 @@
 """The tensors of a checkpoint, by name: model.safetensors, or shards and their index. Nothing else is opened.
 
-Names, shapes and dtypes come from the files' headers, tensors one at a time when they are asked for, as views of the
-mapped files: a part of a large checkpoint costs what that part costs. From the Hub only the files that hold wanted
-tensors are fetched.
+Names, shapes and dtypes come from the files' headers (`TensorHeaders`), which may be on the Hub (`emu3.hub_headers`);
+tensors one at a time when they are asked for, as views of the mapped files (`TensorFiles`): a part of a large
+checkpoint costs what that part costs. From the Hub only the files that hold wanted tensors are fetched.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -26,17 +27,78 @@ INDEX_FILE = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 
 
-class TensorFiles(Mapping[str, Tensor]):
-    """Tensors on the CPU, each read when it is asked for.
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Floating-point dtypes as safetensors spells them; weights of this project have no others."""
+
+Header = Mapping[str, tuple[list[int], str]]
+"""Of each tensor in a file, its shape and its dtype as safetensors spells it, such as "BF16"."""
+
+
+class TensorHeaders(Mapping[str, Tensor]):
+    """Names, shapes and dtypes without the numbers: each tensor is one on the device `meta`, in float32 where it is not
+    floating point.
 
     files: those that hold the tensors, sorted by name.
     """
 
+    def __init__(self, places: Mapping[str, tuple[Path, str]], read: Callable[[Path], Header]) -> None:
+        """places: of each tensor, the file and its name there. read: the header of a file, asked for once."""
+        self._places = dict(places)
+        self._read = read
+        self._headers: dict[Path, Header] = {}
+        self.files = sorted({file for file, _ in self._places.values()})
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Raises UserError, like `shape_and_dtype`, if the file is missing, cut short, or lacks the tensor."""
+        shape, dtype = self.shape_and_dtype(name)
+        return torch.empty(shape, dtype=FLOATS.get(dtype, torch.float32), device="meta")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def shape_and_dtype(self, name: str) -> tuple[list[int], str]:
+        """From the file's header. The dtype is as safetensors spells it."""
+        file, full = self._places[name]
+        header = self._header(file)
+        if full not in header:
+            raise UserError(f"{file} lacks {full!r}, which its index says it holds")
+        return header[full]
+
+    def check_index(self) -> None:
+        """Raise UserError if the files hold other tensors than these: their index then belongs to other files.
+
+        For tensors that were taken without a prefix.
+        """
+        listed = set(self._places.values())
+        held = {(file, name) for file in self.files for name in self._header(file)}
+        for told, places in (("lists", listed - held), ("lacks", held - listed)):
+            if places:
+                file, name = min(places)
+                raise UserError(
+                    f"{file.parent / INDEX_FILE} does not fit its shards: it {told} {len(places)} tensors that they "
+                    f"{'do not hold' if told == 'lists' else 'hold'} (first: {name} in {file.name})"
+                )
+
+    def without_numbers(self) -> TensorHeaders:
+        """These tensors' names, shapes and dtypes alone."""
+        return TensorHeaders(self._places, self._header)
+
+    def _header(self, file: Path) -> Header:
+        if file not in self._headers:
+            self._headers[file] = self._read(file)
+        return self._headers[file]
+
+
+class TensorFiles(TensorHeaders):
+    """Tensors on the CPU, each read when it is asked for."""
+
     def __init__(self, places: Mapping[str, tuple[Path, str]]) -> None:
         """places: of each tensor, the file and its name there."""
-        self._places = dict(places)
+        super().__init__(places, self._read_header)
         self._readers: dict[Path, Any] = {}
-        self.files = sorted({file for file, _ in self._places.values()})
 
     @classmethod
     def of(cls, name: Path | str, prefixes: tuple[str, ...] = ("",)) -> Self:
@@ -48,55 +110,47 @@ class TensorFiles(Mapping[str, Tensor]):
         folder = local_folder(name, (INDEX_FILE,))
         if (folder / WEIGHTS_FILE).is_file() or not (folder / INDEX_FILE).is_file():
             file = local_folder(name, (WEIGHTS_FILE,)) / WEIGHTS_FILE
-            return cls({short: (file, full) for short, full in _under(prefixes, _reader(file).keys())})
-        shards = _read_index(folder / INDEX_FILE)
-        wanted = dict(_under(prefixes, shards))
-        folder = local_folder(name, (INDEX_FILE, *sorted({shards[full] for full in wanted.values()})))
-        return cls({short: (folder / shards[full], full) for short, full in wanted.items()})
+            return cls(places_in(dict.fromkeys(_reader(file).keys(), file), prefixes))
+        shards = shards_of(read_json(folder / INDEX_FILE), folder / INDEX_FILE)
+        wanted = places_in({full: Path(file) for full, file in shards.items()}, prefixes)
+        folder = local_folder(name, (INDEX_FILE, *sorted({file.name for file, _ in wanted.values()})))
+        return cls({short: (folder / file, full) for short, (file, full) in wanted.items()})
 
     def __getitem__(self, name: str) -> Tensor:
-        """Raises UserError, like `shape_and_dtype`, if the file is missing, cut short, or lacks the tensor."""
         file, full = self._places[name]
         try:
             tensor: Tensor = self._opened(file).get_tensor(full)
-        except SafetensorError as error:
-            raise _lacks(file, full, error) from None
+        except SafetensorError:
+            raise UserError(f"{file} lacks {full!r}, which its index says it holds") from None
         return tensor
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def shape_and_dtype(self, name: str) -> tuple[list[int], str]:
-        """From the file's header. The dtype is as safetensors spells it, such as "BF16"."""
-        file, full = self._places[name]
-        try:
-            part = self._opened(file).get_slice(full)
-        except SafetensorError as error:
-            raise _lacks(file, full, error) from None
-        return part.get_shape(), part.get_dtype()
-
-    def check_index(self) -> None:
-        """Raise UserError if the files hold other tensors than these: their index then belongs to other files.
-
-        For tensors that were taken without a prefix.
-        """
-        listed = set(self._places.values())
-        held = {(file, name) for file in self.files for name in self._opened(file).keys()}  # noqa: SIM118  # no mapping
-        for told, places in (("lists", listed - held), ("lacks", held - listed)):
-            if places:
-                file, name = min(places)
-                raise UserError(
-                    f"{file.parent / INDEX_FILE} does not fit its shards: it {told} {len(places)} tensors that they "
-                    f"{'do not hold' if told == 'lists' else 'hold'} (first: {name} in {file.name})"
-                )
+    def _read_header(self, file: Path) -> Header:
+        reader = self._opened(file)
+        slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118  # no mapping
+        return {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
 
     def _opened(self, file: Path) -> Any:
         if file not in self._readers:
             self._readers[file] = _reader(file)
         return self._readers[file]
+
+
+def places_in(files: Mapping[str, Path], prefixes: tuple[str, ...] = ("",)) -> dict[str, tuple[Path, str]]:
+    """What `TensorHeaders` takes: of each tensor in `files` (file by name) whose name begins with a prefix, by what
+    follows it."""
+    return {short: (files[full], full) for short, full in _under(prefixes, files)}
+
+
+def shards_of(index: Any, where: Path) -> dict[str, str]:
+    """Tensor name -> file name, from the content of an index. Raises UserError if it is none, or names anything but
+    files beside it. where: for the message."""
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        raise UserError(f"{where} is not an index of safetensors files: it has no weight_map")
+    for tensor, file in shards.items():
+        if not isinstance(file, str) or not SHARD_NAME.fullmatch(file):
+            raise UserError(f"{where} says that {tensor!r} is in {file!r}: only .safetensors files beside it are read")
+    return shards
 
 
 def _under(prefixes: tuple[str, ...], names: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -108,18 +162,6 @@ def _under(prefixes: tuple[str, ...], names: Iterable[str]) -> Iterator[tuple[st
                 break
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    """Tensor name -> file name."""
-    index = read_json(path)
-    shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(shards, dict) or not shards:
-        raise UserError(f"{path} is not an index of safetensors files: it has no weight_map")
-    for tensor, file in shards.items():
-        if not isinstance(file, str) or not SHARD_NAME.fullmatch(file):
-            raise UserError(f"{path} says that {tensor!r} is in {file!r}: only .safetensors files beside it are read")
-    return shards
-
-
 def _reader(file: Path) -> Any:
     if not file.is_file():
         raise UserError(f"{file} does not exist, and no weights but safetensors are read")
@@ -129,7 +171,3 @@ def _reader(file: Path) -> Any:
         raise UserError(
             f"{file} is not a whole safetensors file: fetch or write it again ({one_line(error)})"
         ) from None
-
-
-def _lacks(file: Path, name: str, error: SafetensorError) -> UserError:
-    return UserError(f"{file} lacks {name!r}, which its index says it holds: {one_line(error)}")

@@ -105,6 +105,7 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
             )
         all_ranks.meet()
 
+    recomputed = 0  # tokens that engines computed again for want of cache, over all ranks, since this start
     for step in range(start, config.steps):
         timer = Timer()
 
@@ -166,6 +167,8 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
         # Show and save.
         own = [Judged(episode.prompt.task, len(episode.rollout.tokens), outcome) for episode, outcome in judged]
         counted = [one for part in all_ranks.gather(own) for one in part]
+        preempted = sum(all_ranks.gather(engine.preempted[1])) - recomputed
+        recomputed += preempted
         judge = judge_metrics(all_ranks.gather(scorer.step()), all_ranks.gather(timer.seconds["judge"]))
         if watch is not None:
             metrics = {
@@ -175,6 +178,7 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
                 "prompts": taken,
                 **update,
                 "probe_gap": engine.probe_gap,
+                "preempted_tokens": preempted,
                 "lr": lr,
                 "judge": judge,
                 "seconds": timer.seconds,

@@ -60,8 +60,35 @@ fitting_python() {
     return 2
 }
 
+# gpu_count: how many GPUs a process that is started here sees, and with it the ranks that find one each. As CUDA does,
+# CUDA_VISIBLE_DEVICES is read up to its first entry that names no GPU of this machine (so that "" and "-1" are none), a
+# GPU that is named twice makes it void, and of all MIG devices together a process sees one.
 gpu_count() {
-    (nvidia-smi -L 2>/dev/null || true) | wc -l
+    { nvidia-smi -L 2>/dev/null || true; } | awk -v chosen="${CUDA_VISIBLE_DEVICES+yes}" '
+        function after(text, mark) { return substr(text, index(text, mark) + length(mark)) }
+        function number_of(entry,    place, found, matches) {   # of the GPU; -1: there is none, or more than one
+            if (entry ~ /^[0-9]+$/) return entry + 0 < gpus ? entry + 0 : -1
+            for (place = 0; place < gpus; place++)
+                if (entry ~ /^GPU-./ && index(uuid[place], entry) == 1) { found = place; matches++ }
+            for (place = 0; place < parts; place++)
+                if (entry ~ /^MIG-./ && index(part[place], entry) == 1) { found = "part " place; matches++ }
+            return matches == 1 ? found : -1
+        }
+        /^GPU [0-9]+:/ { uuid[gpus++] = after($0, "UUID: ") }
+        /^[ \t]+MIG / { divided[gpus - 1] = 1; part[parts++] = after($0, "UUID: ") }
+        END {
+            length_of_list = chosen ? split(ENVIRON["CUDA_VISIBLE_DEVICES"], list, ",") : gpus
+            for (place = 1; place <= length_of_list; place++) {
+                entry = chosen ? list[place] : place - 1
+                gsub(/[ \t]/, "", entry)
+                found = number_of(entry)
+                if (found == -1) break
+                if (found in seen) { whole = pieces = 0; break }
+                seen[found] = 1
+                if (found ~ /^part/ || found in divided) pieces++; else whole++
+            }
+            print whole ? whole : (pieces ? 1 : 0)
+        }'
 }
 
 # On virtual machines page faults can take most of a CPU training step: freed memory is kept, and huge pages are asked

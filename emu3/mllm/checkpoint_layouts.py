@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Emu3ForCausalLM, Emu3TextConfig
@@ -67,7 +68,11 @@ def read_config(path: Path) -> CheckpointConfig:
 
     Raises UserError, naming the file, if it is missing, not of these layouts, or describes no model.
     """
-    values = read_json(path)
+    return config_of(read_json(path), path)
+
+
+def config_of(values: Any, path: Path) -> CheckpointConfig:
+    """`read_config` of a file's content. path: for the message."""
     model_type = values.get("model_type") if isinstance(values, dict) else None
     if model_type not in MODEL_TYPES:
         raise UserError(f"{path}: model_type is {model_type!r}, expected one of {', '.join(MODEL_TYPES)}")

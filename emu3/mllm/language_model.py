@@ -23,9 +23,7 @@ from emu3.hub import local_folder
 from emu3.mllm.checkpoint_layouts import CheckpointConfig, read_config
 from emu3.mllm.layout import TokenLayout
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.tensor_files import TensorFiles
-
-FLOATS = ("F64", "F32", "F16", "BF16")
+from emu3.tensor_files import FLOATS, TensorFiles, TensorHeaders
 
 # A bar for each folder read or written would stand between the lines that a command has to say.
 logging.disable_progress_bar()
@@ -89,8 +87,7 @@ def load_language_model(name: Path | str, dtype: torch.dtype = torch.float32) ->
     folder = local_folder(name)
     config = read_config(folder / "config.json")
     tensors = TensorFiles.of(folder)
-    tensors.check_index()
-    state = {name: tensors[stored] for name, stored in _fitting_names(folder, tensors, config).items()}
+    state = {name: tensors[stored] for name, stored in fitting_names(folder, tensors, config).items()}
     model = Emu3ForCausalLM.from_pretrained(None, config=config.language_model, state_dict=state, dtype=dtype)
     # Made under ZeRO-3, where DeepSpeed gives new tensors the dtype of the weights, it has frequencies in bfloat16,
     # and with them tokens at wrong angles: up to 1.3 rad over the length of an image.
@@ -120,8 +117,12 @@ def save_checkpoint(
         tokenizer.save_pretrained(temporary)
 
 
-def _fitting_names(folder: Path, tensors: TensorFiles, config: CheckpointConfig) -> dict[str, str]:
-    """Under which name each tensor of the language model is stored; shapes and dtypes are in the files' headers."""
+def fitting_names(where: Path | str, tensors: TensorHeaders, config: CheckpointConfig) -> dict[str, str]:
+    """Under which name each tensor of the language model is stored; only headers are looked at.
+
+    where: for the message. Raises UserError if the tensors are not those of `config`, or their index not theirs.
+    """
+    tensors.check_index()
     found: dict[str, str] = {}
     twice = set()
     for stored in tensors:
@@ -143,5 +144,5 @@ def _fitting_names(folder: Path, tensors: TensorFiles, config: CheckpointConfig)
     }
     told = [f"{len(names)} {fault} (first: {min(names)})" for fault, names in faults.items() if names]
     if told:
-        raise UserError(f"the tensors in {folder} do not fit its config.json: {', '.join(told)}")
+        raise UserError(f"the tensors in {where} do not fit its config.json: {', '.join(told)}")
     return found

@@ -195,17 +195,18 @@ class Pass:
 
     def _head_backward(self) -> float:
         """The largest moment while the scored parts go backward, the last one first. Where a part has several chunks
-        their gradients of the head are summed, the first two into a third tensor."""
+        the gradient of the head that a chunk makes is added to that of those before."""
         table, peak, done = self.stream * self.sizes.vocabulary, 0.0, 0.0
         for part in reversed(self.scored):
             chunks, logits = self._chunks(part)
             gradient = 0.0 if self.lora_rank else self.stream * part.ids * self.sizes.width
-            work, copy = 3.5 * logits, self._head_copy(part)
-            summing = max(3 * gradient, 2 * gradient + work) if chunks > 1 else gradient + work
+            before = gradient if chunks > 1 else 0.0
+            # Log-softmax, its gradient and what that is made from; then the gradient of the logits in two precisions.
+            chunk = before + max(3.5 * logits, 1.5 * logits + gradient)
             slicing = gradient + (2 if part.copied else 1) * table if part.sliced and gradient else 0.0
-            peak = max(peak, done + copy + summing, done + slicing)  # by then nobody needs the copy any more
+            peak = max(peak, done + self._head_copy(part) + chunk, done + slicing)  # by then nobody needs the copy
             done = table if slicing else done + gradient
-        return peak
+        return peak + self.stream * self.sizes.width * sum(part.tokens for part in self.scored)
 
     def _chunks(self, part: Scored) -> tuple[int, float]:
         """How many chunks the head takes the part in, and the bytes of one's logits in float32."""

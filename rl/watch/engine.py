@@ -80,4 +80,5 @@ def engine(sizes: Sizes, config: Config, *, gpu: bool, device_bytes: float) -> E
     else:
         longest = -(-model.max_position_embeddings // block) * block
         cache = min(share, (at_once * longest + block) * token_bytes)
+        work += 4 * sizes.vocabulary if element == 2 else 0  # the head in float32; on a GPU only its sums are
     return Engine(weights, work, cache, token_bytes, wanted, shared + own)

@@ -19,8 +19,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TEXT = """# Memory: counted and traced
 
-Written by `PYTHONPATH=. python tests/fake_gpu/memory_table.py assets/memory.md`; tests hold the first numbers
-within 5% of the second. GB are 10^9 bytes.
+Written by `PYTHONPATH=. python tests/fake_gpu/memory_table.py assets/memory.md`; `tests/fake_gpu` holds the first
+figures within 5% of the second. GB are 10^9 bytes.
 
 ## One micro-batch at 8B shapes
 

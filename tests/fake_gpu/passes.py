@@ -38,8 +38,8 @@ from emu3.mllm.layout import TokenLayout  # noqa: E402
 from emu3.mllm.sampling import choose  # noqa: E402
 from emu3.tokenizer.config import StillVQConfig  # noqa: E402
 from emu3.tokenizer.model import StillVQ  # noqa: E402
+from emu3.train_image_editing.objective import TargetLosses, weighted_sum  # noqa: E402
 from emu3.training.activations import ModelSizes, Pass, Scored  # noqa: E402
-from emu3.training.head import chosen_logprobs  # noqa: E402
 from emu3.training.lora import add_lora  # noqa: E402
 from rl.config import Config  # noqa: E402
 from rl.logprobs import Batch, pack  # noqa: E402
@@ -100,8 +100,18 @@ def policy(
     return model
 
 
+class Trace(Peak):
+    """A mask has no values here to say how many it chooses: all of them, as in rows of one length."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index.Tensor and args[1][0].dtype == torch.bool:
+            given, [mask] = args
+            func, args = torch.ops.aten.new_empty.default, (given, [mask.numel(), *given.shape[mask.ndim :]])
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 def traced(module: nn.Module) -> Peak:
-    return Peak("cuda", [*module.parameters(), *module.buffers()])
+    return Trace("cuda", [*module.parameters(), *module.buffers()])
 
 
 def batch_of(config: Config) -> Batch:
@@ -174,9 +184,8 @@ def tune(rows: int, lora: int | None, layers: int) -> Peak:
     model = policy("sdpa", torch.bfloat16, checkpointing=True, lora=lora, layers=layers)
     ids = torch.zeros(rows, PROMPT_TOKENS + ANSWER, dtype=torch.long, device="cuda")
     with traced(model) as peak:
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, -ANSWER - 1 : -1].flatten(0, 1)
-        logprobs, _ = chosen_logprobs(hidden, model.lm_head.weight, ids[:, -ANSWER:].flatten(), 1.0)
-        (-logprobs).sum().backward()
+        weights = torch.ones(rows, ANSWER, device="cuda")
+        weighted_sum(TargetLosses(model)(ids, ids[:, -ANSWER:]), ids[:, -ANSWER:], weights).backward()
     return peak
 
 
