@@ -21,8 +21,8 @@ from baselines.benchmarks.samples import Samples, find_files
 from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark
 from baselines.editors.editing import ChosenEditor, share_of
 from baselines.editors.options import DIFFUSERS, EDITORS, EMU3, GROUND_TRUTH, EditorOptions, add_options
-from baselines.results.predictions import Settings, write_predictions
-from baselines.results.provenance import fingerprint, versions
+from baselines.results.predictions import EvaluationSettings, write_predictions
+from baselines.results.records import fingerprint, versions
 from emu3.errors import UserError, run_main
 from rl.reward.config import judge_from_flags
 
@@ -67,7 +67,7 @@ def run(
     if not rows:
         raise UserError(f"no row of {found.files[0]} has a target image (column {benchmark.target!r})")
     chosen = choose_editor(editor, options, image_area)
-    settings = Settings(
+    settings = EvaluationSettings(
         editor=editor,
         name=name or chosen.name,
         benchmark=benchmark.rules(),

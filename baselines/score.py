@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from baselines.judging import Pace, judge_rows, note_reply, note_usage, usage_of
-from baselines.metrics.measuring import measure
 from baselines.results.records import (
     PREDICTIONS_FILE,
     SCORED,
@@ -95,7 +94,7 @@ def run(
 def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile) -> None:
     """Another metric than VIEScore. Rows that are there stand if they are whole and were made alike."""
     # Imported here: the metrics bring torch and models, which the judge needs nothing of.
-    from baselines.metrics.measuring import metric_named
+    from baselines.metrics.measuring import measure, metric_named
 
     metric = metric_named(name, weights)
     made = {f"metric {name}": {"version": metric.version, "higher_is_better": metric.higher_is_better}}

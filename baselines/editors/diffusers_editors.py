@@ -29,7 +29,7 @@ from PIL import Image
 
 from baselines.editors.editing import ChosenEditor, Edited, EditResult, ImageEditor, NoImage, local_device
 from baselines.editors.options import AURORA, INSTRUCT_PIX2PIX, MAGICBRUSH, OMNIGEN, EditorOptions
-from baselines.results.provenance import identity
+from baselines.results.records import identity
 from emu3.errors import UserError, one_line
 from emu3.hub import local_folder
 
@@ -205,7 +205,7 @@ def _steps(options: EditorOptions, default: int) -> int:
 
 
 def _pipeline_files(name: str, weights: Sequence[str]) -> tuple[Path, dict[str, str]]:
-    """The folder of the pipeline `name`, a folder or a Hub id, and what it is (`baselines.results.provenance`).
+    """The folder of the pipeline `name`, a folder or a Hub id, and what it is (`baselines.results.records`).
 
     weights: the parts that have weights. Raises `UserError` if it is not there, or one of those has no safetensors.
     """

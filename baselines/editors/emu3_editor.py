@@ -22,7 +22,7 @@ from PIL import Image
 
 from baselines.editors.editing import ChosenEditor, Edited, EditResult, NoImage, SourceFrame, local_device
 from baselines.editors.options import EMU3, EditorOptions
-from baselines.results.provenance import identity
+from baselines.results.records import identity
 from emu3.errors import UserError
 from emu3.hub import SAFE_FILES, SMALL_FILES, local_folder
 from rl.reward.config import DEFAULT, JudgeConfig

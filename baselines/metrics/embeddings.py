@@ -57,7 +57,7 @@ def _embed(items: Sequence[Any], embed: Callable[[list[Any]], Tensor]) -> Tensor
         return normalize(torch.cat(parts), dim=1)
 
 
-class ImageEncoder(Protocol):
+class ImageEmbedder(Protocol):
     """Something that embeds images; `version` names weights and preprocessing."""
 
     @property
@@ -154,7 +154,7 @@ class ImageSimilarity:
 
     higher_is_better = True
 
-    def __init__(self, name: str, against: Against, encoder: ImageEncoder) -> None:
+    def __init__(self, name: str, against: Against, encoder: ImageEmbedder) -> None:
         self.name = name if against == "target" else f"{name}_source"
         self.needs_target = against == "target"
         self.version = encoder.version

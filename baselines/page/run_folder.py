@@ -26,7 +26,7 @@ from baselines.tables.summary import metrics_of, models_of, of_metric
 from emu3.errors import UserError
 from emu3.report.charts import Curve
 from emu3.report.metrics_file import NAME, read_lines
-from emu3.report.page import Line, Metric, curves
+from emu3.report.page import Line, StepMetric, curves
 
 SCALE_END = 10.0
 """The end of a judge's scale."""
@@ -38,7 +38,7 @@ def _value(line: Line, name: str) -> float | None:
 
 
 TRAINING = tuple(
-    Metric(title, "", partial(_value, name=name))
+    StepMetric(title, "", partial(_value, name=name))
     for name, title in {
         "reward": "Reward",
         "kl": "KL to the reference",

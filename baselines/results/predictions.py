@@ -16,7 +16,6 @@ by one, which would cost more than writing them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -39,7 +38,7 @@ from baselines.editors.editing import (
 )
 from baselines.results.records import PREDICTIONS_FILE, Prediction, refuse_other_settings, write_records
 from emu3.errors import UserError
-from emu3.files import read_json, write_json
+from emu3.files import read_json, sha256_of, write_json
 from emu3.report.metrics_file import flat
 
 SETTINGS_FILE = "settings.json"
@@ -49,7 +48,7 @@ GIVE_UP_AFTER = 8
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """What a run was asked for, and all that led to its images.
 
     `name` is the run's row in the tables, `benchmark` the rules that made the samples, `origin` and `data` tell the
@@ -70,7 +69,12 @@ class Settings:
 
 
 def write_predictions(
-    samples: Samples, rows: Sequence[int], editor: ChosenEditor, output_dir: Path, settings: Settings, share: Share
+    samples: Samples,
+    rows: Sequence[int],
+    editor: ChosenEditor,
+    output_dir: Path,
+    settings: EvaluationSettings,
+    share: Share,
 ) -> Path:
     """Predict a share of `rows` of `samples`; returns the path of the predictions file, which is there once all shares
     are done.
@@ -119,7 +123,7 @@ class _Worker:
         samples: Samples,
         editor: ChosenEditor,
         output_dir: Path,
-        settings: Settings,
+        settings: EvaluationSettings,
         asked: dict[str, Any],
         share: Share,
     ) -> None:
@@ -257,7 +261,7 @@ class SampleLog:
         line = {
             "row": row,
             "prediction": asdict(prediction),
-            "digests": {name: _digest(self._folder / name) for name in _image_names(prediction)},
+            "digests": {name: sha256_of(self._folder / name) for name in _image_names(prediction)},
             **({"candidates": candidates} if candidates else {}),
         }
         if self._file is None:
@@ -287,7 +291,7 @@ def finished_samples(output_dir: Path) -> dict[int, Prediction]:
             try:
                 entry: dict[str, Any] = json.loads(line)
                 prediction = Prediction(**entry["prediction"])
-                whole = all(_digest(output_dir / name) == digest for name, digest in entry["digests"].items())
+                whole = all(sha256_of(output_dir / name) == digest for name, digest in entry["digests"].items())
             except (ValueError, KeyError, TypeError, OSError):
                 continue
             if whole:
@@ -299,7 +303,3 @@ def _image_names(prediction: Prediction) -> list[str]:
     return [
         name for name in (prediction.source, prediction.edited, prediction.target, prediction.mask) if name is not None
     ]
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -3,13 +3,21 @@
 Paths in a predictions file are relative to its folder, so that a run folder can be moved. The settings that led to a
 file stand in its schema metadata: a number can be traced, and a file is never continued under other settings. A scores
 file grows by metrics (`ScoreFile`), and its numbers never mix two ways of making them.
+
+A path says little next week, so data and weights are told there by the SHA-256 of their contents (`fingerprint`). In
+huggingface_hub's cache a large file's name is that digest already, so a model from the Hub and a copy of it in a folder
+have one fingerprint, and the former costs nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emu3.errors import UserError
-from emu3.files import whole_file
+from emu3.files import sha256_of, whole_file
 
 PREDICTIONS_FILE = "predictions.parquet"
 SCORES_FILE = "scores.parquet"
@@ -26,6 +34,9 @@ SCORED, UNPARSABLE, UNAVAILABLE, MISSING = "score", "unparsable", "unavailable",
 VIESCORE = "viescore"
 WHOLE_SET = "*"
 _SETTINGS = b"settings"
+
+LIBRARIES = ("numpy", "pillow", "torch", "transformers", "diffusers", "vllm")
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -197,3 +208,35 @@ class ScoreFile:
         self.settings = self.settings | made
         order = sorted(self.by_metric, key=lambda metric: (metric != VIESCORE, metric))
         write_records(self.path, [row for metric in order for row in self.by_metric[metric]], self.settings)
+
+
+def fingerprint(files: Sequence[Path]) -> str:
+    """SHA-256 over names and contents."""
+    return hashlib.sha256("".join(f"{file.name} {_digest(file)}\n" for file in files).encode()).hexdigest()
+
+
+def identity(name: str, folder: Path, patterns: Sequence[str]) -> dict[str, str]:
+    """What the model `name` in `folder` is: the fingerprint of its files (patterns as `Path.glob` takes them) and, of
+    one from the Hub, its id and commit. Raises `UserError` if there are no such files."""
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
+    if not files:
+        raise UserError(f"{folder} is no model's folder: it holds no {' and no '.join(patterns)}")
+    found = {"files": fingerprint(files)}
+    # huggingface_hub's cache has a folder per commit.
+    return found | ({"hub": name, "commit": folder.name} if folder.parent.name == "snapshots" else {})
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of `LIBRARIES`, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _digest(file: Path) -> str:
+    blob = file.resolve()
+    return blob.name if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) else sha256_of(file)

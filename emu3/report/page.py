@@ -42,7 +42,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Metric:
+class StepMetric:
     """What is read from a line; None where the line has it not. exact: without noise, drawn without a running mean."""
 
     title: str
@@ -97,7 +97,7 @@ def last_written(path: Path) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(path.stat().st_mtime).astimezone()
 
 
-def panels(lines: Sequence[Line], metrics: Iterable[Metric]) -> list[Panel]:
+def panels(lines: Sequence[Line], metrics: Iterable[StepMetric]) -> list[Panel]:
     """A chart of each metric that moved."""
     return [
         Panel(metric.title, metric.note, line_chart(metric.title, curve.steps, curve.values, metric.exact))
@@ -106,7 +106,7 @@ def panels(lines: Sequence[Line], metrics: Iterable[Metric]) -> list[Panel]:
     ]
 
 
-def unmoved(lines: Sequence[Line], metrics: Iterable[Metric]) -> dict[str, float]:
+def unmoved(lines: Sequence[Line], metrics: Iterable[StepMetric]) -> dict[str, float]:
     """The value of each metric that is the same in all steps that have it."""
     return {
         metric.title: curve.values[0]
@@ -119,7 +119,7 @@ def small_panels(lines: Sequence[Line], key: str) -> list[Panel]:
     """A chart for each name in the dict `key` of the lines, all on one scale, with where its running mean began and
     is now."""
     names = dict.fromkeys(name for line in lines for name in line[key])
-    metrics = [Metric(name, "", lambda line, name=name: line[key].get(name)) for name in names]  # type: ignore[misc]
+    metrics = [StepMetric(name, "", lambda line, name=name: line[key].get(name)) for name in names]  # type: ignore[misc]
     found = [curve for _, curve in curves(lines, metrics)]
     means = [running_mean(curve.values) for curve in found]
     bounds = min(map(min, means), default=0.0), max(map(max, means), default=0.0)
@@ -129,7 +129,7 @@ def small_panels(lines: Sequence[Line], key: str) -> list[Panel]:
     ]
 
 
-def curves(lines: Sequence[Line], metrics: Iterable[Metric]) -> list[tuple[Metric, Curve]]:
+def curves(lines: Sequence[Line], metrics: Iterable[StepMetric]) -> list[tuple[StepMetric, Curve]]:
     """The metrics that any line has, over the steps that have them."""
     found = []
     for metric in metrics:

@@ -30,9 +30,9 @@ from emu3.report.metrics_file import NAME, MetricsFile, Spared, lines_before, re
 from emu3.report.page import (
     REPORT,
     Head,
-    Metric,
     Panel,
     Section,
+    StepMetric,
     curves,
     last_written,
     panels,
@@ -53,15 +53,15 @@ def _value(name: str) -> Callable[[Mapping[str, Any]], float | None]:
     return lambda line: line.get(name)
 
 
-LOSSES = (Metric("training", "", _value("loss")), Metric("evaluation", "", _value("eval_loss")))
+LOSSES = (StepMetric("training", "", _value("loss")), StepMetric("evaluation", "", _value("eval_loss")))
 LEARNING = (
-    Metric("Gradient norm", "before clipping", _value("grad_norm")),
-    Metric("Learning rate", "", _value("learning_rate"), exact=True),
+    StepMetric("Gradient norm", "before clipping", _value("grad_norm")),
+    StepMetric("Learning rate", "", _value("learning_rate"), exact=True),
 )
 WORK = (
-    Metric("Tokens per second", "over all ranks, without padding", _value("tokens_per_second")),
-    Metric("Seconds per step", "", _value("seconds_per_step")),
-    Metric("Memory", "peak of the first rank, GB", _value("memory_gb"), exact=True),
+    StepMetric("Tokens per second", "over all ranks, without padding", _value("tokens_per_second")),
+    StepMetric("Seconds per step", "", _value("seconds_per_step")),
+    StepMetric("Memory", "peak of the first rank, GB", _value("memory_gb"), exact=True),
 )
 
 

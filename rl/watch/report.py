@@ -20,9 +20,9 @@ from emu3.report.page import (
     REPORT,
     Head,
     Line,
-    Metric,
     Panel,
     Section,
+    StepMetric,
     curves,
     last_written,
     panels,
@@ -41,21 +41,21 @@ def _judge(line: Line, name: str) -> float | None:
     return value
 
 
-REWARD = Metric("Reward", "mean over the rollouts with a score", lambda line: line["reward"])
+REWARD = StepMetric("Reward", "mean over the rollouts with a score", lambda line: line["reward"])
 LEARNING = (
-    Metric("KL to the start", "nats per token", lambda line: line["kl"]),
-    Metric("Entropy", "nats per token", lambda line: line["entropy"]),
-    Metric("Groups of equal scores", "share", lambda line: line["constant_share"]),
-    Metric("Gradient norm", "before clipping", lambda line: line["grad_norm"]),
-    Metric("Answer length", "tokens", lambda line: line["answer_tokens"]),
-    Metric("Sampler against trainer", "mean distance in nats", lambda line: line["logprob_gap"]),
-    Metric("Sampler's new weights", "distance on a probe, nats", lambda line: line.get("probe_gap")),
-    Metric("Tokens outside the clip", "share", lambda line: line["clip_share"]),
+    StepMetric("KL to the start", "nats per token", lambda line: line["kl"]),
+    StepMetric("Entropy", "nats per token", lambda line: line["entropy"]),
+    StepMetric("Groups of equal scores", "share", lambda line: line["constant_share"]),
+    StepMetric("Gradient norm", "before clipping", lambda line: line["grad_norm"]),
+    StepMetric("Answer length", "tokens", lambda line: line["answer_tokens"]),
+    StepMetric("Sampler against trainer", "mean distance in nats", lambda line: line["logprob_gap"]),
+    StepMetric("Sampler's new weights", "distance on a probe, nats", lambda line: line.get("probe_gap")),
+    StepMetric("Tokens outside the clip", "share", lambda line: line["clip_share"]),
 )
 JUDGING = (
-    Metric("Rollouts without a score", "share", lambda line: line["failed"] / line["rollouts"]),
-    Metric("Latency of the judge", "mean seconds per question", lambda line: _judge(line, "latency_mean")),
-    Metric("Judge's time hidden by sampling", "share", lambda line: _judge(line, "hidden_share")),
+    StepMetric("Rollouts without a score", "share", lambda line: line["failed"] / line["rollouts"]),
+    StepMetric("Latency of the judge", "mean seconds per question", lambda line: _judge(line, "latency_mean")),
+    StepMetric("Judge's time hidden by sampling", "share", lambda line: _judge(line, "hidden_share")),
 )
 
 
@@ -100,7 +100,7 @@ def work_panels(lines: Sequence[Line]) -> list[Panel]:
     stacked = stacked_chart("Seconds per step", [line["step"] for line in lines], seconds)
     found = [Panel("Seconds per step", "by phase; judge: waiting for it", stacked, phases)]
     rates = [{"step": line["step"], **tokens_per_second(line)} for line in lines]
-    metrics = [Metric(name, "", lambda rate, name=name: rate[name]) for name in ("sampled", "trained")]  # type: ignore[misc]
+    metrics = [StepMetric(name, "", lambda rate, name=name: rate[name]) for name in ("sampled", "trained")]  # type: ignore[misc]
     sampled_and_trained = [curve for _, curve in curves(rates, metrics)]
     if sampled_and_trained:
         chart = lines_chart("Tokens per second", sampled_and_trained)

@@ -70,8 +70,8 @@ def test_the_table_shows_todays_figures(traced: list[dict[str, Any]], held: list
     today, written = rows_of(page(traced, held)), rows_of(TABLE.read_text())
     assert today.keys() == written.keys()
     for name, figures in today.items():
-        # The third digit moves with a release of torch.
-        assert figures == pytest.approx(written[name], rel=0.01), name
+        # In ZeRO-3 gathering and reducing overlap with work, which moves its peak by 2% between runs.
+        assert figures == pytest.approx(written[name], rel=0.04), name
 
 
 def rows_of(text: str) -> dict[str, list[float]]:

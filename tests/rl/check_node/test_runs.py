@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from rl.check_node import runs
 from rl.check_node.machine import paper_config
 from rl.check_node.page import ROOT, Node, Skipped
 from rl.config_file import load_config
+from rl.rollout import choose
 
 NODE = Node(0, Path("runs"), None)
 EIGHT = dataclasses.replace(NODE, gpus=8)
@@ -173,6 +176,42 @@ def test_a_lock_that_was_left_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     os.utime(lock, (0, 0))
     with pytest.raises(UserError, match=r"deepspeed_shm_comm/lock is there since \d+ min"):
         runs.rl(NODE)
+
+
+class Sampler:
+    """Stands in for vLLM's engine: answers with grids of `shape`; `sync` raises what it is given."""
+
+    probe_gap = 1e-3
+
+    def __init__(self, shape: tuple[int, int], error: UserError | None = None) -> None:
+        self.shape, self.error = shape, error
+
+    def sample(self, prompts: list[Any], seeds: list[Any]) -> list[list[Any]]:
+        return [[SimpleNamespace(codes=np.zeros(self.shape))] * len(seeds[0])]
+
+    def sleep(self) -> None:
+        pass
+
+    def sync(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (Sampler((3, 3)), "left the grammar"),
+        (Sampler((runs.HEIGHT, runs.WIDTH), UserError("they do not hold the same weights")), "the same weights"),
+    ],
+)
+def test_vllm_that_goes_wrong(monkeypatch: pytest.MonkeyPatch, engine: Sampler, message: str) -> None:
+    """One that samples what is no grid, and one that wakes up with its old weights."""
+    monkeypatch.setattr(runs, "check_installed", lambda: None)
+    monkeypatch.setattr(choose, "make_engine", lambda *_: engine)
+    for name in ("APP__RUN_NAME", "APP__BASE_EXP_DIR", "APP__DATA_DIR", "APP__REWARD_FUNCTION_API_BASE"):
+        monkeypatch.setenv(name, "set by the check")
+    with pytest.raises(UserError, match=message):
+        runs.sampler(NODE)
 
 
 def test_vllm_goes_round(monkeypatch: pytest.MonkeyPatch) -> None:

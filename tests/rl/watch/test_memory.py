@@ -61,11 +61,11 @@ def test_zero_2_over_4_ranks_by_hand() -> None:
 def test_the_moments_of_a_pass_by_hand() -> None:
     """Of the last layer, two norms of 4 + 2 bytes, two inputs, queries and result of 4096, keys and values of 1024, 32
     logsums, four times 14,336 that were kept, two more in the backward pass, and the stream's gradient; of the head
-    32,768 rows, whose gradient becomes one of all ids."""
+    32,768 rows, whose gradient becomes one of all ids, and that of the hidden states."""
     moments = emu3().micro_batch(settings()).moments()
     layer = 2 * 6 * 4096 + 2 * 2 * 4096 + 2 * (2 * 4096 + 2 * 1024) + 4 * 32 + 6 * 2 * 14336 + 2 * 4096
     assert moments["the last layer"] == {"activations": 9580 * (32 * 2 * 4096 + layer)}
-    assert moments["the head"]["head"] == 2 * 4096 * (32768 + 184_622)
+    assert moments["the head"]["head"] == 2 * 4096 * (32768 + 184_622 + 8 * 1024)
 
 
 @pytest.mark.parametrize(
