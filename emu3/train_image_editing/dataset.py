@@ -73,6 +73,12 @@ class EncodedRows:
     def __len__(self) -> int:
         return len(self._ends)
 
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Tokens of the longest row, and targets of the row that has most."""
+        lengths = np.diff(self._ends, prepend=0)
+        return int(lengths.max()), int((lengths - self._starts).max())
+
     def __getitem__(self, index: int) -> Example:
         span = slice(self._ends[index - 1] if index else 0, self._ends[index])
         return Example(self._tokens[span], int(self._starts[index]), self._changed[span])

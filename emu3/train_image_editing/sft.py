@@ -22,6 +22,7 @@ the checkpoint with the smallest one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -31,7 +32,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import Subset
-from transformers import Emu3ForCausalLM, TrainingArguments, get_scheduler
+from transformers import Emu3ForCausalLM, Emu3TextConfig, TrainingArguments, get_scheduler
 
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
@@ -44,6 +45,7 @@ from emu3.train_image_editing.shards import Rows, check_alike, read_rows
 from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint
 from emu3.training.deepspeed import start_communication
 from emu3.training.lora import ADAPTER, add_lora
+from emu3.training.memory import sft_memory, this_device
 
 FINAL = "final"
 FINISHED = "finished.json"
@@ -151,6 +153,7 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
         for rows, part in zip([*train_rows, *eval_rows], [*train_parts, *eval_parts], strict=True):
             dropped = ", ".join(f"{count} {why}" for why, count in part.dropped.items() if count)
             print(f"{rows.folder}: {len(part)} rows" + (f", dropped {dropped}" if dropped else ""), flush=True)
+        print("\n".join(_needed(arguments, training, model.config, train_parts)), flush=True)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_final(output / FINAL)
     if trainer.is_world_process_zero():
@@ -169,6 +172,31 @@ def _model(arguments: SftArguments, training: TrainingArguments, checkpoint: Pat
     if checkpoint is not None:
         model.load_state_dict(load_file(checkpoint / ADAPTER), strict=False)
     return model
+
+
+def _needed(
+    arguments: SftArguments, training: TrainingArguments, model: Emu3TextConfig, parts: Sequence[EncodedRows]
+) -> list[str]:
+    """What the run will take, for whoever watches it start. Counts and rules of thumb: nothing is refused for them."""
+    tokens, targets = (max(sizes) for sizes in zip(*(part.longest for part in parts), strict=True))
+    zero = training.hf_deepspeed_config.config["zero_optimization"] if training.deepspeed else {}
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", training.world_size))
+    device = this_device(training.device, here)
+    needed = sft_memory(
+        model,
+        rows=training.per_device_train_batch_size,
+        tokens=tokens,
+        targets=tokens - 1 if arguments.prompt_token_weight else targets,
+        ranks=training.world_size,
+        ranks_here=here,
+        zero=zero["stage"] if zero.get("stage") in (2, 3) else 0,
+        offload="offload_optimizer" in zero,
+        bf16=training.bf16,
+        gradient_checkpointing=training.gradient_checkpointing,
+        lora_rank=arguments.lora_rank or None,
+        gpu=device.name is not None,
+    )
+    return [f"estimate for {training.world_size} x {device.name or 'CPU process'}", *needed.lines(device)]
 
 
 def _validation(parts: Sequence[EncodedRows], size: int | None, seed: int) -> MixedRows | Subset:

@@ -10,9 +10,11 @@ What libraries take and what an allocator loses between blocks is no count: a re
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from transformers import Emu3TextConfig
 
 from emu3.training.activations import ModelSizes, Parts, Pass, Scored
@@ -21,6 +23,22 @@ GPU_RESERVE, CPU_RESERVE = (2e9, 0.05), (0.6e9, 0.3)
 """Bytes of libraries, contexts and communication, and what an allocator loses between blocks, as a share of all blocks.
 Measured for a CPU (glibc's malloc: 0.28 to 0.30), rules of thumb for a GPU."""
 Stage = Literal[0, 2, 3]
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a rank runs on. name: of the GPU, None for a CPU. bytes: of its memory; on a CPU, this rank's share of the
+    machine's. machine_bytes: of main memory, None if unknown. ranks_here: that share the machine."""
+
+    name: str | None
+    bytes: float
+    machine_bytes: float | None
+    ranks_here: int
+
+    @property
+    def place(self) -> str:
+        return "device" if self.name else "process"
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,16 @@ class Memory:
     @property
     def total(self) -> float:
         return sum(self.peak.values())
+
+    def lines(self, device: Device) -> list[str]:
+        """What is printed before the start."""
+        told = [
+            f"  memory per {device.place}: {_sum(self.peak)} of {gb(device.bytes)} GB, most in {self.largest_phase}",
+        ]
+        if device.name and any(self.host.values()):
+            limit = "" if device.machine_bytes is None else f" of {gb(device.machine_bytes)}"
+            told.append(f"  main memory: {_sum(self.host)}{limit} GB")
+        return told
 
 
 def with_reserve(lasting: Parts, phases: dict[str, Parts], host: Parts, *, gpu: bool) -> Memory:
@@ -193,3 +221,23 @@ def sft_memory(
     step = {name: size for name, size in holding.step.items() if name != "sum of gradients"}
     host = {name: ranks_here * size for name, size in holding.host.items()}
     return with_reserve(holding.lasting, {"training": backward, "the optimizer's step": step}, host, gpu=gpu)
+
+
+def this_device(device: torch.device, ranks_here: int) -> Device:
+    """The device of this process on a machine that `ranks_here` share."""
+    machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    if device.type == "cpu":
+        return Device(None, machine / ranks_here, machine, ranks_here)
+    properties = torch.cuda.get_device_properties(device)
+    return Device(properties.name, float(properties.total_memory), machine, ranks_here)
+
+
+def gb(number: float) -> str:
+    """Such as `3.2` or `76`."""
+    return f"{number / GB:.1f}" if number < 20 * GB else f"{number / GB:.0f}"
+
+
+def _sum(parts: Parts) -> str:
+    """`weights 17.0 + gradients 8.5 = 25.5`; parts that would be shown as 0.0 are only in the sum."""
+    shown = [f"{name} {gb(number)}" for name, number in parts.items() if number >= 0.05 * GB]
+    return " + ".join(shown) + (f" = {gb(sum(parts.values()))}" if len(shown) != 1 else "")

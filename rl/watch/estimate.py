@@ -27,8 +27,7 @@ from emu3.report.table import duration
 from emu3.tokenizer.checkpoint import CONFIG_FILE
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.published import layout_of
-from emu3.training.activations import Parts
-from emu3.training.memory import Memory
+from emu3.training.memory import GB, Device, Memory, gb, this_device
 from rl.config import Config
 from rl.config_file import load_config, stand_in
 from rl.rollout.engine import Prompt
@@ -37,19 +36,6 @@ from rl.watch.memory import memory
 from rl.watch.remedies import remedies
 from rl.watch.sizes import ANSWER_TOKENS, PROMPT_TOKENS, Sizes
 from rl.watch.work import READ, USED, Seconds, seconds
-
-GB = 1e9
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a rank runs on. name: of the GPU, None for a CPU. bytes: of its memory; on a CPU, this rank's share of the
-    machine's. machine_bytes: of main memory, None if unknown. ranks_here: that share the machine."""
-
-    name: str | None
-    bytes: float
-    machine_bytes: float | None
-    ranks_here: int
 
 
 @dataclass(frozen=True)
@@ -81,12 +67,8 @@ class Estimate:
         lines = [
             f"estimate for {self.sizes.ranks} x {device.name or 'CPU process'}, prompts of {self.sizes.prompt_tokens} "
             f"and answers of {self.sizes.answer_tokens} tokens",
-            f"  memory per {_place(device)}: {_sum(needed.peak)} of {_gb(device.bytes)} GB, most in "
-            f"{needed.largest_phase}",
+            *needed.lines(device),
         ]
-        if device.name and any(needed.host.values()):
-            limit = "" if device.machine_bytes is None else f" of {_gb(device.machine_bytes)}"
-            lines.append(f"  main memory: {_sum(needed.host)}{limit} GB")
         if self.vllm is not None:
             lines.append(f"  vLLM: {self._cache(self.vllm)}")
         if self.seconds is None:
@@ -101,7 +83,7 @@ class Estimate:
 
     def _cache(self, vllm: Engine) -> str:
         """What the key-value cache holds, and what that means for the answers that are sampled at once."""
-        told = f"{_gb(max(0.0, vllm.cache))} GB of keys and values hold {vllm.cached_tokens:,} tokens, "
+        told = f"{gb(max(0.0, vllm.cache))} GB of keys and values hold {vllm.cached_tokens:,} tokens, "
         told += f"the answers sampled at once take {vllm.wanted_tokens:,}"
         if not vllm.preempts:
             return told
@@ -141,11 +123,11 @@ def _complaint(sizes: Sizes, config: Config, device: Device) -> str | None:
             f"values of one answer; {share:.2f} holds a step's"
         )
     if wanted.memory.total > device.bytes:
-        needed, limit, place = wanted.memory.total, device.bytes, f"per {_place(device)}, most in "
+        needed, limit, place = wanted.memory.total, device.bytes, f"per {device.place}, most in "
         place += wanted.memory.largest_phase
     else:
         needed, limit, place = sum(wanted.memory.host.values()), device.machine_bytes or 0.0, "of main memory"
-    return f"this run needs {_gb(needed)} GB {place}, and there are {_gb(limit)} GB; {advice}"
+    return f"this run needs {gb(needed)} GB {place}, and there are {gb(limit)} GB; {advice}"
 
 
 def announce(config: Config, accelerator: Accelerator, vision: StillVQ, prompts: Sequence[Prompt]) -> None:
@@ -174,15 +156,6 @@ def announce(config: Config, accelerator: Accelerator, vision: StillVQ, prompts:
         accelerator.print(warning, flush=True)
 
 
-def this_device(device: torch.device, ranks_here: int) -> Device:
-    """The device of this process on a machine that `ranks_here` share."""
-    machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    if device.type == "cpu":
-        return Device(None, machine / ranks_here, machine, ranks_here)
-    properties = torch.cuda.get_device_properties(device)
-    return Device(properties.name, float(properties.total_memory), machine, ranks_here)
-
-
 def read_sizes(config: Config, ranks: int, prompt_tokens: int, answer_tokens: int) -> Sizes:
     """Sizes from the models' config.json alone. Raises UserError if one of them cannot be had."""
     vision = layout_of(read_json(local_folder(config.vision, (CONFIG_FILE,)) / CONFIG_FILE)).config
@@ -193,20 +166,6 @@ def read_sizes(config: Config, ranks: int, prompt_tokens: int, answer_tokens: in
 
 def _language_model(config: Config) -> Emu3TextConfig:
     return read_config(local_folder(config.model, (CONFIG_FILE,)) / CONFIG_FILE).language_model
-
-
-def _place(device: Device) -> str:
-    return "device" if device.name else "process"
-
-
-def _gb(number: float) -> str:
-    return f"{number / GB:.1f}" if number < 20 * GB else f"{number / GB:.0f}"
-
-
-def _sum(parts: Parts) -> str:
-    """`weights 17.0 + gradients 8.5 = 25.5`; parts that would be shown as 0.0 are only in the sum."""
-    shown = [f"{name} {_gb(number)}" for name, number in parts.items() if number >= 0.05 * GB]
-    return " + ".join(shown) + (f" = {_gb(sum(parts.values()))}" if len(shown) != 1 else "")
 
 
 def main() -> None:
