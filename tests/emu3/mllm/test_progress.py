@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from emu3.mllm import progress
+from emu3.mllm import editor
 from emu3.mllm.editor import token_bar
 from emu3.mllm.generate import Request, generate
 from emu3.mllm.language_model import load_language_model
@@ -40,7 +40,7 @@ def test_the_bar_ends_at_its_end(
     tiny_model_folder: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards the time left it shows, for one code, for unequal grids and for groups that are split."""
-    monkeypatch.setattr(progress, "tqdm", partial(tqdm, file=Terminal()))
+    monkeypatch.setattr(editor, "tqdm", partial(tqdm, file=Terminal()))
     model = load_language_model(tiny_model_folder)
     for sizes in ([(1, 1, 1)], [(3, 2, 1)], [(2, 4, 3), (2, 4, 3), (3, 3, 3)], [(2, 2, 20)]):
         requests = requests_of(tokenizer, *sizes)
@@ -52,7 +52,7 @@ def test_the_bar_ends_at_its_end(
 def test_thinking_has_no_known_end(
     tiny_model_folder: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "tqdm", partial(tqdm, file=Terminal()))
+    monkeypatch.setattr(editor, "tqdm", partial(tqdm, file=Terminal()))
     model = load_language_model(tiny_model_folder)
     requests = requests_of(tokenizer, (2, 2, 1), think=True)
     with token_bar(model, requests) as bar:

@@ -246,7 +246,7 @@ def test_the_console_has_one_line_per_logging_step(
     sft.train(arguments(model, train_data, eval_data=[str(train_data)]), training)
     told = capsys.readouterr()
     assert told.err == ""
-    heading, *steps = told.out.splitlines()[2:]  # after one line per folder of rows
+    heading, *steps = told.out.splitlines()[4:]  # after one line per folder of rows, and the estimate of memory
     assert heading.split() == ["step", "loss", "eval", "loss", "grad", "lr", "tokens/s", "s/step", "GB", "left"]
     speed = r"( +(-|\d\S*)){3} +(-|\d\S*( \S+)*)"
     assert re.fullmatch(rf" *2/4 +\d\.\d{{4}} +- +\d+\.\d{{3}} +\d\.\d\de-\d\d{speed}", steps[0])

@@ -23,7 +23,7 @@ from rl.check_node import runs
 from rl.check_node.machine import paper_config
 from rl.check_node.page import ROOT, Node, Skipped
 from rl.config_file import load_config
-from rl.rollout import choose
+from rl.rollout import engine as rollout_engine
 
 NODE = Node(0, Path("runs"), None)
 EIGHT = dataclasses.replace(NODE, gpus=8)
@@ -207,7 +207,7 @@ class Sampler:
 def test_vllm_that_goes_wrong(monkeypatch: pytest.MonkeyPatch, engine: Sampler, message: str) -> None:
     """One that samples what is no grid, and one that wakes up with its old weights."""
     monkeypatch.setattr(runs, "check_installed", lambda: None)
-    monkeypatch.setattr(choose, "make_engine", lambda *_: engine)
+    monkeypatch.setattr(rollout_engine, "make_engine", lambda *_: engine)
     for name in ("APP__RUN_NAME", "APP__BASE_EXP_DIR", "APP__DATA_DIR", "APP__REWARD_FUNCTION_API_BASE"):
         monkeypatch.setenv(name, "set by the check")
     with pytest.raises(UserError, match=message):
