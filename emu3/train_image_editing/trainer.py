@@ -48,7 +48,7 @@ from emu3.training import ranks, zero_state
 from emu3.training.deepspeed import gathered
 from emu3.training.lora import ADAPTER, adapters, merged
 from emu3.training.optimizer_state import load_optimizer, save_optimizer
-from emu3.training.tensor_writer import WRITE_ERRORS
+from emu3.training.zero_state import WRITE_ERRORS
 
 WHOLE = "whole.json"
 SCHEDULE = "schedule.json"

@@ -2,7 +2,8 @@
 
 DeepSpeed's own checkpoints are pickles of each rank's shards, which only the same number of ranks can read. Here every
 tensor is put together in turn and goes to files of a few gigabytes, so that neither a device nor the main process ever
-holds all of the state.
+holds all of the state. One rank writes; the others help to put each tensor together and know nothing of the disk. So an
+error of the disk is kept until the end: a writer that left the loop at once would leave them waiting for it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emu3.errors import UserError
-from emu3.training.tensor_writer import TensorWriter
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MASTER = "master"
@@ -94,3 +95,41 @@ def _make_moments(engine: Any, step: Tensor) -> None:
 
 def _on_device(tensor: Tensor, engine: Any) -> Tensor:
     return tensor.to(engine.device)
+
+
+FILE_BYTES = 2**32
+WRITE_ERRORS = (OSError, SafetensorError)  # such as a full disk
+
+
+class TensorWriter:
+    """Writes `stem-00000.safetensors` and so on into `folder`."""
+
+    def __init__(self, folder: Path, stem: str, file_bytes: int = FILE_BYTES) -> None:
+        self._folder = folder
+        self._stem = stem
+        self._file_bytes = file_bytes
+        self._pending: dict[str, Tensor] = {}
+        self._files = 0
+        self._error: OSError | SafetensorError | None = None
+
+    def add(self, key: str, tensor: Tensor) -> None:
+        """Take a tensor; its values are copied now."""
+        if self._error is None:
+            self._pending[key] = tensor.detach().to("cpu", copy=True).contiguous()
+            if sum(tensor.nbytes for tensor in self._pending.values()) >= self._file_bytes:
+                self._flush()
+
+    def close(self) -> None:
+        """Write what is left. Raises the first error that there was."""
+        if self._error is None and self._pending:
+            self._flush()
+        if self._error is not None:
+            raise self._error
+
+    def _flush(self) -> None:
+        try:
+            save_file(self._pending, self._folder / f"{self._stem}-{self._files:05d}.safetensors")
+        except WRITE_ERRORS as error:
+            self._error = error
+        self._pending = {}
+        self._files += 1

@@ -27,7 +27,7 @@ from rl.check_node.page import ROOT, Facts, Node, Skipped, command
 from rl.config import Config
 from rl.config_file import load_config, stand_in
 from rl.watch.estimate import Device, Estimate, estimate
-from rl.watch.sizes import Sizes
+from rl.watch.memory import Sizes
 
 GB = 1e9
 CHECKPOINT_BYTES = 2 + 12

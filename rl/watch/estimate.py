@@ -31,10 +31,8 @@ from emu3.training.memory import GB, Device, Memory, gb, this_device
 from rl.config import Config
 from rl.config_file import load_config, stand_in
 from rl.rollout.engine import Prompt
-from rl.watch.engine import Engine, engine
-from rl.watch.memory import memory
+from rl.watch.memory import ANSWER_TOKENS, PROMPT_TOKENS, Engine, Sizes, engine, memory
 from rl.watch.remedies import remedies
-from rl.watch.sizes import ANSWER_TOKENS, PROMPT_TOKENS, Sizes
 from rl.watch.work import READ, USED, Seconds, seconds
 
 

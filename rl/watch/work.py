@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from rl.config import Config
-from rl.watch.sizes import Sizes
+from rl.watch.memory import Sizes
 
 USED, READ = 0.4, 0.6
 

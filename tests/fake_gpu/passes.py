@@ -47,8 +47,7 @@ from rl.losses import OBJECTIVES, Tokens, Totals  # noqa: E402
 from rl.rollout.engine import Prompt, Rollout  # noqa: E402
 from rl.shared_prefix import ATTENTION  # noqa: E402
 from rl.training.policy import TokenLogprobs  # noqa: E402
-from rl.watch.memory import decoding, larger, sampling  # noqa: E402
-from rl.watch.sizes import PROMPT_TOKENS, Sizes, lora_rank  # noqa: E402
+from rl.watch.memory import PROMPT_TOKENS, Sizes, decoding, larger, lora_rank, sampling  # noqa: E402  # noqa: E402
 
 SIDE = 32
 LAYOUT = TokenLayout()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emu3.training.tensor_writer import TensorWriter
+from emu3.training.zero_state import TensorWriter
 
 
 def test_files_are_cut_and_hold_everything(tmp_path: Path) -> None:

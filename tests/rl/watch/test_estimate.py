@@ -25,7 +25,7 @@ from rl.config_file import load_config
 from rl.rollout.engine import Prompt
 from rl.watch import estimate as module
 from rl.watch.estimate import Device, announce, check, estimate, main
-from rl.watch.sizes import Sizes
+from rl.watch.memory import Sizes
 from rl.watch.work import forward_operations, sampled_bytes, seconds, trained_operations
 
 H100 = Device("NVIDIA H100 80GB HBM3", 85e9, 2e12, 4)

@@ -19,9 +19,7 @@ from emu3.tokenizer.config import StillVQConfig
 from emu3.training.memory import Memory
 from rl.config import Config
 from rl.shared_prefix import ATTENTION, SharedPrefix, final_states
-from rl.watch.engine import KEPT_ASLEEP, engine
-from rl.watch.memory import memory
-from rl.watch.sizes import Sizes
+from rl.watch.memory import KEPT_ASLEEP, Sizes, engine, memory
 
 # 32 layers of 2 x 4096^2 + 2 x 4096 x 1024 + 3 x 4096 x 14336, two tables of 184,622 x 4096, 65 norms of 4096.
 ROOT = Path(__file__).parents[3]
