@@ -32,6 +32,7 @@ from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing.shards import EditRow, ShardWriter
+from emu3.training.memory import joined
 from rl.check_node.judge import stub_judge
 from rl.check_node.machine import GB, full_size_estimate
 from rl.check_node.page import ROOT, Facts, Node, Skipped, command
@@ -210,7 +211,7 @@ def full_size(node: Node) -> tuple[str, Facts]:
 
 def _training_bytes(node: Node, overrides: list[str], device_bytes: float) -> float:
     needed = full_size_estimate(node, *overrides, device_bytes=device_bytes).memory
-    return sum({**needed.lasting, **needed.phases["training"]}.values())
+    return sum(joined(needed.lasting, needed.phases["training"]).values())
 
 
 def _full_size_line(facts: Facts) -> str:

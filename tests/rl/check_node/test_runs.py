@@ -146,8 +146,7 @@ def test_full_size_takes_the_first_way_that_fits(monkeypatch: pytest.MonkeyPatch
     assert [any(part.startswith(saving) for part in arguments) for arguments in started] == [False, True]
     Properties.total_memory = 10 * 10**9
     with pytest.raises(Skipped, match="too few"):
-        facts["peak_bytes"] = 25 * 10**9  # the optimizer and the gradients are in main memory
-    runs.full_size(dataclasses.replace(NODE, gpus=1))
+        runs.full_size(dataclasses.replace(NODE, gpus=1))
     Properties.total_memory = 85 * 10**9
     facts["peak_bytes"] = 84 * 10**9
     with pytest.raises(UserError, match="the estimate is too low"):
