@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Style, types, tests: installs what is missing, then runs them from the repository's root. Arguments go to pytest.
+# Style, types, tests: installs what is missing, then runs them from the repository's root. Arguments go to pytest;
+# without any, every core takes files of tests.
 #
 #   bash scripts/test.sh
 #   bash scripts/test.sh tests/shapes -k judge
@@ -13,4 +14,5 @@ cd "$root"
 ruff check .
 ruff format --check .
 mypy
+if [ $# -eq 0 ]; then set -- --numprocesses logical --dist loadfile; fi
 exec pytest -q "$@"
