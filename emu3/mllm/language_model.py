@@ -91,7 +91,8 @@ def load_language_model(name: Path | str, dtype: torch.dtype = torch.float32) ->
     model = Emu3ForCausalLM.from_pretrained(None, config=config.language_model, state_dict=state, dtype=dtype)
     # Made under ZeRO-3, where DeepSpeed gives new tensors the dtype of the weights, it has frequencies in bfloat16,
     # and with them tokens at wrong angles: up to 1.3 rad over the length of an image.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(config=model.config).to(rotary.inv_freq.device)
     return model
 
 
