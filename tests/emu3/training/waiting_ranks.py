@@ -17,7 +17,7 @@ from torch.distributed import distributed_c10d
 from emu3.errors import UserError, run_main
 from emu3.training import ranks
 
-TIMEOUT, SLOW = 2, 4
+TIMEOUT, SLOW = 8, 12  # so many seconds that no machine starts its ranks farther apart
 
 
 def slow() -> dict[str, int]:
