@@ -18,6 +18,7 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -224,59 +225,79 @@ class EditTrainer(Trainer):
         best = self._best()
         self.state.best_model_checkpoint = None if best is None else str(best)
         try:
-            if self.is_world_process_zero():
-                with whole_folder(folder) as temporary:
-                    self._write_weights(temporary)
-                    self._write_optimizer(temporary)
+            with self._whole_folder(folder) as temporary:
+                self._write_weights(temporary)
+                self._write_optimizer(temporary)
+                if temporary is not None:
                     self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
                     write_json(temporary / WHOLE, _sizes(temporary))
+            if self.is_world_process_zero():
                 rotate_checkpoints(
                     str(run),
                     save_total_limit=self.args.save_total_limit,
                     best_model_checkpoint=self.state.best_model_checkpoint,
                 )
-            else:
-                self._write_weights(None)
-                self._write_optimizer(None)
         except WRITE_ERRORS as error:
-            print(f"no checkpoint of step {step}: {one_line(error)}; the run goes on without", flush=True)
+            if self.is_world_process_zero():
+                print(f"no checkpoint of step {step}: {one_line(error)}; the run goes on without", flush=True)
         ranks.meet()
 
     def save_final(self, folder: Path) -> None:
         """Write the model as the whole of `folder`: weights, config and tokenizer files, as they are now, or those of
-        the best checkpoint where the best one was asked for. All ranks have to call it."""
-        best = self._best() if self.args.load_best_model_at_end else None
-        if best is not None and not best.is_dir():
-            print(f"{best} was the best checkpoint, but it is not there: {folder} is the last step's", flush=True)
-            best = None
-        if self.is_world_process_zero():
-            with whole_folder(folder) as temporary:
-                if best is None:
+        the best checkpoint where the best one was asked for. All ranks have to call it. Raises UserError if the disk
+        cannot take it."""
+        try:
+            if not ranks.on_first(lambda: self._copy_best(folder)):
+                with self._whole_folder(folder) as temporary:
                     self._write_weights(temporary)
-                else:
-                    for path in best.iterdir():
-                        if not path.name.startswith(("optimizer", ADAPTER, SCHEDULE, TRAINER_STATE_NAME, WHOLE)):
-                            shutil.copy2(path, temporary)
-        elif best is None:
-            self._write_weights(None)
+        except WRITE_ERRORS as error:
+            raise UserError(
+                f"{folder} was not written: {one_line(error)}; then start the same command again"
+            ) from error
         ranks.meet()
+
+    def _copy_best(self, folder: Path) -> bool:
+        """Whether the best checkpoint was asked for and is there; then its model is the whole of `folder`."""
+        best = self._best() if self.args.load_best_model_at_end else None
+        if best is None:
+            return False
+        if not best.is_dir():
+            print(f"{best} was the best checkpoint, but it is not there: {folder} is the last step's", flush=True)
+            return False
+        with whole_folder(folder) as temporary:
+            for path in best.iterdir():
+                if not path.name.startswith(("optimizer", ADAPTER, SCHEDULE, TRAINER_STATE_NAME, WHOLE)):
+                    shutil.copy2(path, temporary)
+        return True
 
     def _best(self) -> Path | None:
         """Where the checkpoint with the smallest evaluation loss is or is about to be; None before there is one."""
         step = self.state.best_global_step
         return output_folder(self.args) / f"{PREFIX_CHECKPOINT_DIR}-{step}" if step else None
 
+    @contextmanager
+    def _whole_folder(self, folder: Path) -> Iterator[Path | None]:
+        """`whole_folder` on the rank that writes, None on the others; what opening it raises is everybody's."""
+        with ExitStack() as stack:
+            temporary = ranks.on_first(lambda: stack.enter_context(whole_folder(folder)))
+            yield temporary if self.is_world_process_zero() else None
+
     def _write_weights(self, folder: Path | None) -> None:
-        """LoRA merged, and its adapters beside. All ranks take part, those with None write nothing."""
+        """LoRA merged, and its adapters beside. All ranks take part, those with None write nothing; all have the same
+        errors, so that none is left waiting in what comes next."""
         model = self.language_model
         state = {name: tensor.cpu().contiguous() for name, tensor in merged(model, gathered) if folder is not None}
         if self._lora:
             parts = {name: part.cpu().contiguous() for name, part in adapters(model, gathered) if folder is not None}
-        if folder is not None:
+
+        def write() -> None:
+            assert folder is not None
             model.save_pretrained(folder, state_dict=state)
             self.text_tokenizer.save_pretrained(folder)
             if self._lora:
                 save_file(parts, folder / ADAPTER)
+
+        ranks.on_first(write)
 
     def _write_optimizer(self, folder: Path | None) -> None:
         if self.is_deepspeed_enabled:

@@ -3,14 +3,16 @@
     python -m emu3.launch --ranks 2 sharded_sft RUNS.json        this folder on PYTHONPATH
 
 RUNS.json: a list of objects with `sft` and `training`, the keyword arguments of the two classes of arguments,
-`chunk_bytes` of the head and, for a run that is interrupted, `stop_after` so many steps. Beside each run's metrics
-rank 0 leaves `seen.json`: what only a live trainer shows.
+`chunk_bytes` of the head and, for a run that is interrupted, `stop_after` so many steps; the disk is full while the
+checkpoint `no_room_for` is written. Beside each run's metrics rank 0 leaves `seen.json`: what only a live trainer shows.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import sys
 from functools import partial, partialmethod
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.train_image_editing import sft, trainer
 from emu3.train_image_editing.objective import TargetLosses
 from emu3.train_image_editing.sft import SftArguments
@@ -51,6 +54,16 @@ def stopping(self: EditTrainer, steps: int | None, *arguments: Any) -> Any:
     return GET_BATCH_SAMPLES(self, *arguments)
 
 
+SAVE_TOKENIZER = TextTokenizer.save_pretrained
+
+
+def full_disk(self: TextTokenizer, checkpoint: str | None, folder: Path) -> None:
+    """`save_pretrained`, for which there is no room in `checkpoint`."""
+    if checkpoint is not None and checkpoint in folder.name:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+    SAVE_TOKENIZER(self, folder)
+
+
 def main() -> None:
     save_final = EditTrainer.save_final
 
@@ -62,6 +75,7 @@ def main() -> None:
     EditTrainer.save_final = record  # type: ignore[method-assign]
     for run in json.loads(Path(sys.argv[1]).read_text()):
         trainer.TargetLosses = partial(TargetLosses, chunk_bytes=run["chunk_bytes"])  # type: ignore[misc]
+        TextTokenizer.save_pretrained = partialmethod(full_disk, run.get("no_room_for"))  # type: ignore[assignment]
         with contextlib.suppress(KeyboardInterrupt):
             EditTrainer.get_batch_samples = partialmethod(stopping, run.get("stop_after"))  # type: ignore[assignment]
             sft.train(SftArguments(**run["sft"]), TrainingArguments(**run["training"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -435,3 +436,27 @@ def test_a_run_of_an_older_version_goes_on(model: Path, train_data: Path, tmp_pa
     write_json(tmp_path / sft.ARGUMENTS, {name: value for name, value in stored.items() if name not in new})
     sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **{**values, "max_steps": 3}))
     assert len(losses(tmp_path)) == 3
+
+
+def test_a_full_disk_costs_a_checkpoint_and_no_run(
+    model: Path, train_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in reinforcement learning. Only `final` has to be written in the end."""
+    plain = TextTokenizer.save_pretrained
+
+    def full(self: TextTokenizer, folder: Path) -> None:
+        if "checkpoint-2" in str(folder):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        plain(self, folder)
+
+    monkeypatch.setattr(TextTokenizer, "save_pretrained", full)
+    values: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path / "run", **values))
+    assert "no checkpoint of step 2" in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
+    assert names == ["checkpoint-1", "checkpoint-3", "final"]
+
+    monkeypatch.setattr(TextTokenizer, "save_pretrained", lambda *_: full(_[0], Path("checkpoint-2")))
+    with pytest.raises(UserError, match=r"final was not written: .*; then start the same command again"):
+        sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path / "other", max_steps=1))
+    assert not (tmp_path / "other" / "final").exists()

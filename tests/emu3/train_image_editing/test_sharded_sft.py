@@ -113,6 +113,7 @@ def sharded(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         parts = run_of(world, name, folder / f"{name}-parts")
         runs += [{**parts, "stop_after": 2}, parts]
     runs.append({**run_of(world, "zero3-fp32", folder / "fewer"), "stop_after": 2})
+    runs.append({**run_of(world, "zero3-fp32", folder / "full"), "no_room_for": "checkpoint-2"})
     launch(runs, 2, folder)
     launch([run_of(world, "zero3-fp32", folder / "fewer", ranks=1)], 1, folder)
     return folder
@@ -214,6 +215,13 @@ def test_the_scripts_survive_a_kill(sharded: Path, world: Path, tmp_path: Path, 
     assert lines(tmp_path / name) == lines(sharded / name)
     files = [folder / name / "final" / "model.safetensors" for folder in (sharded, tmp_path)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_full_disk_costs_a_checkpoint_and_no_run(sharded: Path) -> None:
+    """The rank that writes left; the others waited for it in the optimizer's state for ever."""
+    assert sorted(path.name for path in (sharded / "full").glob("checkpoint-*")) == ["checkpoint-4"]
+    assert not list((sharded / "full").glob(".*"))
+    assert losses(sharded / "full") == losses(sharded / "zero3-fp32")
 
 
 def test_dropout_changes_what_is_learned(sharded: Path) -> None:
