@@ -4,7 +4,7 @@
 
 RUNS.json: a list of objects with `sft` and `training`, the keyword arguments of the two classes of arguments,
 `chunk_bytes` of the head and, for a run that is interrupted, `stop_after` so many steps; the disk is full while the
-checkpoint `no_room_for` is written. Beside each run's metrics rank 0 leaves `seen.json`: what only a live trainer shows.
+checkpoint `no_room_for` is written. Beside each run's metrics rank 0 leaves `seen.json`: what a live trainer shows.
 """
 
 from __future__ import annotations
