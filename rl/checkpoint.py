@@ -10,26 +10,23 @@ and the order of the prompts one of (seed, position).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from emu3.errors import UserError
-from emu3.files import read_json, sha256_of, whole_folder, write_json
+from emu3.files import read_json, sha256_of, write_json
 from emu3.mllm.language_model import save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.training import ranks
+from emu3.training.deepspeed import collected
 from emu3.training.lora import ADAPTER
 from rl.config import Config
 from rl.training.trainer import Trainer
 
 MANIFEST = "manifest.json"
-WRITE_ERRORS = (OSError, SafetensorError)  # such as a full disk
 
 
 @dataclass(frozen=True)
@@ -48,22 +45,18 @@ def save(
     trainer: Trainer,
     tokenizer: TextTokenizer,
     config: Config,
-    *,
-    writes: bool,
 ) -> None:
     """Write the checkpoint of `step` into the run's folder and remove all but the newest `keep_checkpoints`.
 
-    All ranks take part, and rank 0 `writes`. Raises one of `WRITE_ERRORS` with nothing left behind: on rank 0, and on
+    All ranks take part, and rank 0 writes. Raises one of `WRITE_ERRORS` with nothing left behind: on rank 0, and on
     the others as well while there is something left that all have to do together.
     """
-    with ExitStack() as stack:
-        folder = ranks.on_first(lambda: stack.enter_context(whole_folder(_folder(run, step))))
-        temporary = folder if writes else None
+    with ranks.whole_folder_of_first(_folder(run, step)) as temporary:
         if config.lora is None:
             save_model(temporary and temporary / "model", trainer, tokenizer)
         else:
-            adapters = _gathered(trainer.named_adapters(), temporary)
-            ranks.on_first(lambda: save_file(adapters, folder / ADAPTER))
+            adapters = collected(trainer.named_adapters(), temporary is not None)
+            ranks.on_first(lambda: save_file(adapters, cast(Path, temporary) / ADAPTER))
         trainer.save_optimizer(temporary)
         if temporary is None:
             return
@@ -77,18 +70,13 @@ def save(
 def save_model(folder: Path | None, trainer: Trainer, tokenizer: TextTokenizer) -> None:
     """Write the policy, LoRA merged, as `emu3.mllm.language_model.save_checkpoint` does. All ranks take part and have
     the same errors, one of `WRITE_ERRORS`; rank 0 writes, the others have None."""
-    state = _gathered(trainer.named_weights(), folder)
+    state = collected(trainer.named_weights(), folder is not None)
 
     def write() -> None:
         assert folder is not None
         save_checkpoint(trainer.model, tokenizer, folder, state=state)
 
     ranks.on_first(write)
-
-
-def _gathered(tensors: Iterable[tuple[str, Tensor]], folder: Path | None) -> dict[str, Tensor]:
-    """The tensors in main memory on the rank that has a folder; nothing on the others, which only take part."""
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors if folder is not None}
 
 
 def newest(run: Path) -> Checkpoint | None:

@@ -37,6 +37,7 @@ from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing.shards import check_alike
 from emu3.training import ranks as all_ranks
+from emu3.training.zero_state import WRITE_ERRORS
 from rl import checkpoint
 from rl.advantages import constant_groups, group_advantages
 from rl.config import Config
@@ -95,8 +96,8 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
 
     def save(steps_done: int) -> None:
         try:
-            checkpoint.save(run, steps_done, position, trainer, tokenizer, config, writes=accelerator.is_main_process)
-        except checkpoint.WRITE_ERRORS as error:
+            checkpoint.save(run, steps_done, position, trainer, tokenizer, config)
+        except WRITE_ERRORS as error:
             accelerator.print(
                 f"no checkpoint of step {steps_done}: {one_line(error)}; the run goes on without", flush=True
             )
@@ -188,7 +189,7 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
         watch.close()
     try:
         checkpoint.save_model(run / "final" if accelerator.is_main_process else None, trainer, tokenizer)
-    except checkpoint.WRITE_ERRORS as error:
+    except WRITE_ERRORS as error:
         raise UserError(
             f"{run / 'final'} was not written: {one_line(error)}; then start the same command again"
         ) from error

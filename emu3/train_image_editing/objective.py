@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from emu3.train_image_editing.dataset import IGNORED
-from emu3.training.head import CHUNK_BYTES, chosen_logprobs
+from emu3.training.head import CHUNK_BYTES, target_logprobs
 
 
 class TargetLosses(nn.Module):
@@ -60,8 +60,7 @@ class TargetLosses(nn.Module):
         states = self.model.model(input_ids=input_ids, use_cache=False).last_hidden_state
         learned = targets != IGNORED
         hidden = states[:, -targets.shape[1] :][learned]
-        logprobs, _ = chosen_logprobs(hidden, self.model.lm_head.weight, targets[learned], 1.0, self._chunk_bytes)
-        return -logprobs
+        return -target_logprobs(hidden, self.model.lm_head.weight, targets[learned], self._chunk_bytes)
 
 
 def weighted_sum(losses_N: Tensor, targets_BK: Tensor, weights_BK: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ the checkpoint with the smallest one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -180,15 +179,14 @@ def _needed(
     """What the run will take, for whoever watches it start. Counts and rules of thumb: nothing is refused for them."""
     tokens, targets = (max(sizes) for sizes in zip(*(part.longest for part in parts), strict=True))
     zero = training.hf_deepspeed_config.config["zero_optimization"] if training.deepspeed else {}
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", training.world_size))
-    device = this_device(training.device, here)
+    device = this_device(training.device, training.world_size)
     needed = sft_memory(
         model,
         rows=training.per_device_train_batch_size,
         tokens=tokens,
         targets=tokens - 1 if arguments.prompt_token_weight else targets,
         ranks=training.world_size,
-        ranks_here=here,
+        ranks_here=device.ranks_here,
         zero=zero["stage"] if zero.get("stage") in (2, 3) else 0,
         offload="offload_optimizer" in zero,
         bf16=training.bf16,

@@ -18,7 +18,6 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -46,7 +45,7 @@ from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.train_image_editing.metrics import MetricsLog, output_folder
 from emu3.train_image_editing.objective import Dropout, TargetLosses, mean_per_row, weighted_sum
 from emu3.training import ranks, zero_state
-from emu3.training.deepspeed import gathered
+from emu3.training.deepspeed import collected, gathered
 from emu3.training.lora import ADAPTER, adapters, merged
 from emu3.training.optimizer_state import load_optimizer, save_optimizer
 from emu3.training.zero_state import WRITE_ERRORS
@@ -225,7 +224,7 @@ class EditTrainer(Trainer):
         best = self._best()
         self.state.best_model_checkpoint = None if best is None else str(best)
         try:
-            with self._whole_folder(folder) as temporary:
+            with ranks.whole_folder_of_first(folder) as temporary:
                 self._write_weights(temporary)
                 self._write_optimizer(temporary)
                 if temporary is not None:
@@ -248,7 +247,7 @@ class EditTrainer(Trainer):
         cannot take it."""
         try:
             if not ranks.on_first(lambda: self._copy_best(folder)):
-                with self._whole_folder(folder) as temporary:
+                with ranks.whole_folder_of_first(folder) as temporary:
                     self._write_weights(temporary)
         except WRITE_ERRORS as error:
             raise UserError(
@@ -275,20 +274,12 @@ class EditTrainer(Trainer):
         step = self.state.best_global_step
         return output_folder(self.args) / f"{PREFIX_CHECKPOINT_DIR}-{step}" if step else None
 
-    @contextmanager
-    def _whole_folder(self, folder: Path) -> Iterator[Path | None]:
-        """`whole_folder` on the rank that writes, None on the others; what opening it raises is everybody's."""
-        with ExitStack() as stack:
-            temporary = ranks.on_first(lambda: stack.enter_context(whole_folder(folder)))
-            yield temporary if self.is_world_process_zero() else None
-
     def _write_weights(self, folder: Path | None) -> None:
         """LoRA merged, and its adapters beside. All ranks take part, those with None write nothing; all have the same
         errors, so that none is left waiting in what comes next."""
         model = self.language_model
-        state = {name: tensor.cpu().contiguous() for name, tensor in merged(model, gathered) if folder is not None}
-        if self._lora:
-            parts = {name: part.cpu().contiguous() for name, part in adapters(model, gathered) if folder is not None}
+        state = collected(merged(model, gathered), folder is not None)
+        parts = collected(adapters(model, gathered), folder is not None)  # none without LoRA
 
         def write() -> None:
             assert folder is not None

@@ -190,8 +190,8 @@ class Pass:
         return found
 
     def _head_forward(self) -> float:
-        """A chunk's logits in float32, their log-softmax, the exponentials and a product."""
-        return max((self._chunks(part)[1] * 4 + self._head_copy(part) for part in self.scored), default=0)
+        """The log-softmax of a chunk's logits in float32, the exponentials and a product."""
+        return max((self._chunks(part)[1] * 3 + self._head_copy(part) for part in self.scored), default=0)
 
     def _head_backward(self) -> float:
         """The largest moment while the scored parts go backward, the last one first. Where a part has several chunks

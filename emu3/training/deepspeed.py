@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -34,6 +34,11 @@ def start_communication(device: torch.device) -> None:
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     if not comm.is_initialized():
         comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def collected(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
+    """Named tensors in main memory on the rank that is to `keep` them; nothing on the others, which only take part."""
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors if keep}
 
 
 @contextmanager

@@ -223,8 +223,9 @@ def sft_memory(
     return with_reserve(holding.lasting, {"training": backward, "the optimizer's step": step}, host, gpu=gpu)
 
 
-def this_device(device: torch.device, ranks_here: int) -> Device:
-    """The device of this process on a machine that `ranks_here` share."""
+def this_device(device: torch.device, ranks: int) -> Device:
+    """The device of this process, one of `ranks`, which share the machine as far as the launcher says nothing else."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
     machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     if device.type == "cpu":
         return Device(None, machine / ranks_here, machine, ranks_here)

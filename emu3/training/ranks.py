@@ -14,8 +14,10 @@ the other machines reach, GLOO_SOCKET_IFNAME names the interface.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -23,6 +25,7 @@ from safetensors import SafetensorError
 from torch.distributed import distributed_c10d
 
 from emu3.errors import UserError, one_line
+from emu3.files import whole_folder
 
 HOST_TIMEOUT = timedelta(days=1)
 LAUNCHER_SECONDS = 10.0
@@ -64,6 +67,14 @@ def on_first(work: Callable[[], T]) -> T:
     if fault is not None:
         raise fault
     return value  # type: ignore[no-any-return]
+
+
+@contextmanager
+def whole_folder_of_first(folder: Path) -> Iterator[Path | None]:
+    """`emu3.files.whole_folder` on rank 0, None on the others; what opening it raises is everybody's."""
+    with ExitStack() as stack:
+        temporary = on_first(lambda: stack.enter_context(whole_folder(folder)))
+        yield temporary if not dist.is_initialized() or dist.get_rank() == 0 else None
 
 
 def gather(value: T) -> list[T]:

@@ -10,7 +10,6 @@ The command needs neither GPU nor data nor weights, of the models only their con
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +146,7 @@ def announce(config: Config, accelerator: Accelerator, vision: StillVQ, prompts:
         answer_tokens=config.rollout.think_tokens + 1 + longest.length,
         forced_tokens=1 + longest.length - len(longest.free_offsets()),
     )
-    device = this_device(accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+    device = this_device(accelerator.device, ranks)
     accelerator.print("\n".join(estimate(sizes, config, device).lines), flush=True)
     warning = check(sizes, config, device)
     if warning is not None:

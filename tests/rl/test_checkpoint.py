@@ -26,7 +26,7 @@ def saved(make_config: Any, tmp_path: Path) -> Path:
         for parameter in trainer.model.parameters():
             parameter.grad = torch.full_like(parameter, float(step))
         trainer.step(0.1)
-        checkpoint.save(tmp_path, step, 10 * step, trainer, tokenizer, config, writes=True)
+        checkpoint.save(tmp_path, step, 10 * step, trainer, tokenizer, config)
     return tmp_path
 
 
