@@ -2,7 +2,7 @@
 
 Asked for are config.json, the index, and of each safetensors file the 8 bytes that say how long its header is and the
 header itself, by HTTP range requests: some 100 kB of 17 GB. What they say goes through the code that loads
-(`language_model.fitting_names`, `tokenizer.checkpoint.still_state`), with tensors that have shapes and no numbers; so
+(`language_model.fitting_names`, `vision_checkpoint.still_state`), with tensors that have shapes and no numbers; so
 a layout that is refused here is the one that would be refused after the download.
 
 A server that answers a range request with the whole file is refused before its body is read. Address, login and
@@ -26,12 +26,11 @@ from huggingface_hub.utils import build_hf_headers
 from emu3.errors import UserError, one_line
 from emu3.files import read_json
 from emu3.hub import HUB_ID
-from emu3.mllm.checkpoint_layouts import config_of
-from emu3.mllm.language_model import fitting_names
+from emu3.mllm.language_model import config_of, fitting_names
 from emu3.mllm.text_tokenizer import RANK_FILE, TOKENIZER_FILE, VISION_FILE, TextTokenizer
 from emu3.tensor_files import INDEX_FILE, WEIGHTS_FILE, Header, TensorFiles, TensorHeaders, places_in, shards_of
-from emu3.tokenizer.checkpoint import CONFIG_FILE, layout_in, still_state
 from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.vision_checkpoint import CONFIG_FILE, layout_in, still_state
 
 SECONDS = 20.0
 """For one request to connect, and for each part of its answer."""

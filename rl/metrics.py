@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from emu3.report.table import settled_median
+from emu3.report.console import settled_median
 from rl.reward.scores import Outcome, Score, Unparsable
 
 

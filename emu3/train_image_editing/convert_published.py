@@ -23,9 +23,9 @@ from tqdm import tqdm
 from emu3.archives import unpack
 from emu3.errors import UserError, run_main
 from emu3.mllm.layout import TokenLayout
-from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.flags import parse_flags
 from emu3.train_image_editing.published_data import Grids, PublishedEdits, open_published, read_edit
 from emu3.train_image_editing.published_pickle import BadFile

@@ -116,7 +116,7 @@ def _rows(
     rows = []
     for _ in range(config.compute.micro_batch):
         grid = rng.integers(0, codes, (side, side))
-        tokens = [layout.boi, *grammar.answer(grid.tolist())]
+        tokens = [layout.boi, *grammar.completion(grid.tolist())]
         rows.append((prompt, Rollout(tokens, np.zeros(len(tokens), np.float32), grid.astype(np.uint16), None)))
     return rows
 

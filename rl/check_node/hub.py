@@ -21,7 +21,7 @@ from emu3.hub import HUB_ID, SAFE_FILES
 from emu3.hub_headers import Checkpoint, Fit, HubFiles, HubUnreachable
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.tensor_files import INDEX_FILE, WEIGHTS_FILE, shards_of
-from emu3.tokenizer.checkpoint import CONFIG_FILE
+from emu3.tokenizer.vision_checkpoint import CONFIG_FILE
 from rl.check_node.page import ROOT, Facts, Node, Skipped
 
 GB = 1e9

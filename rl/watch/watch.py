@@ -13,10 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from emu3.report.metrics_file import NAME, MetricsFile, Spared, lines_before
-from emu3.report.page import REPORT
-from emu3.report.table import Table, duration, seconds, short, shown, step_of
-from emu3.report.trackers import Tracker
+from emu3.report.console import Table, duration, seconds, short, shown, step_of
+from emu3.report.metrics_file import NAME, MetricsFile, Spared, Tracker, lines_before
+from emu3.report.run_page import REPORT
 from rl.config import Config
 from rl.metrics import step_seconds, tokens_per_second
 from rl.reward.scores import Outcome

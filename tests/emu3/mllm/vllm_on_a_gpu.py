@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from vllm_world import world_model
 
-import emu3.mllm.vllm.start as start
+import emu3.mllm.vllm.engine as start
 
 
 def pretend() -> None:
