@@ -46,15 +46,12 @@ class VllmSettings:
 
 
 def register() -> None:
-    """Add the architecture to vLLM's registry, once.
-
-    In shape and in its tensors' names the language model is Llama, biases and a shared head included.
-    """
+    """Add the architecture to vLLM's registry, once."""
     from vllm import ModelRegistry
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         # By name: the class is imported where a model of it is made.
-        ModelRegistry.register_model(ARCHITECTURE, "vllm.model_executor.models.llama:LlamaForCausalLM")
+        ModelRegistry.register_model(ARCHITECTURE, "emu3.mllm.vllm.inside:Emu3ForCausalLM")
 
 
 def start_engine(config: Emu3TextConfig, settings: VllmSettings, device: torch.device) -> Any:
@@ -102,7 +99,7 @@ def _start(config: Emu3TextConfig, settings: VllmSettings, device: torch.device)
             # Only a finished config knows which model runner there will be, and with it the processor's interface.
             second = arguments.create_engine_config(UsageContext.LLM_CLASS).use_v2_model_runner
             processor = "SecondRunnerProcessor" if second else "FirstRunnerProcessor"
-            arguments.logits_processors = [f"emu3.mllm.vllm.processors:{processor}"]
+            arguments.logits_processors = [f"emu3.mllm.vllm.inside:{processor}"]
             engine_config = arguments.create_engine_config(UsageContext.LLM_CLASS)
             if device.index is not None and _ranks() == 1:
                 engine_config.device_config.device = device

@@ -44,7 +44,7 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.vllm import processors
+from emu3.mllm.vllm import inside
 from emu3.mllm.vllm.rules import CompletionRule
 
 HERE = Path(__file__).parent
@@ -71,7 +71,7 @@ def test_a_gpu_gets_the_config_that_is_meant(ranks: int, runner: int) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["v2"] == (runner == 2)
     name = "FirstRunnerProcessor" if runner == 1 else "SecondRunnerProcessor"
-    assert found["processors"] == [f"emu3.mllm.vllm.processors:{name}"]
+    assert found["processors"] == [f"emu3.mllm.vllm.inside:{name}"]
     assert found["executor"] == ("UniProcExecutor" if ranks == 1 else "ExecutorWithExternalLauncher")
     assert found["device"] == ("cuda:1" if ranks == 1 else "cuda")
     assert found["sleep"] == [True, True] and found["sleep_backend"] == "cumem"
@@ -258,8 +258,8 @@ def test_first_runner_hands_out_what_was_drawn() -> None:
     asked = [ast.unparse(node) for node in ast.walk(source_of(FirstRunner._sample)) if isinstance(node, ast.Call)]
     assert "self.input_batch.update_async_output_token_ids()" in asked
     assert {"removed", "added", "moved", "batch_size"} <= set(first.BatchUpdate.__dataclass_fields__)
-    assert not processors.FirstRunnerProcessor.__abstractmethods__
-    inspect.signature(processors.FirstRunnerProcessor).bind(vllm_config=None, device=None, is_pin_memory=False)
+    assert not inside.FirstRunnerProcessor.__abstractmethods__
+    inspect.signature(inside.FirstRunnerProcessor).bind(vllm_config=None, device=None, is_pin_memory=False)
 
 
 def test_second_runner_builds_our_processor_and_shows_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,9 +272,9 @@ def test_second_runner_builds_our_processor_and_shows_its_tokens(monkeypatch: py
     states = RequestState(4, 40, 64, 0, 30, torch.device("cpu"), use_dense_all_token_ids=True)
     assert isinstance(states.all_token_ids, StagedWriteTensor) and isinstance(states.prompt_len, UvaBackedTensor)
     assert states.all_token_ids.gpu.shape == (4, 40) and states.prompt_len.gpu.shape == (4,)
-    name = "emu3.mllm.vllm.processors:SecondRunnerProcessor"
+    name = "emu3.mllm.vllm.inside:SecondRunnerProcessor"
     [processor] = second.build_custom_logits_processors(None, states, False, [name])  # type: ignore[arg-type]
-    assert isinstance(processor, processors.SecondRunnerProcessor) and not type(processor).__abstractmethods__
+    assert isinstance(processor, inside.SecondRunnerProcessor) and not type(processor).__abstractmethods__
     fields = {"expanded_idx_mapping", "idx_mapping_np", "pos"}
     assert fields <= set(second.LogitsContext.__dataclass_fields__)
 

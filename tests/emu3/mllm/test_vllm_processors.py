@@ -21,7 +21,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext
 
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.vllm import processors
+from emu3.mllm.vllm import inside
 from emu3.mllm.vllm.rules import CompletionRule
 
 LAYOUT = TokenLayout(text_ranks=12, codebook_size=16)
@@ -50,7 +50,7 @@ def unmasked(logits: Tensor) -> list[set[int]]:
 
 def test_first_runner_follows_its_rows() -> None:
     """Guards the book-keeping: requests come at different times, rows are swapped, moved and taken by others."""
-    processor = processors.FirstRunnerProcessor(None, torch.device("cpu"), False)  # type: ignore[arg-type]
+    processor = inside.FirstRunnerProcessor(None, torch.device("cpu"), False)  # type: ignore[arg-type]
     lists: list[list[int]] = [[], [], []]
 
     def step(rows: list[tuple[CompletionRule | None, int]], **update: Any) -> None:
@@ -87,7 +87,7 @@ class Runner:
             all_token_ids=SimpleNamespace(gpu=self.tokens),
             prompt_len=SimpleNamespace(gpu=self.prompts),
         )
-        self.processor = processors.SecondRunnerProcessor(None, states)  # type: ignore[arg-type]
+        self.processor = inside.SecondRunnerProcessor(None, states)  # type: ignore[arg-type]
 
     def add(self, slot: int, rule: CompletionRule | None, prompt: int, drawn: list[int]) -> bool:
         changes = self.processor.add_request(slot, params(rule))
@@ -164,7 +164,7 @@ def test_second_runner_outlives_half_a_prompt() -> None:
     assert len(runner.step([0], unread=6)) == 1
 
 
-@pytest.mark.parametrize("processor", [processors.FirstRunnerProcessor, processors.SecondRunnerProcessor])
+@pytest.mark.parametrize("processor", [inside.FirstRunnerProcessor, inside.SecondRunnerProcessor])
 def test_a_wrong_rule_fails_its_request_alone(processor: Any) -> None:
     with pytest.raises(ValueError, match="emu3_completion"):
         processor.validate_params(SamplingParams(extra_args={"emu3_completion": [1]}))

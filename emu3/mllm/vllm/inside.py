@@ -1,4 +1,4 @@
-"""The grammar as a logits processor, once for each of vLLM's two model runners.
+"""What vLLM loads by name: the model's class, and the grammar as a logits processor for each of its two model runners.
 
 The first runner is the one of CPUs, and of GPUs with `VLLM_USE_V2_MODEL_RUNNER=0`; it hands out lists of the tokens
 drawn so far. The second is the default on GPUs: each of its slots holds one request, and its rule's table lies on the
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.v1.sample import logits_processor as first
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample import logits_processor as second
@@ -23,6 +24,11 @@ from emu3.mllm.vllm.rules import CompletionRule, Legal, mask_illegal, row_states
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
+
+
+class Emu3ForCausalLM(LlamaForCausalLM):
+    """The language model over text ids and visual codes: in shape and in its tensors' names it is Llama, biases and a
+    shared head included."""
 
 
 class _Progress:
