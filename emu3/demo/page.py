@@ -50,11 +50,8 @@ def uploaded_path(payload: ImageData | None) -> str | None:
     return payload.path if payload else None
 
 
-def build_page(editor: Editor, area: int, caption: str) -> gr.Blocks:
-    """The page for an editor.
-
-    area: pixels of an edited image, about. caption: a line of Markdown below the title.
-    """
+def build_page(editor: Editor, caption: str) -> gr.Blocks:
+    """The page for an editor. caption: a line of Markdown below the title."""
 
     def edit(
         image: str | None,
@@ -70,7 +67,6 @@ def build_page(editor: Editor, area: int, caption: str) -> gr.Blocks:
         try:
             result = edit_image(
                 editor,
-                area,
                 image,
                 instruction,
                 settings,
