@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import socket
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from emu3.errors import UserError, run_main
@@ -35,7 +37,11 @@ def main() -> None:
     if arguments.image_area is not None and arguments.image_area < 1:
         raise UserError(f"--image-area is {arguments.image_area}; it is 1 or more")
     # Before the model is loaded, which takes minutes: a port in use is reported at once, an early visitor waits.
-    with listen(arguments.host, arguments.port) as listener:
+    uploads = TemporaryDirectory(prefix="emu3-demo-", dir=os.environ.get("GRADIO_TEMP_DIR"), ignore_cleanup_errors=True)
+    with listen(arguments.host, arguments.port) as listener, uploads as folder:
+        # Of its own, since whatever lies there can be asked for; gradio reads the variable when it is imported.
+        os.environ["GRADIO_TEMP_DIR"] = folder
+
         import gradio as gr
         import uvicorn
         from fastapi import FastAPI
