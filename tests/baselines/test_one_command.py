@@ -23,8 +23,8 @@ import pytest
 from PIL import Image
 
 from baselines.results.records import Prediction, ScoredSample, read_records
-from shapes.any_picture import mark_edit, mark_quality
-from shapes.judge_server import ANY_PICTURE, Grader
+from shapes.any_image import score_edit, score_quality
+from shapes.judge_server import ANY_IMAGE, Grader
 from shapes.verifier import Marks
 
 pytest.importorskip("diffusers", reason="the extra eval is not installed")
@@ -56,17 +56,17 @@ class Counting:
     def __init__(self, address_file: Path) -> None:
         self.questions = 0
         self._lock = threading.Lock()
-        self._server = Served(Grader(ANY_PICTURE.model, self._edit, self._quality), address_file)
+        self._server = Served(Grader(ANY_IMAGE.model, self._edit, self._quality), address_file)
         self.url = self._server.url
         self.close = self._server.close
 
     def _edit(self, instruction: str, source: Image.Image, edited: Image.Image) -> Marks:
         self._count()
-        return mark_edit(instruction, source, edited)
+        return score_edit(instruction, source, edited)
 
     def _quality(self, edited: Image.Image) -> Marks:
         self._count()
-        return mark_quality(edited)
+        return score_quality(edited)
 
     def _count(self) -> None:
         with self._lock:

@@ -126,7 +126,7 @@ def test_the_address_goes_when_the_whole_group_is_ended(start: Start, tmp_path: 
 
 
 def test_published_limits_and_ours_last(start: Start, tmp_path: Path) -> None:
-    """Guards: a server that cuts the question off, refuses the second picture, or is open to the network unasked."""
+    """Guards: a server that cuts the question off, refuses the second image, or is open to the network unasked."""
     start("--dtype", "float32", MODEL="some/model", TP="2")
     _, command, model, *arguments = called(tmp_path)
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emu3.errors import UserError
-from emu3.files import read_json
+from emu3.files import read_json, write_json
 from shapes.stages import Command, Stages, module
 
 
@@ -54,6 +54,13 @@ def test_a_stage_that_is_done_is_not_run_again(tmp_path: Path) -> None:
     costs = stages.costs()
     assert list(costs["stages"]) == ["first", "second"]
     assert costs["wall_seconds"] == pytest.approx(sum(costs["stages"].values()))
+
+
+def test_a_stage_that_was_renamed_is_not_run_again(tmp_path: Path) -> None:
+    """A folder of an older version would tokenize anew what its later stages were trained on."""
+    write_json(tmp_path / "stages.json", {"tokenise": {"seconds": 1.0, "core_seconds": 1.0}})
+    Stages(tmp_path, cores=1).run("tokenize", note(tmp_path / "log.txt", "again"))
+    assert not (tmp_path / "log.txt").exists()
 
 
 def test_a_failure_names_the_stage_and_shows_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
