@@ -22,7 +22,7 @@ class Served:
         self._judge = judge
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self._thread.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 300
         while not address_file.exists():
             assert time.monotonic() < deadline, "the server did not start"
             time.sleep(0.01)
@@ -35,7 +35,7 @@ class Served:
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join(10)
+        self._thread.join(300)
         assert not self._thread.is_alive()
 
     def post(self, body: bytes) -> tuple[int, dict[str, Any]]:

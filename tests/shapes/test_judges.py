@@ -58,7 +58,7 @@ def test_expected_scores_are_the_written_ones(verifier: Served, groundscore: flo
         reward = RewardConfig(groundscore=groundscore, expected=expected)
         with start_scorer(judge, 0, reward) as scorer:
             for edited in (target, source, other):
-                outcome = scorer.submit(sample.instruction, source, edited, target).result(20)
+                outcome = scorer.submit(sample.instruction, source, edited, target).result(300)
                 assert isinstance(outcome, Score), outcome
                 found.append(outcome)
     for written, by_token in zip(found[:3], found[3:], strict=True):
@@ -71,13 +71,13 @@ def test_any_image_gives_every_score(any_image: Served) -> None:
     photograph, edited = Image.new("RGB", (64, 40), (90, 120, 60)), Image.new("RGB", (64, 40), (110, 140, 80))
     reward = RewardConfig(groundscore=1.0, expected=True)
     with start_scorer(JudgeConfig(any_image.url), 0, reward) as scorer:
-        assert isinstance(scorer.submit("Make them stand up", photograph, edited, edited).result(20), Score)
+        assert isinstance(scorer.submit("Make them stand up", photograph, edited, edited).result(300), Score)
 
 
 def test_an_instruction_from_elsewhere_has_no_expected_score(verifier: Served) -> None:
     photograph = Image.new("RGB", (64, 40), (90, 120, 60))
     with start_scorer(JudgeConfig(verifier.url), 0, RewardConfig(expected=True)) as scorer:
-        outcome = scorer.submit("Make them stand up", photograph, photograph).result(20)
+        outcome = scorer.submit("Make them stand up", photograph, photograph).result(300)
     assert isinstance(outcome, Unavailable) and outcome.refused
 
 
