@@ -3,8 +3,8 @@
     python -m shapes.judge_server --port 4877
     python -m shapes.judge_server --any-picture      pixel statistics, no judgement: to try the path on photographs
 
-Answers /v1/models and /v1/chat/completions; `shapes.grading` tells which questions it knows. Anything else is a 400, as
-it would be from a real server, and so is an instruction from outside the embedded world, whose sample then counts as
+Answers /v1/models and /v1/chat/completions; `shapes.grading` has the questions that it knows. Anything else is a 400,
+as it would be from a real server, and so is an instruction from outside the embedded world, whose sample then counts as
 not judged. With `--any-picture` another grader takes over (`shapes.any_picture`); it has a name of its own, so its
 scores cannot pass for the verifier's in a cache, a table or a report. Of the sampling settings only `logprobs`
 matters: these judges are deterministic.
@@ -37,7 +37,7 @@ async def _chat(request: web.Request) -> web.Response:
     grader = request.app[_GRADER]
     try:
         question = await request.json()
-        answer = choice(grader, question)
+        reply = choice(grader, question)
     except (BadQuestion, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         message = str(error) if isinstance(error, BadQuestion) else f"malformed request: {error!r}"
         return web.json_response({"error": {"message": message, "type": "invalid_request_error"}}, status=400)
@@ -48,7 +48,7 @@ async def _chat(request: web.Request) -> web.Response:
             "object": "chat.completion",
             "created": int(time.time()),
             "model": grader.model,
-            "choices": [answer],
+            "choices": [reply],
             "usage": usage,
         }
     )
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument(
         "--any-picture",
         action="store_true",
-        help="mark any picture by pixel statistics, which is no judgement of the edit",
+        help="score any image by pixel statistics, which is no judgement of the edit",
     )
     options = parser.parse_args()
     grader = ANY_PICTURE if options.any_picture else VERIFIER

@@ -189,7 +189,7 @@ class ClipText:
         self._encoder = encoder
 
     def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
-        what = "caption of the edited picture" if self.name == "clip_t" else "instruction"
+        what = "caption of the edited image" if self.name == "clip_t" else "instruction"
         texts = [row.target_caption if self.name == "clip_t" else row.instruction for row in rows]
         kept = {place: text for place, text in enumerate(texts) if text}
         scores: list[float | Missing] = [Missing(f"the sample has no {what}")] * len(rows)
@@ -214,7 +214,7 @@ class ClipDirection:
 
     def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
         kept = [place for place, row in enumerate(rows) if row.source_caption and row.target_caption]
-        scores: list[float | Missing] = [Missing("the sample has no captions of source and edited picture")] * len(rows)
+        scores: list[float | Missing] = [Missing("the sample has no captions of source and edited image")] * len(rows)
         if not kept:
             return scores
         images = [[getattr(rows[place], side) for place in kept] for side in ("source", "edited")]

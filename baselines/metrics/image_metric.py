@@ -114,7 +114,7 @@ def reference_of(row: EditedSample, against: Against) -> Image.Image | Missing:
     """The image that the edited one is compared with."""
     if against == "source":
         return row.source
-    return row.target if row.target is not None else Missing("the sample has no target picture")
+    return row.target if row.target is not None else Missing("the sample has no target image")
 
 
 def framed_pair(row: EditedSample, against: Against) -> tuple[Image.Image, Image.Image] | Missing:
@@ -127,7 +127,7 @@ def framed_pair(row: EditedSample, against: Against) -> tuple[Image.Image, Image
         stretch = edited.width * reference.height / (edited.height * reference.width)
         if max(stretch, 1 / stretch) > 1 + ASPECT_TOLERANCE:
             sizes = " and ".join(f"{image.width}x{image.height}" for image in (edited, reference))
-            return Missing(f"edited picture and {against} have different aspect ratios: {sizes}")
+            return Missing(f"edited image and {against} have different aspect ratios: {sizes}")
         edited = edited.resize(reference.size, Image.Resampling.BICUBIC)
     return edited, reference
 

@@ -93,7 +93,7 @@ class PixelMetric:
             self._distance = {"l1": l1, "l2": l2, "psnr": psnr}[name]
             self.version = "float64, RGB in [0, 1]"
         self._undefined = {
-            "psnr": f"edited picture and {against} are equal: the PSNR is infinite",
+            "psnr": f"edited image and {against} are equal: the PSNR is infinite",
             "ssim": f"a side is shorter than the SSIM's window of {WINDOW} pixels",
         }.get(name, "the value is not finite")
 

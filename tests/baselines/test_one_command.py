@@ -51,7 +51,7 @@ pytestmark = [
 
 
 class Counting:
-    """The embedded judge for any picture; `questions` are those that it was asked."""
+    """The embedded judge for any image; `questions` are those that it was asked."""
 
     def __init__(self, address_file: Path) -> None:
         self.questions = 0
@@ -137,7 +137,7 @@ def call(checkout: Path, judge: Counting, place: str, die: str = "") -> int:
 
 
 def readable(results: Path) -> dict[str, bytes]:
-    """All that a person reads or sees, by path: pages, tables, pictures, figures per model."""
+    """All that a person reads or sees, by path: pages, tables, images, statistics per model."""
     kinds = (".md", ".csv", ".tex", ".html", ".png", ".jpg", ".webp", ".json")
     files = [file for file in results.rglob("*") if file.suffix in kinds and not file.name.startswith(".")]
     return {file.relative_to(results).as_posix(): file.read_bytes() for file in sorted(files)}
