@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from noise_pictures import noise, png
+from noise_images import noise, png
 from PIL import Image
 
 from baselines import evaluate, score
 from baselines.benchmarks.pie_bench import SCHEMA, convert, decode_mask
 from baselines.benchmarks.samples import Samples
 from baselines.benchmarks.spec import PIE_BENCH
-from baselines.editors.options import EditorOptions
+from baselines.editors.editing import EditorOptions
 from baselines.results.records import Prediction, ScoredSample, read_records
 from emu3.errors import UserError
 
@@ -89,7 +89,7 @@ def test_masks_and_captions_reach_the_metrics(tmp_path: Path) -> None:
         editor="folder",
         benchmark=PIE_BENCH,
         data_dir=tmp_path / "data",
-        options=EditorOptions(pictures=tmp_path / "edits"),
+        options=EditorOptions(images=tmp_path / "edits"),
         output_dir=tmp_path / "run",
         image_area=32 * 32,
     )

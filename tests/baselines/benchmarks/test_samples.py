@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pytest
-from noise_pictures import IMAGE, noise, png
+from noise_images import IMAGE, noise, png
 
 from baselines.benchmarks.samples import Samples, find_files
 from baselines.benchmarks.spec import AURORA, BENCHMARKS, GENERIC, Benchmark, Subset

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from noise_pictures import IMAGE, noise, png
+from noise_images import IMAGE, noise, png
 
 from baselines.benchmarks.samples import Samples, find_files
 from baselines.benchmarks.spec import BENCHMARKS, GENERIC, PIE_BENCH, Subset
