@@ -47,7 +47,7 @@ from rl.losses import OBJECTIVES, Tokens, Totals  # noqa: E402
 from rl.rollout.engine import Prompt, Rollout  # noqa: E402
 from rl.shared_prefix import ATTENTION  # noqa: E402
 from rl.training.policy import TokenLogprobs  # noqa: E402
-from rl.watch.memory import PROMPT_TOKENS, Sizes, decoding, larger, lora_rank, sampling  # noqa: E402  # noqa: E402
+from rl.watch.costs import PROMPT_TOKENS, Sizes, decoding, larger, lora_rank, sampling  # noqa: E402  # noqa: E402
 
 SIDE = 32
 LAYOUT = TokenLayout()
@@ -66,7 +66,7 @@ def published(layers: int) -> Emu3TextConfig:
 
 def sizes(config: Config, layers: int = LAYERS) -> Sizes:
     thinking = config.rollout.think_tokens
-    return Sizes(published(layers), StillVQConfig(), 0, 4, answer_tokens=ANSWER + thinking, forced_tokens=FORCED)
+    return Sizes(published(layers), StillVQConfig(), 0, 4, completion_tokens=ANSWER + thinking, forced_tokens=FORCED)
 
 
 def on_gpu(module: nn.Module, dtype: torch.dtype) -> None:

@@ -97,7 +97,7 @@ def test_two_sharded_ranks_equal_one_whole(
     runs: dict[str, Lines], name: str, run: Any, plain: tuple[Path, Config], folder: Path
 ) -> None:
     """Guards the passes that only keep step, the global denominator, sums that DeepSpeed turns into means, and the
-    twin that samples."""
+    copy that samples."""
     plain_folder, config = plain
     assert_same(runs[name], run(config))
     ours = load_file(folder / name / "final" / "model.safetensors")
