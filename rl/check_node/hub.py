@@ -18,7 +18,7 @@ from huggingface_hub import constants, snapshot_download
 
 from emu3.errors import UserError
 from emu3.hub import HUB_ID, SAFE_FILES
-from emu3.hub_headers import Checkpoint, Fit, HubFiles, HubUnreachable
+from emu3.hub_headers import Fit, HubFiles, HubUnreachable, RemoteCheckpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.tensor_files import INDEX_FILE, WEIGHTS_FILE, shards_of
 from emu3.tokenizer.checkpoint import CONFIG_FILE
@@ -82,7 +82,7 @@ def checkpoint(node: Node, wanted: Released) -> tuple[str, Facts]:
     facts: Facts = {"cached": folder is not None, "files_in_cache": there}
     if folder is None and constants.is_offline_mode():
         raise Skipped(f"not in the cache ({there} files are), and HF_HUB_OFFLINE is set")
-    found = Checkpoint(folder or wanted.name)
+    found = RemoteCheckpoint(folder or wanted.name)
     try:
         told = _looked_at(found, wanted, facts)
     except HubUnreachable:
@@ -96,7 +96,7 @@ def checkpoint(node: Node, wanted: Released) -> tuple[str, Facts]:
     return f"{part}{fetch}; by its headers ({found.files.received / 1e6:.1f} MB): {told}", facts
 
 
-def _looked_at(found: Checkpoint, wanted: Released, facts: Facts) -> str:
+def _looked_at(found: RemoteCheckpoint, wanted: Released, facts: Facts) -> str:
     if not wanted.weights:
         tokenizer = found.text_tokenizer()
         facts["token_ids"] = tokenizer.layout.vocab_size
@@ -121,11 +121,11 @@ def _note(facts: Facts, fit: Fit) -> None:
     facts |= {"tensors": fit.tensors, "parameters": fit.parameters, "bytes": fit.bytes}
 
 
-def _tokenizer(found: Checkpoint, wanted: Released) -> TextTokenizer:
+def _tokenizer(found: RemoteCheckpoint, wanted: Released) -> TextTokenizer:
     if wanted.tokenizer is None:
         return found.text_tokenizer()
     folder, *_ = cached(wanted.tokenizer, weights=False)
-    return Checkpoint(folder or wanted.tokenizer).text_tokenizer()
+    return RemoteCheckpoint(folder or wanted.tokenizer).text_tokenizer()
 
 
 def cached(name: str, weights: bool = True) -> tuple[Path | None, int, int]:

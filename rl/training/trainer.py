@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Emu3ForCausalLM
 
 from emu3.training.lora import ADAPTER, adapters, add_lora, merged
-from emu3.training.optimizer_state import load_optimizer, save_optimizer
+from emu3.training.state import load_optimizer, save_optimizer
 from rl.config import Config, OptimizerConfig
 from rl.logprobs import Batch
 from rl.training.policy import Reference, TokenLogprobs, frozen_reference, load_model

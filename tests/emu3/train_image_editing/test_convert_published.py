@@ -73,7 +73,7 @@ def test_bad_files_are_recorded_and_counted(arguments: ConvertArguments, capsys:
 def test_files_listed_twice_are_taken_once(
     arguments: ConvertArguments, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The published tokeniser ran the same rows in several processes."""
+    """The published tokenizer ran the same rows in several processes."""
     publish(out, {"a.pth": saved(record(1))}, path_list=["a.pth", "a.pth", "a.pth"])
     manifest = convert(arguments)
     assert manifest is not None

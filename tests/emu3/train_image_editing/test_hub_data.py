@@ -1,4 +1,4 @@
-"""Data sets by id and revision, from a Hub on the loopback and from the cache alone."""
+"""Datasets by id and revision, from a Hub on the loopback and from the cache alone."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def texts(name: str, split: str | None = None) -> list[str]:
 
 
 def test_a_split_at_a_revision(hub: FakeHub) -> None:
-    """And no more of the data set than that is fetched."""
+    """And no more of the dataset than that is fetched."""
     assert texts("org/pairs") == ["a", "b", "c"]
     assert not [path for path in hub.asked if "test-0" in path]
     assert texts("org/pairs", "test") == ["d"]
