@@ -89,7 +89,7 @@ def test_masks_and_captions_reach_the_metrics(tmp_path: Path) -> None:
         editor="folder",
         benchmark=PIE_BENCH,
         data_dir=tmp_path / "data",
-        options=EditorOptions(images=tmp_path / "edits"),
+        options=EditorOptions(pictures=tmp_path / "edits"),
         output_dir=tmp_path / "run",
         image_area=32 * 32,
     )

@@ -195,6 +195,6 @@ def test_a_pair_takes_a_quarter_of_the_bytes(tmp_path: Path) -> None:
     """On 32x32 pairs as published, of codes drawn evenly from all 32,768, which compress worst."""
     files = {f"{index}.pth": saved(record(index, side=32)) for index in range(512)}
     publish(tmp_path / "OUT", files)
-    convert(ConvertArguments(str(tmp_path / "OUT"), str(tmp_path / "shards"), rank=0, world_size=1))
+    convert(ConvertArguments(data=str(tmp_path / "OUT"), output_path=str(tmp_path / "shards"), rank=0, world_size=1))
     shards = sum(path.stat().st_size for path in (tmp_path / "shards").glob("*.parquet"))
     assert sum(map(len, files.values())) / shards > 4

@@ -202,7 +202,7 @@ def test_the_command_takes_published_and_trainer_flags(
         ({"model_name_or_path": "nowhere"}, "nowhere"),
         ({"coefficients": [1.0, 2.0]}, "2 coefficients for 1"),
         ({"changed_token_weight": 0.0}, "above 0"),
-        ({"image_area": 65536}, "image_area 384, wanted is 65536"),
+        ({"image_area": 65536}, "image_area 384, expected 65536"),
         ({"attn_implementation": "fast"}, "--attn_implementation fast"),
         ({"validation_size": 0}, "--validation_size is 0"),
         ({"max_position_embeddings": 30}, "row row-0"),

@@ -154,5 +154,5 @@ def test_datasets_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
     check_alike([one, two], {"image_area": 64})
     with pytest.raises(UserError, match=r"other has image_area 128, .*one has 64"):
         check_alike([one, other], {})
-    with pytest.raises(UserError, match="one has image_area 64, wanted is 128"):
+    with pytest.raises(UserError, match="one has image_area 64, expected 128"):
         check_alike([one], {"image_area": 128})
