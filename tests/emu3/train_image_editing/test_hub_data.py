@@ -71,12 +71,12 @@ def test_offline_the_cache_answers(hub: FakeHub, monkeypatch: pytest.MonkeyPatch
     assert texts("org/pairs") == ["a", "b", "c"]
     assert texts("org/pairs@v1") == ["old"]
     assert not hub.asked
-    with pytest.raises(UserError, match="offline .* org/pairs .*is not whole in the cache"):
+    with pytest.raises(UserError, match=r"offline .* org/pairs .*is not whole in the cache"):
         texts("org/pairs", "test")
-    with pytest.raises(UserError, match="offline .*not whole in the cache"):
+    with pytest.raises(UserError, match=r"offline .*not whole in the cache"):
         texts("org/pairs@v2")
     shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(UserError, match="offline .*not whole in the cache"):
+    with pytest.raises(UserError, match=r"offline .*not whole in the cache"):
         texts("org/pairs")
 
 
