@@ -37,7 +37,7 @@ from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing.shards import check_alike
 from emu3.training import ranks as all_ranks
-from emu3.training.zero_state import WRITE_ERRORS
+from emu3.training.state import WRITE_ERRORS
 from rl import checkpoint
 from rl.config import Config
 from rl.config_file import load_config, record_config
