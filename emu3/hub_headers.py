@@ -26,12 +26,11 @@ from huggingface_hub.utils import build_hf_headers
 from emu3.errors import UserError, one_line
 from emu3.files import read_json
 from emu3.hub import HUB_ID
-from emu3.mllm.checkpoint_layouts import config_of
-from emu3.mllm.language_model import fitting_names
+from emu3.mllm.language_model import config_of, fitting_names
 from emu3.mllm.text_tokenizer import RANK_FILE, TOKENIZER_FILE, VISION_FILE, TextTokenizer
 from emu3.tensor_files import INDEX_FILE, WEIGHTS_FILE, Header, TensorFiles, TensorHeaders, places_in, shards_of
-from emu3.tokenizer.checkpoint import CONFIG_FILE, layout_in, still_state
 from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.vision_checkpoint import CONFIG_FILE, layout_in, still_state
 
 SECONDS = 20.0
 """For one request to connect, and for each part of its response."""

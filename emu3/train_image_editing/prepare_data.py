@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from emu3.errors import UserError, run_main
-from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.commands import Worker, WorkerArguments, parse_flags
 from emu3.train_image_editing.encode_rows import RowEncoder
 from emu3.train_image_editing.image_rows import Columns

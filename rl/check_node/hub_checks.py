@@ -18,10 +18,10 @@ from huggingface_hub import constants, snapshot_download
 
 from emu3.errors import UserError
 from emu3.hub import HUB_ID, SAFE_FILES
-from emu3.hub_headers import RemoteCheckpoint, Fit, HubFiles, HubUnreachable
+from emu3.hub_headers import Fit, HubFiles, HubUnreachable, RemoteCheckpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.tensor_files import INDEX_FILE, WEIGHTS_FILE, shards_of
-from emu3.tokenizer.checkpoint import CONFIG_FILE
+from emu3.tokenizer.vision_checkpoint import CONFIG_FILE
 from rl.check_node.check import ROOT, Facts, Node, Skipped
 
 GB = 1e9

@@ -115,7 +115,7 @@ def traced(module: nn.Module) -> Peak:
 
 def batch_of(config: Config) -> Batch:
     codes = np.zeros((SIDE, SIDE), np.uint16)
-    tokens = [*[7] * config.rollout.think_tokens, LAYOUT.boi, *GRAMMAR.answer(codes.tolist())]
+    tokens = [*[7] * config.rollout.think_tokens, LAYOUT.boi, *GRAMMAR.completion(codes.tolist())]
     rollout = Rollout(tokens, np.zeros(len(tokens), np.float32), codes, None)
     prompt = Prompt("", tuple(range(PROMPT_TOKENS)), GRAMMAR, codes, "", None)
     rows = [(prompt, rollout)] * config.compute.micro_batch

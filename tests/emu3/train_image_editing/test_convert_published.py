@@ -14,7 +14,7 @@ from published_files import AREA, publish, record, saved
 from sft_world import save_vision
 
 from emu3.errors import UserError
-from emu3.tokenizer.checkpoint import weights_digest
+from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing import convert_published
 from emu3.train_image_editing.convert_published import ConvertArguments, convert
 from emu3.train_image_editing.shards import check_alike, read_rows

@@ -18,11 +18,11 @@ from PIL import Image
 from sft_world import image_bytes, save_vision
 
 from emu3.errors import UserError
-from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import fit_image
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.random_vision import random_vqvae, save_baai
+from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing import prepare_data
 from emu3.train_image_editing.prepare_data import PrepareArguments, chosen_rows, prepare
 from emu3.train_image_editing.shards import ShardWriter, read_rows
