@@ -63,7 +63,7 @@ class Fid:
                     for places in batches({place: image.size for place, image in images.items()}):
                         frechet.update(as_tensor([images[place] for place in places], device()), real=real)
             if count < 2:
-                return Missing(f"a Fréchet distance needs 2 samples with a target picture, there are {count}")
+                return Missing(f"a Fréchet distance needs 2 samples with a target image, there are {count}")
             value = float(frechet.compute())
         if count < self._features:
             warnings.warn(

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from baselines.editors.options import GROUND_TRUTH, NO_EDIT
 from baselines.results.records import (
+    GROUND_TRUTH,
+    NO_EDIT,
     PREDICTIONS_FILE,
     SCORES_FILE,
     VIESCORE,
@@ -43,7 +44,7 @@ TRAINING = tuple(
         "reward": "Reward",
         "kl": "KL to the reference",
         "entropy": "Entropy",
-        "answer_tokens": "Answer length in tokens",
+        "answer_tokens": "Completion length in tokens",
     }.items()
 )
 """Metrics of a training run that are drawn, in this order."""

@@ -11,13 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_judge import FakeJudge
-from noise_pictures import noise
+from noise_images import noise
 from PIL import Image
 from tiny_emu3 import save_emu3
 
-from baselines.editors.editing import ChosenEditor, Edited, EditResult, NoImage
+from baselines.editors.editing import ChosenEditor, Edited, EditorOptions, EditResult, NoImage
 from baselines.editors.emu3_editor import Emu3Editor, pick
-from baselines.editors.options import EditorOptions
 from baselines.evaluate import choose_editor
 from emu3.errors import UserError
 from emu3.mllm.editor import EditedImage

@@ -20,8 +20,7 @@ from rl.config_file import build_config
 from rl.logprobs import Batch, pack
 from rl.rollout.engine import Rollout
 from rl.rollout.vllm import probe_prompt
-from rl.training.policy import load_model
-from rl.training.trainer import make_trainer
+from rl.training.policy import load_model, make_trainer
 from rl.training.zero import ZeroTrainer
 
 
