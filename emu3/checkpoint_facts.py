@@ -28,15 +28,14 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from emu3.errors import UserError
-from emu3.files import read_json, sha256_of, write_json
+from emu3.files import path_from, place_from, read_json, sha256_of, write_json
 from emu3.hub import HUB_ID, SMALL_FILES, local_folder
-from emu3.tensor_files import TensorFiles
-from emu3.tokenizer.vision_checkpoint import weights_digest
 
 FACTS_FILE = "earl.json"
 MANIFEST = "manifest.json"  # of a tokenized dataset
@@ -85,7 +84,7 @@ def versions() -> dict[str, str]:
 def write_facts(folder: Path, facts: CheckpointFacts) -> None:
     """Write `earl.json` into the checkpoint's folder, or into a temporary one beside it."""
     if facts.vision is not None and facts.vision.name is not None and Path(facts.vision.name).is_absolute():
-        facts = replace(facts, vision=replace(facts.vision, name=_from(folder, facts.vision.name)))
+        facts = replace(facts, vision=replace(facts.vision, name=path_from(folder, facts.vision.name)))
     write_json(folder / FACTS_FILE, {"version": VERSION, **asdict(facts)})
 
 
@@ -106,7 +105,7 @@ def read_facts(name: Path | str) -> CheckpointFacts | None:
             )
         facts = CheckpointFacts(
             image_area=values["image_area"],
-            vision=_local(_origin(values["vision"]), path.parent) if Path(name).is_dir() else _origin(values["vision"]),
+            vision=_origin(values["vision"]),
             trained_from=_origin(values["trained_from"]),
             data=tuple(origin for item in values["data"] if (origin := _origin(item)) is not None),
             objective=values["objective"],
@@ -115,6 +114,9 @@ def read_facts(name: Path | str) -> CheckpointFacts | None:
         )
         if not isinstance(facts.image_area, int | None) or (facts.image_area is not None and facts.image_area < 1):
             raise ValueError(f"image_area {facts.image_area!r}")
+        if Path(name).is_dir() and facts.vision is not None and facts.vision.name is not None:
+            place = place_from(path.parent, facts.vision.name)
+            facts = replace(facts, vision=replace(facts.vision, name=place))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not what this program wrote ({type(error).__name__}: {error}); remove it") from None
     return facts
@@ -126,19 +128,24 @@ def trained_facts(
     """What a checkpoint says that is trained from `model` on tokenized datasets, but for its steps.
 
     data: their folders, all of one image area and one vision tokenizer. vision: where that is; None asks `model`, if it
-    belongs to the same one, and the datasets. Reads the weights of `model` once, for their digest.
+    belongs to the same one, and the datasets. Where they do not fit `model` a line on standard error says so. Reads the
+    weights of `model` once, for their digest.
     """
     manifests = [read_json(Path(folder) / MANIFEST) for folder in data]
-    digest = manifests[0]["vision_sha256"]
-    before = read_facts(model)
+    digest, area = manifests[0].get("vision_sha256"), manifests[0].get("image_area")
+    before = read_facts(model) or CheckpointFacts()
+    if before.vision is not None and None not in (digest, before.vision.sha256) and digest != before.vision.sha256:
+        _note_digests(f"{data[0]} is from a vision tokenizer of", digest, model, before.vision)
+    if None not in (area, before.image_area) and area != before.image_area:
+        _note(f"{data[0]} has images of {area} pixels, {model} was trained at {before.image_area}")
     if vision is not None:
         place: str | None = _absolute(str(vision))
-    elif before is not None and before.vision is not None and before.vision.sha256 == digest:
+    elif before.vision is not None and before.vision.sha256 == digest is not None:
         place = before.vision.name
     else:
-        place = manifests[0].get("vision")
+        place = manifests[0].get("vision") and place_from(data[0], manifests[0]["vision"])
     return CheckpointFacts(
-        image_area=manifests[0]["image_area"],
+        image_area=area,
         vision=Origin(place, digest),
         trained_from=model_origin(model),
         data=tuple(Origin(Path(folder).name, sha256_of(Path(folder) / MANIFEST)) for folder in data),
@@ -154,6 +161,8 @@ def vision_origin(name: Path | str) -> Origin:
 def model_origin(name: Path | str) -> Origin:
     """A checkpoint by its Hub id, or by what says most of its path, and the digest of its weights (17 GB take some
     ten seconds)."""
+    from emu3.tensor_files import TensorFiles
+
     return Origin(short_name(str(name)), TensorFiles.of(name).digest())
 
 
@@ -190,10 +199,7 @@ def setup_of(model: Path | str, vision: Path | str | None = None, image_area: in
         if given is None:
             given = _found(model, facts.vision)
         elif facts.vision.sha256 is not None and (digest := weights_digest(given)) != facts.vision.sha256:
-            _note(
-                f"the vision tokenizer {given} has the SHA-256 {digest[:12]}, {model} was trained with "
-                f"{facts.vision.sha256[:12]}: its codes may mean other images"
-            )
+            _note_digests(f"the vision tokenizer {given} has", digest, model, facts.vision)
     if None not in (image_area, facts.image_area) and image_area != facts.image_area:
         _note(f"an image area of {image_area} pixels, but {model} was trained at {facts.image_area}")
     return Setup(given, image_area or facts.image_area or DEFAULT_AREA)
@@ -226,26 +232,24 @@ def _origin(values: Any) -> Origin | None:
     return origin
 
 
-def _local(origin: Origin | None, folder: Path) -> Origin | None:
-    """With the name of a folder that was named by its path from `folder`."""
-    if origin is None or origin.name is None:
-        return origin
-    place = os.path.normpath(folder.absolute() / origin.name)
-    return replace(origin, name=place) if HUB_ID.fullmatch(origin.name) is None else origin
-
-
-def _from(folder: Path, place: str) -> str:
-    """The path from `folder`, where both lie in one tree."""
-    start, end = os.path.realpath(folder), os.path.realpath(place)
-    if len(Path(os.path.commonpath([start, end])).parts) < 3:
-        return place
-    path = os.path.relpath(end, start)
-    return path if path.startswith("..") else f"./{path}"  # which no Hub id looks like
-
-
 def _absolute(name: str) -> str:
-    return str(Path(name).absolute()) if Path(name).is_dir() else name
+    return os.path.realpath(name) if Path(name).is_dir() else name
 
 
+def _note_digests(what: str, digest: str, model: Path | str, vision: Origin) -> None:
+    assert vision.sha256 is not None
+    trained = f"{model} was trained with {vision.sha256[:12]}"
+    _note(f"{what} the SHA-256 {digest[:12]}, {trained}: its codes may mean other images")
+
+
+def weights_digest(name: Path | str) -> str:
+    """`emu3.tokenizer.vision_checkpoint.weights_digest`, with torch only once it is called."""
+    from emu3.tokenizer import vision_checkpoint
+
+    return vision_checkpoint.weights_digest(name)
+
+
+@lru_cache
 def _note(text: str) -> None:
+    """Once for each text: a command may ask for a setup when it begins and again when it loads."""
     print(f"note: {text}", file=sys.stderr, flush=True)

@@ -202,6 +202,10 @@ def save_checkpoint(
 def fitting_names(where: Path | str, tensors: TensorHeaders, config: CheckpointConfig) -> dict[str, str]:
     """Under which name each tensor of the language model is stored; only headers are looked at.
 
+    Not by `from_pretrained(key_mapping=..., output_loading_info=True)`: that reports what is missing, unexpected or of
+    another shape when the weights are read, this before they are read, even before they are fetched
+    (`emu3.hub_headers`); and it passes over tensors that are there twice or are no floating-point numbers.
+
     where: for the message. Raises UserError if the tensors are not those of `config`, or their index not theirs.
     """
     tensors.check_index()

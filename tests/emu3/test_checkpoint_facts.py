@@ -18,10 +18,12 @@ from emu3.checkpoint_facts import (
     read_facts,
     setup_of,
     short_name,
+    trained_facts,
     vision_origin,
     write_facts,
 )
 from emu3.errors import UserError
+from emu3.files import write_json
 from emu3.mllm.editor import Editor
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
@@ -106,7 +108,8 @@ def test_what_is_named_by_hand_overrides_and_is_said(tree: Path, capsys: pytest.
     assert setup_of(tree / "sft/final", other, AREA).vision == str(other)
     assert capsys.readouterr().err == ""
     other_weights(other)
-    setup = setup_of(tree / "sft/final", other, 1024)
+    setup_of(tree / "sft/final", other, 1024)
+    setup = setup_of(tree / "sft/final", other, 1024)  # says it no second time
     assert (setup.vision, setup.image_area) == (str(other), 1024)
     notes = capsys.readouterr().err.splitlines()
     assert len(notes) == 2 and all(note.startswith("note: ") for note in notes)
@@ -170,6 +173,25 @@ def test_no_path_of_a_downloaded_checkpoint_is_followed(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="is not there: name it as --vision"):
         setup_of("org/name")
+
+
+def test_training_says_where_its_codes_are_from(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the model it starts with, or else from the datasets; where the two differ a line says so."""
+    vision, final, tokens = tree / "vision", tree / "sft/final", tree / "tokens/simple"
+    tokens.mkdir(parents=True)
+    manifest = {"image_area": AREA, "vision_sha256": weights_digest(vision), "vision": "../../vision"}
+    write_json(tokens / "manifest.json", manifest)
+    facts = trained_facts(final, [tokens], "sft")
+    assert (facts.vision, facts.image_area, facts.objective) == (vision_origin(vision), AREA, "sft")
+    assert facts.trained_from == model_origin(final) and facts.data[0].name == "simple"
+    (final / FACTS_FILE).unlink()
+    assert trained_facts(final, [tokens], "sft").vision == vision_origin(vision)
+    assert capsys.readouterr().err == ""
+    write_facts(final, CheckpointFacts(image_area=64, vision=Origin("org/other", "0" * 64)))
+    assert trained_facts(final, [tokens], "sft").vision == vision_origin(vision)
+    notes = capsys.readouterr().err.splitlines()
+    assert [note.startswith("note: ") for note in notes] == [True, True]
+    assert "its codes may mean other images" in notes[0] and "was trained at 64" in notes[1]
 
 
 def test_names_say_most_of_a_path_and_no_more(tree: Path) -> None:
