@@ -33,7 +33,8 @@ from tqdm import tqdm
 from emu3.errors import UserError
 from emu3.files import read_json, whole_file, write_json
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile, read_row, row_id
-from emu3.train_image_editing.open_rows import RowSource, open_rows
+from emu3.train_image_editing.open_rows import open_rows
+from emu3.train_image_editing.row_files import RowSource
 from rl.annotate.steps import NO_REPLY, QUESTION, NoChain, ask_for_chain
 from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge

@@ -13,7 +13,7 @@ from noise_images import IMAGE, noise, png
 from PIL import Image, ImageChops
 
 from baselines import evaluate
-from baselines.benchmarks.samples import Samples
+from baselines.benchmarks.samples import Samples, rows_of_files
 from baselines.benchmarks.spec import Benchmark
 from baselines.editors import fixed
 from baselines.editors.editing import Edited, EditResult, NoImage
@@ -63,7 +63,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_writes_what_the_judge_will_see(make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter) -> None:
     """Guards the pairing of source, edit, target and text over batches of uneven size."""
     data = make_data(rows=5)
-    samples = Samples(FULL, [data])
+    samples = Samples(FULL, rows_of_files(FULL, [data]))
     rows = run(data, tmp_path / "out")
     assert [row.id for row in rows] == [f"sample-{place}" for place in range(5)]
     assert [size for size, _ in inverter.batches] == [2, 2, 1]

@@ -73,7 +73,7 @@ def test_a_folder_with_a_jsonl(tmp_path: Path) -> None:
 
 
 def test_what_is_no_dataset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no Parquet and no JSONL file"):
+    with pytest.raises(UserError, match="has no Parquet, JSONL or CSV file"):
         texts(tmp_path)
     with pytest.raises(UserError, match=r"nowhere does not exist.*--source HF"):
         texts(tmp_path / "nowhere")
