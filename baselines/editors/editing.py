@@ -32,7 +32,7 @@ from PIL import Image
 from baselines.benchmarks.samples import Sample, Samples
 from baselines.results.records import GROUND_TRUTH, NO_EDIT
 from emu3.errors import UserError
-from emu3.tokenizer.images import fit_image, scale_image
+from emu3.tokenizer.images import fit_image, scale_image, to_rgb
 from rl.reward.config import JudgeConfig, add_judge_flags
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class SourceFrame:
 
     def fit(self, edited: Image.Image) -> Image.Image:
         """An edit of the source, RGB, at the size of `shown`; resized (bicubic) unless it has that size already."""
-        edited = edited.convert("RGB")
+        edited = to_rgb(edited)
         if edited.size == self.shown.size:
             return edited
         return edited.resize(self._scaled, Image.Resampling.BICUBIC).crop(self._box)

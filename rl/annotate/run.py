@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from emu3.errors import UserError
 from emu3.files import read_json, whole_file, write_json
-from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile, read_row, row_id
+from emu3.train_image_editing.image_rows import IMAGE_CELL, BadRow, Columns, ImageFile, read_row, row_id
 from emu3.train_image_editing.open_rows import open_rows
 from emu3.train_image_editing.row_files import RowSource
 from rl.annotate.steps import NO_REPLY, QUESTION, NoChain, ask_for_chain
@@ -46,7 +46,6 @@ GIVE_UP_AFTER = 64
 REPLIES_FILE = "answers.jsonl"
 SETTINGS_FILE = "settings.json"
 SUMMARY_FILE = "annotations.json"
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ class _Run:
         images: Sequence[str] = (columns.source, self._arguments.edited_image_key)
         texts = [columns.id or "id", columns.instruction, columns.task, self._arguments.cot_key]
         return pa.schema(
-            [*((name, IMAGE) for name in images), *((name, pa.string()) for name in texts if name is not None)]
+            [*((name, IMAGE_CELL) for name in images), *((name, pa.string()) for name in texts if name is not None)]
         )
 
 
