@@ -39,6 +39,7 @@ from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.commands import Worker, WorkerArguments, parse_flags
+from emu3.train_image_editing.image_rows import utf8_fault
 from emu3.train_image_editing.published_pickle import BadFile, read_pickle
 from emu3.train_image_editing.shards import EditRow, FailedRow
 
@@ -239,10 +240,8 @@ def _read_record(path: Path) -> Mapping[str, Any]:
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise BadFile(f"{what} is empty or not a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which a pickle can hold and no file of ours
-        raise BadFile(f"{what} is not a text that UTF-8 can write") from None
+    if fault := utf8_fault(value):
+        raise BadFile(f"{what} {fault}")
     return value
 
 

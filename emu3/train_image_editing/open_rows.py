@@ -21,6 +21,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import constants
+from huggingface_hub.utils import WeakFileLock
 
 from emu3.errors import UserError, one_line
 from emu3.files import read_json, whole_folder, write_json
@@ -173,15 +174,16 @@ def _hub_rows(
     names = [*columns.names(), *columns.extra]
     what = (split, config, tuple(data_files), limit, tuple(names))
     folder = _cached(data, "rows", what)
-    if not folder.is_dir():
-        _require_network(data, "these rows are")
-        with hub_errors(f"dataset {data.name}"), whole_folder(folder) as temporary:
-            if all(file.endswith(".parquet") for file in files):
-                assert limit is not None
-                tables = _first_rows(data, files, columns, limit)
-            else:
-                tables = _streamed(data, split or "train", config, data_files, columns, limit)
-            _write(temporary, tables)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(folder.with_suffix(".lock")):  # of several workers one fetches
+        if not folder.is_dir():
+            _require_network(data, "these rows are")
+            with hub_errors(f"dataset {data.name}"), whole_folder(folder) as temporary:
+                if limit is not None and all(file.endswith(".parquet") for file in files):
+                    tables = _first_rows(data, files, columns, limit)
+                else:
+                    tables = _streamed(data, split or "train", config, data_files, columns, limit)
+                _write(temporary, tables)
     return ParquetRows(sorted(folder.glob("*.parquet")), folder, columns, data.origin)
 
 
