@@ -29,6 +29,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 """All that Pillow may open. EPS is none of them: it would start Ghostscript."""
 MAX_PIXELS = 2**27
 """A larger image is refused before it is decoded; one with transparency takes 7 bytes a pixel while it is read."""
+MAX_MASK_PIXELS = 2**25
+"""Of a mask, which is looked at several times."""
 MAX_AREA = 2**24
 """Pixels of the largest image that a tokenizer is given."""
 BACKGROUND = (255, 255, 255)
@@ -116,6 +118,8 @@ def to_mask(image: Image.Image) -> Image.Image:
     and ones, palette. Nothing but black marks nothing, nothing but white everything. Raises Unclear for the rest:
     several levels or colours, and an image with a hole, since the region could be the hole or its surroundings.
     """
+    if image.width * image.height > MAX_MASK_PIXELS:
+        raise Unclear(f"{image.width}x{image.height} is more than {MAX_MASK_PIXELS} pixels")
     single = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
     if single and "transparency" not in image.info:
         found = np.concatenate([np.unique(part) for _, part in _strips(image)])
