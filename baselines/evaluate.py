@@ -33,7 +33,7 @@ from baselines.editors.editing import (
 from baselines.results.predictions import EvaluationSettings, write_predictions
 from baselines.results.records import fingerprint, versions
 from emu3.errors import UserError, run_main
-from emu3.train_image_editing.row_files import ImageFolder
+from emu3.train_image_editing.image_folder import ImageFolder
 from rl.reward.config import judge_from_flags
 
 COLUMNS = ("source", "instruction", "target", "task", "id", "source_caption", "target_caption", "mask")

@@ -26,8 +26,9 @@ from huggingface_hub.utils import WeakFileLock
 from emu3.errors import UserError, one_line
 from emu3.files import read_json, whole_folder, write_json
 from emu3.hub import HubDataset, hub_errors
+from emu3.train_image_editing.image_folder import ImageFolder
 from emu3.train_image_editing.image_rows import IMAGE_CELL, Columns
-from emu3.train_image_editing.row_files import ImageFolder, ParquetRows, RowSource, SavedRows
+from emu3.train_image_editing.row_files import ParquetRows, RowSource, SavedRows
 
 _SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 _STREAMED_FORMATS = ("parquet", "arrow", "json", "csv", "imagefolder")

@@ -10,8 +10,8 @@ import pytest
 from sft_world import image_bytes
 
 from emu3.errors import UserError
+from emu3.train_image_editing.image_folder import ImageFolder
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile
-from emu3.train_image_editing.row_files import ImageFolder
 
 COLUMNS = Columns(source="before", instruction="text", edited="after")
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from emu3.errors import UserError
+from emu3.train_image_editing.image_folder import ImageFolder
 from emu3.train_image_editing.image_rows import Columns
 from emu3.train_image_editing.open_rows import of_split, open_rows
-from emu3.train_image_editing.row_files import ImageFolder
 
 COLUMNS = Columns(source="image", instruction="text")
 
