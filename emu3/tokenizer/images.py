@@ -27,8 +27,8 @@ from emu3.errors import UserError, one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """All that Pillow may open. EPS is none of them: it would start Ghostscript."""
-MAX_PIXELS = 2**27
-"""A larger image is refused before it is decoded; one with transparency takes 7 bytes a pixel while it is read."""
+MAX_PIXELS = 110_000_000
+"""A larger image is refused before it is decoded. While it is read an image takes up to 8 bytes a pixel."""
 MAX_MASK_PIXELS = 2**25
 """Of a mask, which is looked at several times."""
 MAX_AREA = 2**24
@@ -122,10 +122,11 @@ def to_mask(image: Image.Image) -> Image.Image:
         raise Unclear(f"{image.width}x{image.height} is more than {MAX_MASK_PIXELS} pixels")
     single = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
     if single and "transparency" not in image.info:
-        found = np.concatenate([np.unique(part) for _, part in _strips(image)])
-        levels = np.unique(found)
-        if len(levels) == 2 and levels[0] == 0 and np.isfinite(levels[1]):
-            return Image.fromarray(np.where(np.asarray(image) > 0, 255, 0).astype(np.uint8))
+        high = max(part.max() for _, part in _strips(image))
+        if high > 0 and all(((part == 0) | (part == high)).all() for _, part in _strips(image)):
+            inside = np.asarray(image) > 0
+            if not inside.all():
+                return Image.fromarray(np.where(inside, np.uint8(255), np.uint8(0)))
         rgba = np.asarray(to_rgb(image).convert("RGBA"))
     elif image.has_transparency_data and not single:
         rgba = np.asarray(_straight(image).convert("RGBA"))
@@ -133,14 +134,16 @@ def to_mask(image: Image.Image) -> Image.Image:
         rgba = np.asarray(to_rgb(image).convert("RGBA"))
     colours, alpha = rgba[..., :3], rgba[..., 3]
     inside = _region_on_transparency(colours, alpha) if alpha.min() < 255 else _region_on_black(colours)
-    return Image.fromarray(np.where(inside, 255, 0).astype(np.uint8))
+    return Image.fromarray(np.where(inside, np.uint8(255), np.uint8(0)))
 
 
 def _region_on_black(colours: np.ndarray) -> np.ndarray:
     """bool (H, W) of opaque uint8 colours (H, W, 3)."""
-    grey = colours.max(-1)
-    if (grey - colours.min(-1)).max() > DARK:
-        kinds = np.unique(colours.reshape(-1, 3), axis=0)
+    red, green, blue = (colours[..., channel] for channel in range(3))
+    grey = np.maximum(np.maximum(red, green), blue)
+    if (grey - np.minimum(np.minimum(red, green), blue)).max() > DARK:
+        packed = np.unique(colours.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32))
+        kinds = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
         dark = kinds.max(-1) < DARK
         if len(kinds) == 2 and dark.sum() == 1:
             return np.asarray(grey >= DARK)
@@ -148,7 +151,7 @@ def _region_on_black(colours: np.ndarray) -> np.ndarray:
     low, high = int(grey.min()), int(grey.max())
     if high == 0 or low >= 255 - DARK // 2:
         return np.asarray(grey > 0)
-    if np.array_equal(np.unique(grey), [0, high]):
+    if low == 0 and ((grey == 0) | (grey == high)).all():
         return np.asarray(grey > 0)
     between = float(np.mean((grey >= DARK) & (grey < BRIGHT)))
     if low >= DARK or high < BRIGHT or between > SOFT:
@@ -178,7 +181,11 @@ def _read(file: Path | IO[bytes], name: str, kind: str, convert: Callable[[Image
             stored = _as_stored(image)
             orientation = image.getexif().get(ExifTags.Base.Orientation)  # after loading: TIFF is turned by then
             converted = convert(stored)
-            return converted.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else converted
+            if orientation not in _UPRIGHT:
+                return converted
+            if converted is not stored:
+                stored.close()  # not three copies at once
+            return converted.transpose(_UPRIGHT[orientation])
     except FileNotFoundError:
         raise UserError(f"{name} does not exist") from None
     except Unclear as error:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, features
 
 from emu3.errors import UserError
 from emu3.tokenizer import images
-from emu3.tokenizer.images import read_image, read_mask, scale_image, to_mask, to_rgb
+from emu3.tokenizer.images import MAX_PIXELS, read_image, read_mask, scale_image, to_mask, to_rgb
 
 NOISE = np.random.default_rng(0)
 COLOUR = NOISE.integers(0, 256, (40, 30, 3), dtype=np.uint8)
@@ -279,3 +282,45 @@ def test_large_images_are_converted_in_strips(convert: Callable[[Image.Image], I
     tall[255:300] = 65535
     found = np.asarray(convert(Image.fromarray(tall)).convert("L"))
     assert np.array_equal(found, tall // 257)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"])
+def test_a_damaged_file_of_every_format_is_one_line(form: str) -> None:
+    """Guards a decoder's own exception, of which there are dozens, at the end of a run."""
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("Pillow without AVIF")
+    whole = file(Image.fromarray(COLOUR), form).getvalue()
+    damage = np.random.default_rng(0)
+    for _ in range(60):
+        data = bytearray(whole[: damage.integers(1, len(whole) + 1)])
+        for place in damage.integers(0, len(data), 3):
+            data[place] = damage.integers(256)
+        for read in (read_image, read_mask):
+            try:
+                read(io.BytesIO(data), "it")
+            except UserError as error:
+                assert str(error).startswith("it cannot be ") and "\n" not in str(error)
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from emu3.tokenizer.images import read_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+read_image(Path(sys.argv[1]), "it")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16", "P"])
+def test_a_hostile_image_takes_less_than_a_gigabyte(tmp_path: Path, mode: str) -> None:
+    """Guards the memory of whoever reads images from strangers: a small file can be all the pixels that are allowed."""
+    side = 3000
+    exif = Image.Exif()
+    exif[0x112] = 6
+    image = Image.new(mode, (side, side))
+    image.save(tmp_path / "it.png", compress_level=1, exif=exif, **({"transparency": 0} if mode == "P" else {}))
+    ran = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "it.png"], capture_output=True, text=True, check=True)
+    taken = int(ran.stdout) * 1024
+    fixed = 40e6  # strips, and what libraries load when they are first used
+    assert (taken - fixed) / side**2 * MAX_PIXELS < 1e9
