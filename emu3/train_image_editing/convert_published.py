@@ -32,14 +32,13 @@ from typing import Any
 import numpy as np
 
 from emu3.archives import unpack
-from emu3.errors import UserError, run_main
+from emu3.errors import UserError, run_main, utf8_fault
 from emu3.files import read_json, sha256_of
 from emu3.mllm.layout import TokenLayout
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.commands import Worker, WorkerArguments, parse_flags
-from emu3.train_image_editing.image_rows import utf8_fault
 from emu3.train_image_editing.published_pickle import BadFile, read_pickle
 from emu3.train_image_editing.shards import EditRow, FailedRow
 

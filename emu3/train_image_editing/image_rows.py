@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from emu3.errors import UserError
+from emu3.errors import UserError, utf8_fault
 from emu3.tokenizer.images import image_size, read_image
 
 IMAGE_CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -172,15 +172,6 @@ def read_text(cell: Any, column: str, nested: bool = False) -> str | None:
     if fault := utf8_fault(text):
         raise BadRow(f"{column} {fault}")
     return text if text.strip() else None
-
-
-def utf8_fault(text: str) -> str | None:
-    """What is wrong with a text that UTF-8 cannot hold, such as half an emoji; None for all others."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"is not text that UTF-8 can hold: {text[error.start]!a} at {error.start} is half a character"
-    return None
 
 
 def image_bytes(cell: Any, column: str) -> bytes:

@@ -88,7 +88,7 @@ def annotate(arguments: AnnotateArguments) -> dict[str, Any]:
     )
     if arguments.cot_key in columns.names():
         raise UserError(f"--cot-key {arguments.cot_key} is a column of the data already")
-    rows = open_rows(arguments.dataset_name, arguments.source, arguments.split, columns)
+    rows = open_rows(arguments.dataset_name, arguments.source, arguments.split, columns, limit=arguments.limit)
     return asyncio.run(_Run(arguments, columns, rows).annotate())
 
 
