@@ -153,7 +153,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The flags of `EditorOptions`, those of its judge as all commands have them."""
     group = parser.add_argument_group("editor", "an editor takes what it has a use for and refuses the rest")
     group.add_argument("--model", help="folder or Hub id, ORG/NAME@REVISION (default: the published one, if any)")
-    group.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one inside the model)")
+    group.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one that the model names)")
     group.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
     group.add_argument("--temperature", type=float, help="0 is greedy (default: 1)")
     group.add_argument("--top-k", type=int, help="codes to draw among, 0 is all (default: 2048)")

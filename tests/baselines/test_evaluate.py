@@ -16,9 +16,10 @@ from baselines import evaluate
 from baselines.benchmarks.samples import Samples, rows_of_files
 from baselines.benchmarks.spec import Benchmark
 from baselines.editors import fixed
-from baselines.editors.editing import Edited, EditResult, NoImage
+from baselines.editors.editing import Edited, EditorOptions, EditResult, NoImage
 from baselines.results import predictions
 from baselines.results.records import Prediction, read_records, read_settings
+from emu3.checkpoint_facts import CheckpointFacts, write_facts
 from emu3.errors import UserError
 from emu3.tokenizer.images import fit_image
 from rl.reward.config import JudgeConfig
@@ -345,6 +346,15 @@ def test_the_command_line_names_columns(
     evaluate.main()
     [row] = read_records(tmp_path / "out" / "predictions.parquet", Prediction)
     assert (row.id, row.task, row.model, row.editor) == ("sample-0", "counting", "no-edit", "no-edit")
+
+
+def test_the_image_area_is_the_one_of_the_model(tmp_path: Path) -> None:
+    """Guards against images of another size than the model was trained at, which only look bad."""
+    options = EditorOptions(model=str(tmp_path))
+    assert evaluate._image_area("emu3", options) == 65536
+    write_facts(tmp_path, CheckpointFacts(image_area=AREA))
+    assert evaluate._image_area("emu3", options) == AREA
+    assert evaluate._image_area("InstructPix2Pix", options) == 65536
 
 
 def test_the_judge_of_the_best_is_named_by_flags(monkeypatch: pytest.MonkeyPatch) -> None:
