@@ -57,6 +57,8 @@ from rl.reward.viescore import EditPrompts, VieScore, prompts_from
 REPLIES_FILE = "answers.jsonl"
 # Images of this many samples are in memory at once: enough to keep every slot of the judge busy.
 WINDOW = 256
+GIVE_UP_AFTER = 8
+"""So many samples refused at the start say that the request is at fault, not the sample."""
 QUESTIONS = 2
 """Questions that a VIEScore asks."""
 
@@ -182,21 +184,27 @@ class Pace:
 
 def judge_rows(rows: list[Prediction], folder: Path, scorer: Scorer, pace: Pace | None) -> Iterator[ScoredSample]:
     """The rows' outcomes in their order, `WINDOW` of them under way. The judge of `scorer` calls `note_reply`; paths of
-    the rows start from `folder`."""
+    the rows start from `folder`. Raises `UserError` if the judge refuses the first `GIVE_UP_AFTER` rows, or all."""
     pending: deque[tuple[Prediction, dict[str, str], Future[Outcome]]] = deque()
-    for row in rows:
-        if len(pending) == WINDOW:
-            first, replies, future = pending.popleft()
-            yield scored(first, future.result(), replies)
-        source, edited = (read_image(folder / name, str(folder / name)) for name in (row.source, row.edited))
-        if pace is not None:
-            pace.wait()
-        transcript: dict[str, str] = {}
-        # The scorer's loop runs each submission in the context that it was submitted from.
-        _TRANSCRIPT.set(transcript)
-        pending.append((row, transcript, scorer.submit(row.instruction, source, edited)))
-    for row, replies, future in pending:
-        yield scored(row, future.result(), replies)
+    refused = 0
+    left = iter(rows)
+    for place in range(len(rows)):
+        while len(pending) < WINDOW and not (pending and pending[0][2].done()):
+            if (row := next(left, None)) is None:
+                break
+            images = (read_image(folder / name, str(folder / name)) for name in (row.source, row.edited))
+            if pace is not None:
+                pace.wait()
+            transcript: dict[str, str] = {}
+            # The scorer's loop runs each submission in the context that it was submitted from.
+            _TRANSCRIPT.set(transcript)
+            pending.append((row, transcript, scorer.submit(row.instruction, *images)))
+        row, replies, future = pending.popleft()
+        outcome = future.result()
+        refused += isinstance(outcome, Unavailable) and outcome.refused
+        if isinstance(outcome, Unavailable) and refused == place + 1 == min(GIVE_UP_AFTER, len(rows)):
+            raise UserError(f"the judge refused the first {refused} of {len(rows)} samples: {outcome.reason}")
+        yield scored(row, outcome, replies)
 
 
 def scored(row: Prediction, outcome: Outcome, replies: dict[str, str]) -> ScoredSample:
@@ -206,7 +214,7 @@ def scored(row: Prediction, outcome: Outcome, replies: dict[str, str]) -> Scored
         case Score():
             value, parts = outcome.value, outcome.parts
         case Unparsable():
-            status, detail = UNPARSABLE, outcome.reply
+            status, detail = UNPARSABLE, "; ".join(filter(None, (outcome.reason, outcome.reply)))
         case Unavailable():
             status, detail = UNAVAILABLE, outcome.reason
     kept: dict[str, str] = {name: replies[name] for name in ("sc", "pq") if name in replies}

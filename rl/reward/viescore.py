@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -44,6 +44,8 @@ if TYPE_CHECKING:  # who only reads the questions does not wait for the client
 
 NAMES = ("edit_success", "overedit", "naturalness", "no_artifacts")
 PLACEHOLDER = "<instruction>"
+Parser = Callable[[str, int], tuple[float, ...] | None]
+"""Finds so many scores in a reply, or none."""
 
 
 class Metric(Protocol):
@@ -60,19 +62,20 @@ class Metric(Protocol):
 
 
 class VieScore:
-    """Scores edited images by what `judge` replies to `prompts`."""
+    """Scores edited images by what `judge` replies to `prompts`. parse: finds the scores in a reply."""
 
-    def __init__(self, judge: Judge, prompts: EditPrompts) -> None:
+    def __init__(self, judge: Judge, prompts: EditPrompts, parse: Parser = parse_scores) -> None:
         self.judge = judge
         self.prompts = prompts
+        self._parse = parse
 
     async def score(
         self, instruction: str, source: Image.Image, edited: Image.Image, target: Image.Image | None = None
     ) -> Outcome:
         """As `viescore`. `target` is not looked at."""
         sc, pq = await asyncio.gather(
-            written_scores(self.judge, self.prompts.edit_question(instruction), [source, edited], 2),
-            written_scores(self.judge, self.prompts.quality, [edited], 2),
+            written_scores(self.judge, self.prompts.edit_question(instruction), [source, edited], 2, self._parse),
+            written_scores(self.judge, self.prompts.quality, [edited], 2, self._parse),
         )
         return viescore([*sc, *pq])
 
@@ -169,12 +172,15 @@ def viescore(parts: Sequence[PartScore]) -> Outcome:
     return Score(math.sqrt(known["sc"] * known["pq"]), known)
 
 
-async def written_scores(judge: Judge, question: str, images: list[Image.Image], count: int) -> tuple[PartScore, ...]:
+async def written_scores(
+    judge: Judge, question: str, images: list[Image.Image], count: int, parse: Parser = parse_scores
+) -> tuple[PartScore, ...]:
     """The `count` scores of the reply to `question`; one failure where they are missing."""
-    reply = await judge.ask(question, images, lambda text: parse_scores(text, count) is not None)
+    reply = await judge.ask(question, images, lambda text: parse(text, count) is not None)
     if isinstance(reply, Unavailable):
         return (reply,)
-    return parse_scores(reply, count) or (Unparsable(reply),)
+    scores = None if reply.refused else parse(reply, count)
+    return scores or (Unparsable(reply, reply.reason),)
 
 
 async def expected_score(judge: Judge, question: str, images: list[Image.Image]) -> PartScore:
@@ -183,7 +189,7 @@ async def expected_score(judge: Judge, question: str, images: list[Image.Image])
     if isinstance(reply, Unavailable):
         return reply
     score = mean_score(reply)
-    return Unparsable(reply) if score is None else score
+    return Unparsable(reply, reply.reason) if score is None else score
 
 
 def _hopes(failure: Failure) -> int:
