@@ -29,7 +29,7 @@ from baselines.tables.summary import AVERAGE, SPLIT_ORDER, Row, main_rows, model
 from emu3.errors import run_main
 from emu3.files import whole_file
 from emu3.report.charts import line_chart
-from emu3.report.page import Panel, environment
+from emu3.report.run_page import Panel, environment
 
 TEMPLATE = Path(__file__).parent / "page/report.html.jinja"
 BAR_WIDTH, BAR_HEIGHT = 180, 16

@@ -35,7 +35,7 @@ from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPModel,
 from baselines.metrics.image_metric import Against, EditedSample, Missing, over_known, reference_of
 from baselines.metrics.metric_weights import device, folder_digest, load_model, model_folder, version_of
 from emu3.errors import UserError, one_line
-from emu3.tokenizer.quantizer import plain_float32
+from emu3.tokenizer.blocks import plain_float32
 
 # ViT-B/32 is what the paper compares images by, ViT-L/14 what PIE-Bench compares images and captions by. The first
 # has its safetensors in a pull request.

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from emu3.tokenizer.quantizer import plain_float32
+from emu3.tokenizer.blocks import plain_float32
 
 Against = Literal["target", "source"]
 Item = TypeVar("Item")

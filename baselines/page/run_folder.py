@@ -27,7 +27,7 @@ from baselines.tables.summary import metrics_of, models_of, of_metric
 from emu3.errors import UserError
 from emu3.report.charts import Curve
 from emu3.report.metrics_file import NAME, read_lines
-from emu3.report.page import Line, StepMetric, curves
+from emu3.report.run_page import Line, StepMetric, curves
 
 SCALE_END = 10.0
 """The end of a judge's scale."""
