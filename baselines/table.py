@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample, read_records
-from baselines.tables.grid import UNKNOWN, Grid, cell, draw, to_latex, to_markdown
+from baselines.tables.grid import UNKNOWN, Grid, cell, code, csv_cell, draw, to_latex, to_markdown
 from baselines.tables.paper import benchmarks, comparison_of, row_of
 from baselines.tables.statistics import RESAMPLES, add_resampling_flags
 from baselines.tables.summary import (
@@ -117,7 +117,7 @@ def _sections(
             continue
         grids.append(_main_grid(name, rows, metric, how))
         if any(row.difference for row in rows):
-            note = f"Mean difference to `{reference}` on the same samples."
+            note = f"Mean difference to {code(reference or '')} on the same samples."
             grids.append(_difference_grid(f"{name}, difference", rows, metric, note))
         if metric == VIESCORE:
             beside = comparison_of(list(dict.fromkeys(row.model for row in rows)), own, resamples=resamples, seed=seed)
@@ -134,7 +134,7 @@ def _main_grid(title: str, rows: list[Row], metric: str, note: str) -> Grid:
     found = {(row.model, row.split): row for row in rows}
     lines = []
     for model in dict.fromkeys(row.model for row in rows):
-        cells = [f"`{model}`"]
+        cells = [code(model)]
         for name in names:
             row = found.get((model, name))
             known = [cell(row.mean, row.ci95, metric=metric), str(row.n), str(row.failed)] if row else [UNKNOWN] * 3
@@ -149,7 +149,7 @@ def _difference_grid(title: str, rows: list[Row], metric: str, note: str) -> Gri
     lines = []
     for model in dict.fromkeys(model for model, _ in found):
         pairs = [found.get((model, name)) for name in names]
-        lines.append([f"`{model}`", *(cell(pair.mean, pair.ci95, "+", metric) if pair else UNKNOWN for pair in pairs)])
+        lines.append([code(model), *(cell(pair.mean, pair.ci95, "+", metric) if pair else UNKNOWN for pair in pairs)])
     return Grid(title, ["model", *names], lines, note)
 
 
@@ -161,7 +161,7 @@ def _group_grid(title: str, head: str, rows: list[Row], metric: str) -> Grid:
     for name in dict.fromkeys(row.split for row in rows):
         cells = [found.get((model, name)) for model in models]
         lines.append([name, *(cell(row.mean, row.ci95, metric=metric) if row else UNKNOWN for row in cells)])
-    return Grid(title, [head, *(f"`{model}`" for model in models)], lines)
+    return Grid(title, [head, *(code(model) for model in models)], lines)
 
 
 def _write_csv(path: Path, groups: dict[str, list[Row]]) -> None:
@@ -170,7 +170,7 @@ def _write_csv(path: Path, groups: dict[str, list[Row]]) -> None:
     parts = list(dict.fromkeys(name for _, row in rows for name in row.parts))
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*CSV_COLUMNS, *parts])
+        writer.writerow([*CSV_COLUMNS, *map(csv_cell, parts)])
         for metric, row in rows:
             low, high = row.ci95 or (None, None)
             pair = row.difference
@@ -179,7 +179,8 @@ def _write_csv(path: Path, groups: dict[str, list[Row]]) -> None:
             published = _published(metric, row)
             beyond = row.mean - published if published is not None and row.mean is not None else None
             cells = [metric, row.model, row.split, row.n, row.failed, row.mean, low, high, *compared]
-            writer.writerow([*cells, published, beyond, *(row.parts.get(name) for name in parts)])
+            cells += [published, beyond, *(row.parts.get(name) for name in parts)]
+            writer.writerow([csv_cell(text) if isinstance(text, str) else text for text in cells])
 
 
 def _published(metric: str, row: Row) -> float | None:

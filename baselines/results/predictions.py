@@ -36,7 +36,13 @@ from baselines.editors.editing import (
     SourceFrame,
     make_batches,
 )
-from baselines.results.records import PREDICTIONS_FILE, Prediction, refuse_other_settings, write_records
+from baselines.results.records import (
+    PREDICTIONS_FILE,
+    Prediction,
+    outside_of_folder,
+    refuse_other_settings,
+    write_records,
+)
 from emu3.errors import UserError
 from emu3.files import read_json, sha256_of, write_json
 from emu3.report.metrics_file import flat
@@ -286,7 +292,8 @@ def finished_samples(output_dir: Path) -> dict[int, Prediction]:
             try:
                 entry: dict[str, Any] = json.loads(line)
                 prediction = Prediction(**entry["prediction"])
-                whole = all(sha256_of(output_dir / name) == digest for name, digest in entry["digests"].items())
+                digests = {name: sha256_of(output_dir / name) for name in _image_names(prediction)}
+                whole = outside_of_folder(prediction) is None and digests == entry["digests"]
             except (ValueError, KeyError, TypeError, OSError):
                 continue
             if whole:

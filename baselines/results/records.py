@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -162,7 +162,26 @@ def read_records(path: Path, kind: type[Record]) -> list[Record]:
         raise UserError(f"{path} is no file of {kind.__name__} rows: it lacks {', '.join(missing)}")
     later = {name: _LATER[name] for name in names if name not in table.column_names}
     rows = table.select([name for name in names if name not in later]).to_pylist(maps_as_pydicts="strict")
-    return [kind(**row, **later) for row in rows]
+    records = [kind(**row, **later) for row in rows]
+    for record in records:
+        if isinstance(record, Prediction) and (outside := outside_of_folder(record)) is not None:
+            raise UserError(f"{path}, sample {record.id!r}: its image {outside!r} lies outside of the file's folder")
+    return records
+
+
+def outside_of_folder(row: Prediction) -> str | None:
+    """The first of the row's paths that does not lead into the folder of its file, None if all do. A file from
+    elsewhere could name anything that this machine can read, for a judge or a page to be shown."""
+    for name in (row.source, row.edited, row.target, row.mask):
+        if name is not None and (
+            not name
+            or "\0" in name
+            or PureWindowsPath(name).anchor
+            or Path(name).is_absolute()
+            or ".." in PureWindowsPath(name).parts
+        ):
+            return name
+    return None
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample
-from baselines.tables.grid import UNKNOWN, Grid, fixed
+from baselines.tables.grid import UNKNOWN, Grid, code, fixed
 from baselines.tables.statistics import RESAMPLES, Interval, average_interval, mean_interval
 from emu3.errors import UserError
 
@@ -182,7 +182,7 @@ def comparison_of(
     for model in models:
         row = row_of(model)
         if row is not None:
-            own = PublishedRow(f"`{model}`", (model_key(model),), row.cells)
+            own = PublishedRow(code(model), (model_key(model),), row.cells)
             ours = _measure_row(own, main.columns, index, resamples, seed)
             lines += _block(own, ours, main.decimals) if any(cell.n for cell in ours) else []
     if not lines:

@@ -34,8 +34,8 @@ from rl.reward.cache import ImageEncoder, ReplyCache, pixel_digest
 from rl.reward.config import JudgeConfig
 from rl.reward.counters import JudgeCounters, JudgeMeter, JudgeStep
 from rl.reward.endpoints import FAILURES, Endpoints, NoProbabilities, is_transient
-from rl.reward.scores import Unavailable, in_a_thought
-from rl.reward.transport import BrokenReply, shortened, without_surrogates
+from rl.reward.scores import Unavailable, in_a_thought, shortened, without_surrogates
+from rl.reward.transport import BrokenReply
 
 API_KEY = "OPENAI_API_KEY"
 """Environment variable that holds the key; servers of one's own need none."""

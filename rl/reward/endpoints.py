@@ -34,7 +34,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from tenacity.wait import wait_base, wait_random_exponential
 
 from emu3.errors import UserError
-from rl.reward.transport import BrokenReply, HttpError, Transport, shortened, without_surrogates
+from rl.reward.scores import shortened, without_surrogates
+from rl.reward.transport import BrokenReply, HttpError, Transport
 
 BACKOFF: wait_base = wait_random_exponential(multiplier=0.5, max=20)
 FIRST_PAUSE = 0.5

@@ -272,3 +272,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         raise ValueError("a key occurs twice")
     return value
+
+
+def without_surrogates(text: str) -> str:
+    """`text` with a replacement character for each half of a character: no file can hold those."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def shortened(text: str) -> str:
+    """Somebody else's text for a message of ours: one line, 300 characters at most."""
+    return " ".join(without_surrogates(text).split())[:300]

@@ -187,13 +187,3 @@ def _is_loopback(host: str) -> bool:
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
     return address.is_loopback or address.is_unspecified
-
-
-def without_surrogates(text: str) -> str:
-    """`text` with a replacement character for each half of a character: no file can hold those."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
-
-
-def shortened(text: str) -> str:
-    """Somebody else's text for a message of ours: one line, 300 characters at most."""
-    return " ".join(without_surrogates(text).split())[:300]

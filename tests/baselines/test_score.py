@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -328,3 +329,44 @@ def test_the_pace_holds_and_does_not_slow_the_cache() -> None:
 def test_a_paced_run_gets_all_its_scores(predicted: Path, judge: FakeJudge) -> None:
     output = score.run(predicted, judge=JudgeConfig(judge.url), requests_per_minute=60_000)
     assert [row.status for row in read_records(output, ScoredSample)] == ["score"] * 5
+
+
+@pytest.mark.parametrize("field", ["source", "edited", "target", "mask"])
+@pytest.mark.parametrize("name", ["/etc/hostname", "../secret.png", "a/../../secret.png", "C:\\x.png", "..\\x.png", ""])
+def test_predictions_that_lead_out_of_their_folder_are_refused(
+    predicted: Path, judge: FakeJudge, field: str, name: str
+) -> None:
+    """Guards: a predictions file from elsewhere, by which any image of this machine is sent to a judge or shown."""
+    noise(1).save(predicted.parent / "secret.png")
+    rows = read_records(predicted / "predictions.parquet", Prediction)
+    rows[2] = replace(rows[2], **{field: name})
+    write_records(predicted / "predictions.parquet", rows, {})
+    with pytest.raises(UserError, match=r"sample 'sample-2': its image .* lies outside of the file's folder"):
+        scored(predicted, judge)
+    assert judge.questions == 0
+
+
+@pytest.mark.parametrize("rows", [5, 300])
+def test_a_judge_that_refuses_everything_ends_the_command(predicted: Path, judge: FakeJudge, rows: int) -> None:
+    """Guards: every question refused, exit code 0, and a file full of failures."""
+    whole = read_records(predicted / "predictions.parquet", Prediction)
+    many = [replace(whole[place % 4], id=str(place), instruction=f"do {place}") for place in range(rows)]
+    write_records(predicted / "predictions.parquet", many, {})
+    judge.refuse = "Unsupported parameter: 'max_tokens' is not supported with this model."
+    with pytest.raises(
+        UserError, match=r"refused the first \d of \d+ samples: HTTP 400: Unsupported parameter"
+    ) as caught:
+        scored(predicted, judge)
+    assert "--judge-omit" in str(caught.value)
+    assert not (predicted / "scores.parquet").exists()
+    assert judge.questions <= 200
+
+
+def test_the_servers_reason_stands_in_the_file(predicted: Path, judge: FakeJudge) -> None:
+    """Guards: "unparsable" without a reason, for a judge that was cut off while it thought."""
+    judge.answers = {"change number 1": '<think>Perhaps {"score": [3, 3]}. Wait'}
+    judge.finish_reason = "length"
+    rows = scored(predicted, judge)
+    assert (rows[1].status, rows[1].value) == ("unparsable", None)
+    assert (rows[1].detail or "").startswith("cut off at max_tokens (1400) while thinking; <think>")
+    assert [row.status for row in rows].count("score") == 4
