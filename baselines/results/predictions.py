@@ -194,6 +194,8 @@ class _Worker:
                 f"{sample.source.width}x{sample.source.height}, which is another shape"
             )
         images = {"source": frame.shown, "edited": frame.fit(result.image)}
+        if frame.uncropped.size != frame.shown.size:
+            images["uncropped"] = frame.uncropped
         if sample.target is not None:
             images["target"] = frame.fit_target(sample.target)
         if sample.mask is not None:
@@ -238,6 +240,7 @@ class _Worker:
             source_caption=sample.source_caption,
             target_caption=sample.target_caption,
             mask=paths.get("mask"),
+            source_uncropped=paths.get("uncropped"),
         )
         log.append(row, prediction, result.candidates)
 
@@ -302,6 +305,4 @@ def finished_samples(output_dir: Path) -> dict[int, Prediction]:
 
 
 def _image_names(prediction: Prediction) -> list[str]:
-    return [
-        name for name in (prediction.source, prediction.edited, prediction.target, prediction.mask) if name is not None
-    ]
+    return [name for name in prediction.images if name is not None]

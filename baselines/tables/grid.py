@@ -103,7 +103,7 @@ class Grid:
     """`columns` are the heads, the first of them over the names of the rows; every row has as many cells.
 
     Where `blocks` is set, a row with a name begins a block: unnamed rows below it belong to it, and a rule parts the
-    blocks. `note` is what a reader has to know about the cells.
+    blocks. `note` is what a reader has to know about the cells, `conditions` under which they came about.
     """
 
     title: str
@@ -111,6 +111,7 @@ class Grid:
     rows: Sequence[Sequence[str]]
     note: str = ""
     blocks: bool = False
+    conditions: Sequence[str] = ()
 
     def begins_block(self, place: int) -> bool:
         """Whether a rule stands above row `place`."""
@@ -121,7 +122,8 @@ def to_markdown(grid: Grid) -> str:
     lines = [_pipes(grid.columns), _pipes(["---", *("---:" for _ in grid.columns[1:])])]
     lines += [_pipes(row) for row in grid.rows]
     head = [markdown_text(text) for text in (f"**{grid.title}**" if grid.title else "", grid.note) if text]
-    return "\n\n".join([*head, "\n".join(lines)]) + "\n"
+    tail = ["\n".join(f"- {markdown_text(line)}" for line in grid.conditions)] if grid.conditions else []
+    return "\n\n".join([*head, "\n".join(lines), *tail]) + "\n"
 
 
 def markdown_text(text: str) -> str:
@@ -148,6 +150,7 @@ def to_latex(grid: Grid) -> str:
         *rows,
         r"\bottomrule",
         r"\end{tabular}",
+        *(f"\\par\\smallskip{{\\footnotesize {latex_text(line)}\\par}}" for line in grid.conditions),
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
@@ -156,7 +159,8 @@ def to_latex(grid: Grid) -> str:
 def to_csv(grid: Grid) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([csv_cell(plain(text)) for text in row] for row in (grid.columns, *grid.rows))
+    tail = [["conditions", line, *[""] * (len(grid.columns) - 2)] for line in grid.conditions]
+    writer.writerows([csv_cell(plain(text)) for text in row] for row in (grid.columns, *grid.rows, *tail))
     return file.getvalue()
 
 
@@ -193,7 +197,9 @@ def draw(grid: Grid, path: Path) -> Path:
     cells = [[one_line_of(plain(text)) for text in row] for row in (grid.columns, *grid.rows)]
     widths = [max(len(row[place]) for row in cells) * _CHARACTER + 2 * _PAD for place in range(len(grid.columns))]
     width = sum(widths)
-    wrapped = textwrap.wrap(one_line_of(grid.note), max(40, int(width / (_CHARACTER * 0.85))))
+    columns = max(40, int(width / (_CHARACTER * 0.85)))
+    notes = (grid.note, *map(plain, grid.conditions))
+    wrapped = [line for note in notes for line in textwrap.wrap(one_line_of(note), columns)]
     heights = [0.4 if grid.title else 0.1, _ROW * len(cells), _ROW * len(wrapped) + 0.15]
     height = sum(heights)
     with mpl.rc_context(

@@ -88,6 +88,7 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
         self._keep = keep
         self._path = path
         self._replies: dict[str, str] = {}
+        self._served: dict[str, str] = {}
         self._unwritten: list[bytes] = []
         self._warned = False
         if path is not None and path.is_file():
@@ -109,10 +110,15 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
     def get(self, key: str) -> str | None:
         return self._replies.get(key)
 
-    def put(self, key: str, reply: str) -> None:
-        self._remember(key, reply)
+    def served(self, key: str) -> str | None:
+        """What the server of a reply calls its model, where that is another name than it was asked by."""
+        return self._served.get(key)
+
+    def put(self, key: str, reply: str, served: str | None = None) -> None:
+        self._remember(key, reply, served)
         if self._path is not None:
-            self._unwritten.append(json.dumps({"key": key, "answer": reply}).encode() + b"\n")
+            entry = {"key": key, "answer": reply, **({"served": served} if served else {})}
+            self._unwritten.append(json.dumps(entry).encode() + b"\n")
             self._write(self._path)
 
     def close(self) -> None:
@@ -122,10 +128,14 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _remember(self, key: str, reply: str) -> None:
+    def _remember(self, key: str, reply: str, served: str | None) -> None:
         self._replies[key] = reply
+        if served:
+            self._served[key] = served
         if len(self._replies) > self._keep:
-            del self._replies[next(iter(self._replies))]
+            oldest = next(iter(self._replies))
+            del self._replies[oldest]
+            self._served.pop(oldest, None)
 
     def _write(self, path: Path) -> None:
         """Append what is not written, all of it or nothing."""
@@ -157,8 +167,10 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
             whole += len(line)
             try:
                 entry = json.loads(line)
-                self._remember(entry["key"] + "", without_surrogates(entry["answer"]))
-            except (ValueError, KeyError, TypeError, RecursionError):
+                served = entry.get("served")
+                served = without_surrogates(served) if served is not None else None
+                self._remember(entry["key"] + "", without_surrogates(entry["answer"]), served)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise UserError(
                     f"{path}, line {number}: not a reply of a judge; remove the line or name another cache file"
                 ) from None

@@ -105,6 +105,8 @@ class Judge:
         self._token = in_one_token(config)
         self._encoder = ImageEncoder(config.image_format)
         self._slots = asyncio.Semaphore(config.concurrency)
+        self.served: set[str] = set()
+        """Other names than the one it is asked by that servers gave the model in their replies."""
         self._refusals = 0
         self._refusal = ""
         self._in_flight: dict[str, asyncio.Task[Reply | Unavailable]] = {}
@@ -147,6 +149,8 @@ class Judge:
         if kept is not None and accept(kept):
             self.counters.cache_hits += 1
             reply = Reply(kept)
+            if self._cache is not None and (served := self._cache.served(key)):
+                self.served.add(served)
         else:
             task = self._in_flight.get(key)
             if task is None:
@@ -180,9 +184,14 @@ class Judge:
     ) -> Reply | Unavailable:
         """What comes of one ask: the first reply that `accept` takes, or the last of all, or why there is none."""
 
+        served: str | None = None
+
         def read(response: Any) -> Reply:
+            nonlocal served
             reply = mode.read(response)
             self._count_tokens(response)
+            name = response.get("model")
+            served = shortened(name) if isinstance(name, str) and name != self._name else None
             return reply
 
         reply = Reply()
@@ -218,8 +227,10 @@ class Judge:
             self.counters.unparsable += 1
             return reply
         self.counters.answered += 1
+        if served:
+            self.served.add(served)
         if self._cache is not None:
-            self._cache.put(key, reply)
+            self._cache.put(key, reply, served)
         return reply
 
     def _count_retry(self, _: RetryCallState) -> None:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:  # who only reads the questions does not wait for the client
 
 NAMES = ("edit_success", "overedit", "naturalness", "no_artifacts")
 PLACEHOLDER = "<instruction>"
+HOW_TO_GET_PROMPTS = "git clone https://github.com/TIGER-AI-Lab/VIEScore"
+_CONTEXT = "context_no_delimit.txt"
 Parser = Callable[[str, int], tuple[float, ...] | None]
 """Finds so many scores in a reply, or none."""
 
@@ -233,16 +235,25 @@ def load_question(name: str) -> str:
 def load_published_prompts(folder: Path) -> EditPrompts:
     """The authors' zero-shot wording for text-guided editing, parts joined by newlines as they do.
 
-    folder: their checkout, or its folder `viescore/prompts_raw`. Raises `UserError` if a file is missing.
+    folder: their checkout, or any folder in it. Raises `UserError` if the wording is not there.
     """
-    inner = Path(folder) / "viescore" / "prompts_raw"
-    raw = inner if inner.is_dir() else Path(folder)
-    context = _read(raw / "context_no_delimit.txt")
+    raw = _published_texts(folder)
+    context = _read(raw / _CONTEXT)
     shots = raw / "prompts_0shot"
     edit = "\n".join([context, _read(shots / "two_image_edit_rule.txt"), _read(shots / "tie_rule_SC.txt")])
     if PLACEHOLDER not in edit:
         raise UserError(f"{shots / 'tie_rule_SC.txt'} has no place for the instruction ({PLACEHOLDER})")
     return EditPrompts(edit=edit, quality="\n".join([context, _read(shots / "rule_PQ.txt")]))
+
+
+def _published_texts(folder: Path) -> Path:
+    """The folder of the texts, which is `viescore/prompts_raw` in the checkout that `folder` is or lies in."""
+    near = folder.resolve()
+    for place in (near, *near.parents[:4]):
+        for inner in ("", "prompts_raw", "viescore/prompts_raw"):
+            if (place / inner / _CONTEXT).is_file():
+                return place / inner
+    raise UserError(f"{folder} is no folder of a VIEScore checkout, none has {_CONTEXT}: {HOW_TO_GET_PROMPTS}")
 
 
 def _read(path: Path) -> str:

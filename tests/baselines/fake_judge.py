@@ -17,6 +17,8 @@ class FakeJudge:
         self.name = "fake"
         self.refuse: str | None = None
         self.finish_reason = "stop"
+        self.served: str | None = None
+        self.bodies: list[Any] = []
         self.questions = 0
         judge = self
 
@@ -27,6 +29,7 @@ class FakeJudge:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 judge.questions += 1
+                judge.bodies.append(body)
                 text = body["messages"][0]["content"][0]["text"]
                 told = [
                     judge.answers[name] for name in judge.answers if f"Editing instruction: {name}\n" in f"{text}\n"
@@ -36,7 +39,7 @@ class FakeJudge:
                     self._send(400, {"error": {"message": judge.refuse or "not today"}})
                 else:
                     choice = {"message": {"content": answer}, "finish_reason": judge.finish_reason}
-                    self._send(200, {"choices": [choice]})
+                    self._send(200, {"choices": [choice], **({"model": judge.served} if judge.served else {})})
 
             def _send(self, status: int, value: Any) -> None:
                 data = json.dumps(value).encode()
