@@ -120,8 +120,8 @@ def collect(
             on_pause()
         if hopeless > judge.max_failed_share * total:
             raise UserError(
-                f"{complaint}, and waiting will not mend it{_reason(final)}; the run is saved: see to the judge and "
-                "its settings (judge.*), then start it again"
+                f"{complaint}{_reason(final)}; the run is saved: waiting will not mend this, see to the judge and its "
+                "settings (judge.*) and start it again"
             )
         complaint += _reason(lost)
         if pause == judge.pauses:

@@ -44,8 +44,8 @@ def test_paired_difference_uses_the_samples_of_both(make_score: Make) -> None:
     assert rows["m"].difference is None
     difference = rows["rl"].difference
     assert difference is not None
-    # Both differences are 1, though the two means, 5 and 4, differ the other way.
-    assert (difference.to, difference.n, difference.mean, difference.ci95) == ("m", 2, 1.0, (1.0, 1.0))
+    # Both differences are 1, though the two means, 5 and 4, differ the other way; equal values have no interval.
+    assert (difference.to, difference.n, difference.mean, difference.ci95) == ("m", 2, 1.0, None)
 
 
 def test_samples_of_two_benchmarks_are_not_confused(make_score: Make) -> None:
@@ -104,7 +104,7 @@ def test_files_hold_the_same_numbers(make_score: Make, tmp_path: Path) -> None:
         ("rl", "complex", 1, 3.0, 0),
     ]
     assert summary[0]["ci95"] == list(rows[0].ci95 or ()) and summary[2]["ci95"] is None
-    assert summary[1]["difference"] == {"to": "sft", "n": 5, "mean": 1.0, "ci95": [1.0, 1.0]}
+    assert summary[1]["difference"] == {"to": "sft", "n": 5, "mean": 1.0, "ci95": None}
 
     with (tmp_path / "out" / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -114,7 +114,7 @@ def test_files_hold_the_same_numbers(make_score: Make, tmp_path: Path) -> None:
     text = (tmp_path / "out" / "table.md").read_text()
     low, high = rows[0].ci95 or (0.0, 0.0)
     assert f"| `sft` | 2.00 [{low:.2f}, {high:.2f}] | 5 | 1 | 3.00 | 1 | 0 |" in text
-    assert "| `rl` | +1.00 [+1.00, +1.00] | +0.00 |" in text
+    assert "| `rl` | +1.00 | +0.00 |" in text
     assert "**Score from 0 to 10, by task**" in text
 
 
@@ -158,7 +158,7 @@ def test_the_average_is_the_plain_mean_of_the_six(make_score: Make) -> None:
     assert list(rows) == ["OmniEdit", "EmuEdit", "AURORA", "MagicBrush", "VisMin", "I2EBench", "gedit", "AVG"]
     average = rows["AVG"]
     assert average.mean == pytest.approx((6 + 1 + 2 + 3 + 4 + 5) / 6)
-    assert average.ci95 == pytest.approx((3.5, 3.5)) and average.n == 60
+    assert average.ci95 is None and average.n == 60
 
 
 def test_an_average_with_a_hole_is_unknown(make_score: Make) -> None:
@@ -179,7 +179,7 @@ def test_an_average_of_other_benchmarks_says_of_how_many(make_score: Make) -> No
     rows = [row for row in main_rows(scores, reference="m") if row.split == "AVG of 2"]
     assert [row.mean for row in rows] == [3.5, 5.5]
     difference = rows[1].difference
-    assert difference is not None and (difference.mean, difference.n, difference.ci95) == (2.0, 4, (2.0, 2.0))
+    assert difference is not None and (difference.mean, difference.n, difference.ci95) == (2.0, 4, None)
 
 
 def test_tasks_of_two_benchmarks_are_told_apart(make_score: Make, tmp_path: Path) -> None:
@@ -241,11 +241,11 @@ PUBLISHED = {
 
 def test_the_published_score_stands_beside_ours(make_score: Make, tmp_path: Path) -> None:
     """Guards the comparison: same model, same benchmark, and a mark if our interval leaves the score out."""
-    values: dict[str, list[float | None]] = {"omniedit": [6.0, 7.0], "emuedit": [1.0, 1.0, None]}
+    values: dict[str, list[float | None]] = {"omniedit": [6.0, 7.0], "emuedit": [0.5, 1.5, None]}
     write_records(tmp_path / "scores.parquet", over_benchmarks(make_score, "EARL", values), PUBLISHED)
     table.run([tmp_path / "scores.parquet"], tmp_path / "out")
     text = (tmp_path / "out" / "table.md").read_text()
-    assert "| `EARL` | ours | 6.50 [6.00, 7.00] | 1.00 [1.00, 1.00] | – |" in text
+    assert "| `EARL` | ours | 6.50 [6.00, 7.00] | 1.00 [0.50, 1.50] | – |" in text
     assert "|  | published | 6.39 | 4.47 | 4.27 |" in text
     assert "|  | difference | +0.11 | -3.47* | – |" in text
     assert "|  | n (failed) | 2 (0) | 2 (1) | 0 (0) |" in text

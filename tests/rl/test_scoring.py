@@ -181,7 +181,7 @@ def test_what_waiting_does_not_mend_is_not_waited_for(judges, capsys, reply, quo
         with pytest.raises(UserError) as caught:
             collect(episodes, scorer, config, Accelerator(cpu=True), lambda: saved.append(True))
     message = str(caught.value)
-    assert quote in message and "waiting will not mend it" in message and "is back" not in message
+    assert quote in message and "waiting will not mend this" in message and "is back" not in message
     assert saved == [True] and "paused" not in capsys.readouterr().out
 
 
