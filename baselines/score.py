@@ -322,8 +322,11 @@ def note_usage(folder: Path, usage: Usage) -> None:
     cost = f", {usage.usd:.4f} USD" if usage.usd is not None else ""
     print(f"{usage.judge}: {usage.questions} questions, {usage.answered_before} answered before{cost}")
     if usage.requests:
-        with (folder / USAGE_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(usage)) + "\n")
+        try:
+            with (folder / USAGE_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(usage)) + "\n")
+        except OSError as error:
+            print(f"note: {folder / USAGE_FILE} cannot be written: {error.strerror}")
 
 
 def main() -> None:

@@ -60,11 +60,11 @@ _FILTERED = ("filter", "safety", "refus", "prohibited", "blocklist", "recitation
 
 
 class Reply(str):
-    """A judge's words. reason: what the server says of their end, "" for a plain one. refused: they are no reply to
-    the question but a refusal, by the model or by a filter behind it."""
+    """A judge's words. reason: what the server says of their end, "" for a plain one. unusable: they are no reply to
+    the question but a refusal, by the model or by a filter behind it, or a thought that was cut off."""
 
     reason: str = ""
-    refused: bool = False
+    unusable: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Judge:
                             self.counters.reasks += turn > 0
                             body = {"model": self._name, "messages": messages, **mode.settings(turn)}
                             reply = await self.endpoints.chat(body, read, until - clock(), self._count_retry)
-                            usable = not reply.refused and accept(reply)
+                            usable = not reply.unusable and accept(reply)
                             if usable:
                                 break
                 except TimeoutError:
@@ -300,13 +300,14 @@ def _text(response: Any, max_tokens: int = 1) -> Reply:
     finish = choice.get("finish_reason")
     finish = finish if isinstance(finish, str) else ""
     if isinstance(refusal, str) and refusal.strip():
-        reply.reason, reply.refused = f"refused: {shortened(refusal)}", True
+        reply.reason, reply.unusable = f"refused: {shortened(refusal)}", True
     elif any(word in finish.lower() for word in _FILTERED):
-        reply.reason, reply.refused = f"stopped by the server's filter ({shortened(finish)})", True
+        reply.reason, reply.unusable = f"stopped by the server's filter ({shortened(finish)})", True
     elif finish.lower() in _CUT_OFF:
         thought = any(message.get(name) for name in ("reasoning_content", "reasoning"))
-        thinking = " while thinking" if thought or not reply.strip() or in_a_thought(reply) else ""
-        reply.reason = f"cut off at max_tokens ({max_tokens}){thinking}"
+        thinking = thought or not reply.strip() or in_a_thought(reply, cut_off=True)
+        reply.reason = f"cut off at max_tokens ({max_tokens}){' while thinking' if thinking else ''}"
+        reply.unusable = in_a_thought(reply, cut_off=True)
     return reply
 
 

@@ -69,6 +69,8 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _MOST_BRACES = 200
+_LONG_LEAD = 300
+"""Characters before a score that are more than the start of a reply."""
 _NEAR = 80
 """Characters before a verdict in which a word for an example is about it."""
 
@@ -136,10 +138,15 @@ def parse_scores(reply: str, count: int = 2) -> tuple[float, ...] | None:
     return None if _in_doubt(before, after) else _numbers(scores, count)
 
 
-def in_a_thought(reply: str) -> bool:
-    """Whether the reply ends in a thought that is marked as one."""
+def in_a_thought(reply: str, *, cut_off: bool = False) -> bool:
+    """Whether the reply ends in a thought: in one that is marked as such, or, where the reply was cut off, in a long
+    text in which a score occurs late and which does not end with one. Some servers open the thought in the question, so
+    that what is cut off has no mark."""
     *_, text = _THOUGHT_ENDS.split(reply)
-    return _THOUGHT_BEGINS.search(text) is not None
+    if _THOUGHT_BEGINS.search(text):
+        return True
+    late = text.lower().find("score") > _LONG_LEAD
+    return cut_off and late and not text.rstrip("` \n").endswith(("}", "]"))
 
 
 def published_scores(reply: str, count: int = 2) -> tuple[float, ...] | None:

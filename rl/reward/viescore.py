@@ -181,7 +181,7 @@ async def written_scores(
     reply = await judge.ask(question, images, lambda text: parse(text, count) is not None)
     if isinstance(reply, Unavailable):
         return (reply,)
-    scores = None if reply.refused else parse(reply, count)
+    scores = None if reply.unusable else parse(reply, count)
     return scores or (Unparsable(reply, reply.reason),)
 
 

@@ -386,6 +386,10 @@ def test_a_key_that_no_header_can_hold_is_said_and_not_shown(stub: Any, monkeypa
             "cut off at max_tokens (1400) while thinking",
         ),
         ({"message": {"content": '{"reasoning": "The'}, "finish_reason": "length"}, "cut off at max_tokens (1400)"),
+        (  # a server that opens the thought in the question, so that nothing marks it
+            {"message": {"content": f"{'The sky is purple. ' * 30}So {GOOD} fits, then"}, "finish_reason": "length"},
+            "cut off at max_tokens (1400) while thinking",
+        ),
         ({"message": {"content": None, "refusal": "I can't help."}, "finish_reason": "stop"}, "refused: I can't help."),
         ({"message": {"content": GOOD, "refusal": "I can't help."}}, "refused: I can't help."),
         (
@@ -407,6 +411,27 @@ def test_the_servers_own_reason_is_kept(stub: Any, image: Any, choice: dict[str,
     outcome = with_judge(judge, lambda j: VieScore(j, load_prompts()).score("do", image(0), image(1)))
     assert isinstance(outcome, Unparsable) and outcome.reason == reason
     assert len(stub.bodies) == 4 and len(cache) == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD,
+        f"{GOOD}\nI gave 8 because the sky is pur",
+        f"{'The sky is purple. ' * 30}\n```json\n{GOOD}\n```",
+        '{"score": [8, 7], "reasoning": "The sky is pur',
+    ],
+)
+def test_a_verdict_before_the_limit_is_one(stub: Any, image: Any, content: str) -> None:
+    """Guards replies that are paid for again because their explanation met the limit of tokens."""
+
+    async def reply(_: Any) -> web.Response:
+        return web.json_response({"choices": [{"message": {"content": content}, "finish_reason": "length"}]})
+
+    stub.reply = reply
+    judge = Judge(JudgeConfig(stub.url))
+    outcome = with_judge(judge, lambda j: VieScore(j, load_prompts()).score("do", image(0), image(1)))
+    assert isinstance(outcome, Score) and outcome.value == 7
 
 
 @pytest.mark.parametrize(
