@@ -226,7 +226,8 @@ def share_of(text: str | None) -> Share:
 
 
 class SourceFrame:
-    """Where a source of any size goes at `image_area` pixels. `shown` is the source there, RGB.
+    """Where a source of any size goes at `image_area` pixels. `shown` is the source there, RGB; `uncropped` is the same
+    before it was cropped to whole cells, as the published evaluation showed it to the judge.
 
     Raises `UserError` for a source so thin that a side would be shorter than `FACTOR`.
     """
@@ -236,6 +237,7 @@ class SourceFrame:
         self._area = image_area
         self._native, self._scaled = source.size, scaled.size
         self._box = (0, 0, scaled.width - scaled.width % FACTOR, scaled.height - scaled.height % FACTOR)
+        self.uncropped = scaled
         self.shown = scaled.crop(self._box)
 
     def holds(self, size: tuple[int, int]) -> bool:
