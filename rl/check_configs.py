@@ -3,7 +3,7 @@
     python -m rl.check_configs [FILE ...]        default: all that rl/configs ships
 
 Prints a table of the runs and ends with code 2 and a line per fault if there is any. Nothing is fetched and no judge is
-asked: a model is checked for being a folder or spelt as a Hub id, a data set for being a folder or one of the paper's.
+asked: a model is checked for being a folder or spelled as a Hub id, a dataset for being a folder or one of the paper's.
 Variables of the environment that are not set are stood in for.
 """
 
@@ -37,7 +37,7 @@ def check_config(path: Path) -> Config:
         config = load_config(path)
         for key, name in (("model", config.model), ("vision", config.vision), ("tokenizer", config.tokenizer)):
             if name is not None and not _is_model(name, config.output_dir):
-                raise UserError(f"config key {key}: {name!r} is neither a folder nor spelt as a Hub id")
+                raise UserError(f"config key {key}: {name!r} is neither a folder nor spelled as a Hub id")
         for folder in config.data.sets:
             if _name_of_set(folder) not in PAPER_SETS | SHAPES_SETS and not Path(folder).is_dir():
                 known = ", ".join(sorted(PAPER_SETS | SHAPES_SETS))

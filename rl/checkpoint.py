@@ -21,16 +21,16 @@ from emu3.files import read_json, sha256_of, write_json
 from emu3.mllm.language_model import save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.training import ranks
-from emu3.training.deepspeed import collected
 from emu3.training.lora import ADAPTER
+from emu3.training.state import collected
 from rl.config import Config
-from rl.training.trainer import Trainer
+from rl.training.policy import Trainer
 
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class RunCheckpoint:
     """A whole checkpoint. step: steps done. prompt_position: the next prompt of the run's order."""
 
     folder: Path
@@ -79,17 +79,17 @@ def save_model(folder: Path | None, trainer: Trainer, tokenizer: TextTokenizer) 
     ranks.on_first(write)
 
 
-def newest(run: Path) -> Checkpoint | None:
+def newest(run: Path) -> RunCheckpoint | None:
     """The newest whole checkpoint of a run, None if it has none. Broken ones are named and passed over."""
     for folder in reversed(_folders(run)):
         fault = _fault(folder)
         if fault is None:
-            return Checkpoint(folder, **read_json(folder / "state.json"))
+            return RunCheckpoint(folder, **read_json(folder / "state.json"))
         print(f"checkpoint {folder} is broken ({fault}); trying the one before", flush=True)
     return None
 
 
-def remove_rests(run: Path) -> None:
+def remove_leftovers(run: Path) -> None:
     """Remove what writes that were killed have left in the run's folder: each is as large as a checkpoint."""
     for place in (run, run / "checkpoints"):
         for pattern in (".*.tmp", ".*.old"):

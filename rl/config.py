@@ -28,7 +28,7 @@ class VllmConfig:
 
     memory_share: of the device's memory that vLLM may take for weights, activations and key-value cache; on a CPU a
     bound on the cache, as a share of main memory over all ranks. sleep: whether it gives that memory back while the
-    trainer works, on GPUs. max_sequences: answers that are sampled at once, at most; a step may have fewer.
+    trainer works, on GPUs. max_sequences: completions that are sampled at once, at most; a step may have fewer.
     max_batched_tokens: tokens that go through the model at once, on GPUs; what more of them take the cache lacks.
     """
 
@@ -64,7 +64,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is maximised; `rl.losses` has the formulas, rl/README.md the differences to the published code.
+    """What is maximized; `rl.losses` has the formulas, rl/README.md the differences to the published code.
 
     kl: coefficient of k3; 0 loads no reference. clip: the ratio stays in [1 - clip, 1 + clip]; `dapo` has
     1 + clip_high above. updates: optimizer steps on one batch of rollouts (the paper's mu). importance_cap: bound on
@@ -111,8 +111,8 @@ class OptimizerConfig:
 class RewardConfig:
     """What a rollout's reward is: a weighted mean of scores, each 0 to 10, and so is the reward.
 
-    viescore, groundscore: weights of the two; GroundScore compares with the data set's own edit, and needs one in every
-    row. expected: every grade is the mean under the probabilities of the grade's token, so one token is decoded instead
+    viescore, groundscore: weights of the two; GroundScore compares with the dataset's own edit, and needs one in every
+    row. expected: every score is the mean under the probabilities of the score's token, so one token is decoded instead
     of an explanation; the judge must report them (`logprobs`).
     """
 
@@ -229,7 +229,7 @@ def check_ranges(config: Config) -> None:
     }
     for name, (value, lowest) in at_least.items():
         if value < lowest:
-            raise UserError(f"config key {name}: want at least {lowest}, got {value}")
+            raise UserError(f"config key {name}: expected at least {lowest}, got {value}")
     config.judge.check(lambda name: f"config key judge.{name}")
     above_zero = {
         "rollout.temperature": config.rollout.temperature,
@@ -244,7 +244,7 @@ def check_ranges(config: Config) -> None:
     }
     for name, number in above_zero.items():
         if number is not None and not number > 0:
-            raise UserError(f"config key {name}: want more than 0, got {number}")
+            raise UserError(f"config key {name}: expected more than 0, got {number}")
     if config.watch.tracker is not None and importlib.util.find_spec(config.watch.tracker) is None:
         name = config.watch.tracker
         raise UserError(f"config key watch.tracker is {name}, but it is not installed: pip install {name}")
@@ -257,7 +257,7 @@ def check_ranges(config: Config) -> None:
         or config.reward.groundscore < 0
         or not config.reward.viescore + config.reward.groundscore
     ):
-        raise UserError("reward.viescore and reward.groundscore: want weights of 0 or more, one of them above 0")
+        raise UserError("reward.viescore and reward.groundscore: expected weights of 0 or more, one of them above 0")
     compute = config.compute
     if compute.offload_optimizer and not compute.zero:
         raise UserError("compute.offload_optimizer needs compute.zero=2 or 3")

@@ -48,7 +48,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             ) from None
         raise UserError(f"config {path}: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"config {path}: want an object of keys, got {type(tree).__name__}")
+        raise UserError(f"config {path}: expected an object of keys, got {type(tree).__name__}")
     for override in overrides:
         _override(tree, override)
     return build_config(tree)
@@ -85,7 +85,7 @@ def record_config(config: Config, path: Path, *, resuming: bool) -> None:
 def _override(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals:
-        raise UserError(f"override {override!r}: want key=value")
+        raise UserError(f"override {override!r}: expected key=value")
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
@@ -126,5 +126,5 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         return float(value)
     if origin is None and type(value) is hint:
         return value
-    want = " or ".join(map(repr, arguments)) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise UserError(f"config key {name}: want {want}, got {value!r}")
+    expected = " or ".join(map(repr, arguments)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise UserError(f"config key {name}: expected {expected}, got {value!r}")

@@ -69,12 +69,14 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Results (T, H, D) and logsums (T, H), these in float32, or float64 from float64."""
     if q_T_H_D.device.type == "cpu":
+        # A call for each run of equal lengths, as (number, heads, length, head size).
         parts = [
             aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, stretches.causal, scale=scale)
             for query, key, value in _batches(stretches, (q_T_H_D,), (k_S_K_D, v_S_K_D))
         ]
         out, logsum = zip(*parts, strict=True)
         return _flat(out), _flat(logsum)
+    # One call for all stretches, told apart by where they begin.
     sizes = *stretches.bounds, max(stretches.queries), max(stretches.keys)
     out_T_H_D, logsum_H_T, *_ = aten._flash_attention_forward(
         q_T_H_D, k_S_K_D, v_S_K_D, *sizes, 0.0, stretches.causal, False, scale=scale

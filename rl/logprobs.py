@@ -1,6 +1,6 @@
-"""Log-probabilities of sampled answers under a model, with gradient: the trainer's half of `emu3.mllm.generate`.
+"""Log-probabilities of sampled completions under a model, with gradient: the trainer's half of `emu3.mllm.generate`.
 
-Each group shares its prompt, and the prompt goes through the model once, in one pass with all answers
+Each group shares its prompt, and the prompt goes through the model once, in one pass with all completions
 (`rl.shared_prefix`). The head is multiplied only where a token is scored, and only with the rows of the ids that are
 legal there (`emu3.training.head`). All scored tokens of a batch form one flat vector, visual codes first.
 
@@ -78,6 +78,10 @@ def pack(
 ) -> Batch:
     """Lay out rollouts as a `Batch`. Rollouts of one prompt should be neighbours, or at least in one batch."""
     layout = rows[0][0].grammar.layout
+
+    # 1. Cut each rollout into the prefix that it shares with its group and a branch of its own, and note what is
+    # scored: for each scored token its rollout, its offset in the branch, its index among the legal ids, the sampler's
+    # logprob.
     members: dict[tuple[int, ...], list[int]] = {}  # rows of each prefix
     branches: list[np.ndarray] = []
     parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
@@ -85,7 +89,8 @@ def pack(
         codes, others = scored_positions(prompt, rollout, scheme, think_tokens)
         scored = np.concatenate([codes, others])
         # What precedes the first scored token is forced, hence the same in the whole group: part of the prefix.
-        # The token right before it opens the branch, so that every predicting position lies in the branch.
+        # The token right before it opens the branch, so that every predicting position lies in the branch. The last
+        # scored token is predicted and needs not be read, so the branch ends before it.
         tokens = np.array([*prompt.ids, *rollout.tokens])
         start = len(prompt.ids) + scored.min() - 1
         members.setdefault(tuple(tokens[:start].tolist()), []).append(row)
@@ -96,14 +101,16 @@ def pack(
             logprobs = rollout.logprobs[positions].astype(np.float64)
             part.append(np.stack([np.full(len(positions), row), positions - scored.min(), target, logprobs]))
 
-    # Equal lengths side by side.
+    # 2. Lay the row out: all prefixes, then all branches by prefix, equal lengths side by side (one kernel call each).
     prefixes = sorted(members, key=len)
     order = [sorted(members[prefix], key=lambda row: len(branches[row])) for prefix in prefixes]
     sequences = [*map(np.array, prefixes), *(branches[row] for group in order for row in group)]
+    # Where each branch starts: the end of the last prefix, then of one branch after the other, back in rollout order.
     ends = np.cumsum([len(sequence) for sequence in sequences])[len(prefixes) - 1 :]
     start_B = np.empty(len(rows), dtype=np.int64)
     start_B[np.concatenate(order)] = ends[:-1]
 
+    # 3. One flat vector of scored tokens, all codes first: they are scored against another part of the head.
     flat_4_N = np.concatenate([*parts[0], *parts[1]], axis=1)
     row_N, position_N, target_N = flat_4_N[:3].astype(np.int64)
     return Batch(

@@ -1,18 +1,25 @@
-"""Policy objectives over a flat vector of tokens: every scored token of every answer in a micro-batch, no padding.
+"""From scores to a loss: advantages within each group, and policy objectives over a flat vector of tokens.
 
-Each function gives a micro-batch's part of the loss of a whole optimizer step: what it divides by (`Totals`) is
-counted over all micro-batches and ranks, so their split cannot change the sum. With w = exp(lp - old), A the advantage
-of the answer, |y| its scored tokens, R answers in the step:
+Advantages compare each rollout with the other rollouts of its prompt: A = (r - mean) / (std + 1e-4) over the group,
+with the population standard deviation, as EARL's published code has it; `dr_grpo` leaves out the division, which gives
+groups of nearly equal scores the weight of the others (Liu et al. 2025). Two masks are added. A rollout without a score
+(the judge was out of reach, or its reply could not be read) is unknown, not bad: it enters neither mean nor std and is
+not trained on. A group whose scores are all equal says nothing about what to prefer; `drop_constant` leaves it out of
+the loss and of its token count, otherwise (the paper) it stays in with advantage 0 and still feels the KL term.
+
+The objectives take every scored token of every completion in a micro-batch, without padding. Each function gives a
+micro-batch's part of the loss of a whole optimizer step: what it divides by (`Totals`) is counted over all
+micro-batches and ranks, so their split cannot change the sum. With w = exp(lp - old), A the advantage of the
+completion, |y| its scored tokens, R completions in the step:
 
     paper       sum over tokens of  -lp A + kl k3                        / tokens of the rank, mean over ranks
     corrected   sum over tokens of  -min(w A, clip(w) A) + kl k3         / tokens of the step
-    grpo        the same, but each answer's tokens                       / (R |y|)        (Shao et al. 2024, eq. 3)
+    grpo        the same, but each completion's tokens                   / (R |y|)        (Shao et al. 2024, eq. 3)
     dr_grpo     the same, but all tokens                                 / (R longest)    (Liu et al. 2025, eq. 3)
     dapo        as `corrected` with another upper clip                                    (Yu et al. 2025, eq. 8)
 
-Their advantages differ as well, see `rl.advantages`. k3 = exp(ref - lp) - 1 - (ref - lp) is the unbiased, never
-negative estimate of KL(policy || reference) for tokens drawn from the policy (Schulman, "Approximating KL
-divergence", 2020). Left out: entropy bonus, sequence-level ratios.
+k3 = exp(ref - lp) - 1 - (ref - lp) is the unbiased, never negative estimate of KL(policy || reference) for tokens drawn
+from the policy (Schulman, "Approximating KL divergence", 2020). Left out: entropy bonus, sequence-level ratios.
 """
 
 from __future__ import annotations
@@ -25,6 +32,37 @@ from torch import Tensor
 
 from rl.config import ObjectiveConfig
 
+STD_EPSILON = 1e-4
+
+
+def constant_groups(rewards_P_G: Tensor) -> Tensor:
+    """bool (P,): groups whose known rewards are all equal, those with fewer than two known ones included.
+
+    rewards_P_G: (P, G), NaN where there is no score.
+    """
+    unknown_P_G = rewards_P_G.isnan()
+    highest_P = rewards_P_G.masked_fill(unknown_P_G, -torch.inf).amax(dim=1)
+    lowest_P = rewards_P_G.masked_fill(unknown_P_G, torch.inf).amin(dim=1)
+    return highest_P <= lowest_P
+
+
+def group_advantages(rewards_P_G: Tensor, *, drop_constant: bool, divide_by_std: bool = True) -> tuple[Tensor, Tensor]:
+    """Advantages and which rollouts are trained on.
+
+    rewards_P_G: float64 (P, G), NaN where there is no score. divide_by_std: False gives A = r - mean.
+    Returns advantages float64 (P, G), 0 where there is no score or nothing to prefer, and trained bool (P, G).
+    """
+    known_P_G = ~rewards_P_G.isnan()
+    mean_P_1 = rewards_P_G.nanmean(dim=1, keepdim=True)
+    std_P_1 = (rewards_P_G - mean_P_1).square().nanmean(dim=1, keepdim=True).sqrt()
+    # By comparison, not by a std of 0: the mean of equal numbers can be off by a rounding, and its residue with it.
+    constant_P_1 = constant_groups(rewards_P_G).unsqueeze(1)
+    advantages_P_G = rewards_P_G - mean_P_1
+    if divide_by_std:
+        advantages_P_G = advantages_P_G / (std_P_1 + STD_EPSILON)
+    advantages_P_G = advantages_P_G.masked_fill(~known_P_G | constant_P_1, 0.0)
+    return advantages_P_G, known_P_G & ~constant_P_1 if drop_constant else known_P_G
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -32,8 +70,8 @@ class Tokens:
 
     logprobs_N: of the policy, with gradient. old_N: of the policy that the update started from; equal to `logprobs_N`
     at the first update, where the ratio is 1 and its gradient is the policy gradient. sampled_N: as the sampler gave
-    them. reference_N: of the frozen reference, None for no KL term. advantages_N: of each token's answer.
-    length_N: scored tokens of each token's answer.
+    them. reference_N: of the frozen reference, None for no KL term. advantages_N: of each token's completion.
+    length_N: scored tokens of each token's completion.
     """
 
     logprobs_N: Tensor
@@ -46,11 +84,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts over the whole step. tokens: scored ones. answers: trained on. longest: scored tokens of the longest.
+    """Counts over the whole step. tokens: scored ones. completions: trained on. longest: scored tokens of the longest.
     rank_tokens: tokens of this rank times the number of ranks."""
 
     tokens: float
-    answers: float
+    completions: float
     longest: float
     rank_tokens: float
 
@@ -84,13 +122,13 @@ def corrected(tokens: Tokens, totals: Totals, objective: ObjectiveConfig) -> Ten
 
 
 def grpo(tokens: Tokens, totals: Totals, objective: ObjectiveConfig) -> Tensor:
-    """Clipped surrogate as EARL prints it: the mean over answers of each answer's mean over its tokens."""
-    return (_clipped(tokens, objective, objective.clip) / tokens.length_N).sum() / totals.answers
+    """Clipped surrogate as EARL prints it: the mean over completions of each one's mean over its tokens."""
+    return (_clipped(tokens, objective, objective.clip) / tokens.length_N).sum() / totals.completions
 
 
 def dr_grpo(tokens: Tokens, totals: Totals, objective: ObjectiveConfig) -> Tensor:
-    """GRPO without its bias to short right and long wrong answers: one constant for all lengths."""
-    return _clipped(tokens, objective, objective.clip).sum() / (totals.answers * totals.longest)
+    """GRPO without its bias to short right and long wrong completions: one constant for all lengths."""
+    return _clipped(tokens, objective, objective.clip).sum() / (totals.completions * totals.longest)
 
 
 def dapo(tokens: Tokens, totals: Totals, objective: ObjectiveConfig) -> Tensor:

@@ -1,4 +1,4 @@
-"""The prompts of a run: tokenised data sets, mixed, in an endless seeded order.
+"""The prompts of a run: tokenized datasets, mixed, in an endless seeded order.
 
 Prompt number i of a run is a function of (data, coefficients, seed, i), so a position is all the state there is: a
 resumed run takes up the prompt that the interrupted one would have taken next.
@@ -20,12 +20,11 @@ from rl.rollout.engine import Prompt
 
 
 class Prompts:
-    """Endless prompts over data sets of edits.
+    """Endless prompts over datasets of edits.
 
-    sets: the data sets. max_positions: of the model; rows whose prompt and longest answer do not fit are left out and
-    counted in `dropped`. targets: whether prompts carry the data set's own edit. Raises UserError if a set is missing,
-    malformed, has no row that fits, or one without the edit that is wanted.
-    """
+    sets: the datasets. max_positions: of the model; rows whose prompt and longest completion do not fit are left out
+    and counted in `dropped`. targets: whether prompts carry the dataset's own edit. Raises UserError if a set is
+    missing, malformed, has no row that fits, or one without the edit that is asked for."""
 
     def __init__(
         self,
@@ -50,7 +49,7 @@ class Prompts:
             without = sum(rows[index].edited is None for index in kept) if targets else 0
             if without:
                 raise UserError(
-                    f"{folder}: {without} of {len(kept)} rows have no edited picture, with which "
+                    f"{folder}: {without} of {len(kept)} rows have no edited image, with which "
                     "reward.groundscore compares; set it to 0 or choose other data.sets"
                 )
         self._fitting = fitting
@@ -75,7 +74,7 @@ class Prompts:
         )
 
     def _tokens(self, row: EditRow) -> int:
-        """Tokens of prompt and answer: bos, two image blocks (one with eos for its boi), `boi` and the text."""
+        """Tokens of prompt and completion: bos, two image blocks (one with eos for its boi), `boi` and the text."""
         grid = self._row_grammar(row).length
         return 1 + grid + len(self._tokenizer.encode(row.instruction)) + len(self._prefill) + 1 + grid
 

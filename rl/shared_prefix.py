@@ -1,4 +1,4 @@
-"""Prompts and their answers in one packed row, each prompt once: a model's pass over groups that share a prefix.
+"""Prompts and their completions in one packed row, each prompt once: a model's pass over groups that share a prefix.
 
 The row holds U prefixes, then B branches, in the order of their prefixes, without padding. All that works token by
 token (projections, MLP, norms) sees exactly the tokens there are. Attention is two calls: every prefix and every
@@ -130,9 +130,12 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, q_T_H_D: Tensor, k_T_K_D: Tensor, v_T_K_D: Tensor, shared: SharedPrefix, scale: float
     ) -> Tensor:
+        # 1. Every prefix and every branch attends to itself.
         out_T_H_D, logsum_T_H = flash.forward(q_T_H_D, k_T_K_D, v_T_K_D, shared.own, scale)
+        # 2. The branches, which begin at `cut`, attend to their prefixes.
         cut = sum(shared.prefixes)
         cross, cross_logsum = flash.forward(q_T_H_D[cut:], k_T_K_D[:cut], v_T_K_D[:cut], shared.cross, scale)
+        # 3. Merge 2 into 1, in place: each result counts by its share of the summed exponentials.
         weight = (cross_logsum - logsum_T_H[cut:]).sigmoid()[..., None]
         own = out_T_H_D[cut:]
         own.copy_(torch.lerp(own.to(weight.dtype), cross.to(weight.dtype), weight))
@@ -146,9 +149,12 @@ class _Attention(torch.autograd.Function):
         q_T_H_D, k_T_K_D, v_T_K_D, out_T_H_D, logsum_T_H = ctx.saved_tensors
         shared, scale = ctx.shared, ctx.scale
         cut = sum(shared.prefixes)
+        # `out` and `logsum` are those of the merged softmax, so each call gives the exact gradients of what it sees:
+        # 1. of every prefix and branch to itself,
         queries, keys, values = flash.backward(
             grad_T_H_D, q_T_H_D, k_T_K_D, v_T_K_D, out_T_H_D, logsum_T_H, shared.own, scale
         )
+        # 2. of the branches to their prefixes; a prefix collects the gradients of all its branches.
         cross_queries, cross_keys, cross_values = flash.backward(
             grad_T_H_D[cut:],
             q_T_H_D[cut:],

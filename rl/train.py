@@ -3,7 +3,7 @@
     python -m rl.train CONFIG.jsonnet [key=value ...]                             one process
     torchrun --nproc_per_node N -m rl.train CONFIG.jsonnet [key=value ...]        N ranks share each step's prompts
 
-A step: sample G answers per prompt under the grid grammar; decode each group and hand it to the judge while the
+A step: sample G completions per prompt under the grid grammar; decode each group and hand it to the judge while the
 next ones are sampled; turn scores into advantages; take one optimizer step (or `objective.updates`) on the summed
 token losses. Gradients are sums over micro-batches and ranks with one common denominator, and each random number
 is a function of (seed, step, prompt, sample), so neither the micro-batch size nor the number of ranks changes what
@@ -29,32 +29,29 @@ from torch import Tensor
 
 from emu3.errors import UserError, one_line, run_main
 from emu3.hub import SMALL_FILES, local_folder
-from emu3.mllm.checkpoint_layouts import read_config
+from emu3.mllm.language_model import read_config
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.mllm.vllm.start import check_installed
-from emu3.tokenizer.checkpoint import weights_digest
+from emu3.mllm.vllm.engine import check_installed
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.shards import check_alike
 from emu3.training import ranks as all_ranks
-from emu3.training.zero_state import WRITE_ERRORS
+from emu3.training.state import WRITE_ERRORS
 from rl import checkpoint
-from rl.advantages import constant_groups, group_advantages
 from rl.config import Config
 from rl.config_file import load_config, record_config
 from rl.logprobs import Batch, pack
-from rl.losses import OBJECTIVES, Tokens, Totals, k3
-from rl.metrics import Judged, Timer, reward_metrics
+from rl.losses import OBJECTIVES, Tokens, Totals, constant_groups, group_advantages, k3
 from rl.prompts import Prompts
 from rl.reward.counters import judge_metrics
 from rl.reward.scorer import Scorer
 from rl.reward.scores import Outcome, Score
 from rl.rollout.engine import Prompt, Rollout, make_engine
 from rl.scoring import Episode, collect, start_scorer, submit_group
-from rl.training.policy import Reference, precision
-from rl.training.trainer import Trainer, make_trainer
+from rl.training.policy import Reference, Trainer, make_trainer, precision
 from rl.watch.estimate import announce
-from rl.watch.watch import Watch
+from rl.watch.watch import JudgedRollout, Timer, Watch, reward_metrics
 
 
 def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: Scorer) -> None:
@@ -86,7 +83,7 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
     check_alike(prompts.sets, {"vision_sha256": vision})
     announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
     start, position = (resumed.step, resumed.prompt_position) if resumed else (0, 0)
-    all_ranks.on_first(partial(checkpoint.remove_rests, run))
+    all_ranks.on_first(partial(checkpoint.remove_leftovers, run))
     all_ranks.on_first(partial(record_config, config, run / "config.json", resuming=resumed is not None))
     watch = Watch(run, config, start) if accelerator.is_main_process else None
     trainer, reference = make_trainer(config, accelerator, resumed.folder if resumed else None)
@@ -112,11 +109,11 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
         episodes: list[Episode] = []  # of the groups that are kept, one group after the other
         rewards: list[Tensor] = []
         judged: list[tuple[Episode, Outcome]] = []  # of all groups
-        taken, wanted, constant = 0, prompts_per_step, 0
+        taken, missing, constant = 0, prompts_per_step, 0
         filler: tuple[Prompt, Rollout] | None = None
         for _ in range(config.rollout.rounds):
-            mine = range(rank, wanted, ranks)
-            step_prompts = prompts.take(position + taken, wanted)
+            mine = range(rank, missing, ranks)
+            step_prompts = prompts.take(position + taken, missing)
             prompts_P = [step_prompts[index] for index in mine]
             seeds_P_G = [[(config.seed, step, taken + index, sample) for sample in range(group_size)] for index in mine]
             sampled: list[Episode] = []
@@ -140,8 +137,8 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
                     rewards.append(rewards_P_G[group])
             counts = torch.tensor([len(rewards), constant_P.sum()], device=device)
             kept, constant_here = accelerator.reduce(counts, reduction="sum").tolist()
-            taken, wanted, constant = taken + wanted, prompts_per_step - kept, constant + constant_here
-            if not wanted:
+            taken, missing, constant = taken + missing, prompts_per_step - kept, constant + constant_here
+            if not missing:
                 break
 
         # Scores to advantages, and one optimizer step (or `objective.updates`) on what is left.
@@ -163,7 +160,7 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
         position += taken
 
         # Show and save.
-        own = [Judged(episode.prompt.task, len(episode.rollout.tokens), outcome) for episode, outcome in judged]
+        own = [JudgedRollout(episode.prompt.task, len(episode.rollout.tokens), outcome) for episode, outcome in judged]
         counted = [one for part in all_ranks.gather(own) for one in part]
         preempted = sum(all_ranks.gather(engine.preempted[1])) - recomputed
         recomputed += preempted
@@ -217,18 +214,18 @@ def _update(
         batch = pack(rows[start : start + size], objective.scheme, config.rollout.think_tokens, device)
         batches.append(batch)
         advantages_N.append(advantages[start : start + size].to(device)[batch.row_N])
-    # Scored tokens of each token's answer.
+    # Scored tokens of each token's completion.
     lengths_N = [torch.bincount(batch.row_N)[batch.row_N] for batch in batches]
     own = [sum(map(len, advantages_N)), sum(batch.codes for batch in batches), len(rows)]
     own_counts = torch.tensor(own, device=device)
-    tokens, codes, answers = accelerator.reduce(own_counts, reduction="sum").tolist()
+    tokens, codes, completions = accelerator.reduce(own_counts, reduction="sum").tolist()
     if tokens == 0:  # no group prefers anything; a step would only follow the optimizer's old momentum
         unknown = ("loss", "kl", "entropy", "logprob_gap", "mismatch_kl", "clip_share", "grad_norm")
         return {**dict.fromkeys(unknown), "trained_tokens": 0}
     longest = torch.stack([length_N.max() for length_N in lengths_N] or [own_counts.new_zeros(())]).max()
     totals = Totals(
         tokens=tokens,
-        answers=answers,
+        completions=completions,
         longest=accelerator.gather(longest[None]).max().item(),
         rank_tokens=own_counts[0].item() * accelerator.num_processes,
     )

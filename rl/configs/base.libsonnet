@@ -12,7 +12,7 @@
     group_size: 8,
     temperature: 1.0,
     engine: 'vllm',
-    // 24 GB of 80: 17 of weights, 5.4 of keys and values, which a step's 32 answers fill. The trainer holds 44 meanwhile,
+    // 24 GB of 80: 17 of weights, 5.4 of keys and values, which a step's 32 completions fill. The trainer holds 44 meanwhile,
     // and 3 while images are decoded.
     vllm: { memory_share: 0.3 },
   },

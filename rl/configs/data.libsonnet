@@ -1,4 +1,4 @@
-// The tokenised training sets and how often each is seen: about 50,000 rows of every complex set, 100,000 simple ones
+// The tokenized training sets and how often each is seen: about 50,000 rows of every complex set, 100,000 simple ones
 // beside them.
 local folder(name) = std.extVar('APP__DATA_DIR') + '/' + name + '/train';
 local mix(parts) = {

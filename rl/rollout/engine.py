@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from transformers import Emu3ForCausalLM
 
-from emu3.mllm.generate import Request, Sample, generate
+from emu3.mllm.generate import Completion, Request, generate
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.training import ranks
 from rl.config import Config, RolloutConfig
 
 if TYPE_CHECKING:  # whose log-probabilities are those of the rollouts here
-    from rl.training.trainer import Trainer
+    from rl.training.policy import Trainer
 
 
 @dataclass(frozen=True)
 class Prompt:
     """One edit to sample.
 
-    ids: tokens up to the answer, without `boi`; with thinking, its prefill included. source: uint16 codes (H, W).
-    target: those of the data set's own edit, None unless a reward compares with it.
+    ids: tokens up to the completion, without `boi`; with thinking, its prefill included. source: uint16 codes (H, W).
+    target: those of the dataset's own edit, None unless a reward compares with it.
     """
 
     id: str
@@ -45,7 +45,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One answer.
+    """One completion.
 
     tokens: everything after the prompt: thinking ids if any, `boi`, ..., `eos`. logprobs: float32, one per token,
     under the legal tokens at the sampling temperature, 0 where the grammar left no choice. codes: uint16 (H, W).
@@ -70,7 +70,7 @@ class RolloutEngine(Protocol):
 
     @property
     def preempted(self) -> tuple[int, int]:
-        """How often an answer was interrupted since the engine was made, for want of memory for its keys and values,
+        """How often a completion was interrupted since the engine was made, for want of memory for its keys and values,
         and how many tokens were computed again for it; of this rank. Samples are the same, only later."""
         ...
 
@@ -154,7 +154,7 @@ def requests_of(
     ]
 
 
-def rollouts_of(group: Sequence[Sample], tokenizer: TextTokenizer) -> list[Rollout]:
+def rollouts_of(group: Sequence[Completion], tokenizer: TextTokenizer) -> list[Rollout]:
     """The samples with their thinking as text."""
     return [
         Rollout(

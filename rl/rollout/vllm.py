@@ -34,12 +34,12 @@ from emu3.mllm.generate import Request
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.mllm.vllm.engine import VllmSettings
 from emu3.mllm.vllm.sampler import VllmSampler
-from emu3.mllm.vllm.start import VllmSettings
 from rl.config import ComputeConfig, RolloutConfig
 from rl.logprobs import pack
 from rl.rollout.engine import Prompt, Rollout, requests_of, rollouts_of
-from rl.training.trainer import Trainer
+from rl.training.policy import Trainer
 
 
 class VllmEngine:
@@ -64,12 +64,12 @@ class VllmEngine:
         self._max_gap = MOST[compute.precision] if compute.max_probe_gap is None else compute.max_probe_gap
         self._device = device
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        answers = settings.prompts_of_rank(ranks) * settings.group_size
+        completions = settings.prompts_of_rank(ranks) * settings.group_size
         self._sampler = VllmSampler(
             trainer.model.config,
             VllmSettings(
                 dtype=torch.bfloat16 if compute.precision == "bf16" else torch.float32,
-                max_sequences=min(settings.vllm.max_sequences, answers),
+                max_sequences=min(settings.vllm.max_sequences, completions),
                 memory_share=settings.vllm.memory_share,
                 sleep=settings.vllm.sleep,
                 max_batched_tokens=settings.vllm.max_batched_tokens,
@@ -106,7 +106,7 @@ SEEDS = tuple((0, sample) for sample in range(4))
 
 
 def probe_prompt(layout: TokenLayout) -> Prompt:
-    """The same one each time; it is answered without thinking, which would take most of the time."""
+    """The same one each time; it is completed without thinking, which would take most of the time."""
     grammar = GridGrammar(layout, SIDE, SIDE, size_ids=(0,))
     return Prompt("probe", (layout.bos,), grammar, np.zeros((SIDE, SIDE), np.uint16), "", None)
 

@@ -4,10 +4,10 @@ DeepSpeed is called directly, not through accelerate's wrapper: a step has as ma
 so where the last one is has to be said for each step. Its gradients are means over ranks, ours are sums: losses are
 multiplied by the number of ranks.
 
-Sampling and saving need the policy as an ordinary model. That is a twin: other modules around the same parameter
-objects, made before DeepSpeed puts its hooks on the first; while the parameters are gathered, the twin is whole.
+Sampling and saving need the policy as an ordinary model. That is a copy of its modules around the same
+parameter objects, made before DeepSpeed puts its hooks on the first; while the parameters are gathered, it is whole.
 
-State on disk is by parameter and not by rank (`zero_state`), so that a run may go on with another number of ranks.
+State on disk is by parameter and not by rank (`state`), so that a run may go on with another number of ranks.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import Emu3ForCausalLM
 
-from emu3.training import ranks, zero_state
-from emu3.training.deepspeed import gathered, start_communication
+from emu3.training import ranks
 from emu3.training.lora import adapters, merged
+from emu3.training.state import gathered, load_sharded, save_sharded, start_communication
 from rl.config import Config
 from rl.logprobs import Batch
-from rl.training.policy import Score, TokenLogprobs
-from rl.training.trainer import adamw
+from rl.training.policy import ScoreBatch, TokenLogprobs, adamw
 
 
 class ZeroTrainer:
@@ -39,7 +38,7 @@ class ZeroTrainer:
     lockstep = True
 
     def __init__(self, model: Emu3ForCausalLM, config: Config, accelerator: Accelerator) -> None:
-        self.model = _twin(model, accelerator.device)
+        self.model = _without_hooks(model, accelerator.device)
         self._accelerator = accelerator
         self._stage = config.compute.zero
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -80,10 +79,10 @@ class ZeroTrainer:
         return adapters(self.model, gathered)
 
     def save_optimizer(self, folder: Path | None) -> None:
-        zero_state.save(folder, self._engine, self.model)
+        save_sharded(folder, self._engine, self.model)
 
     def load_optimizer(self, folder: Path) -> None:
-        zero_state.load(folder, self._engine, self.model)
+        load_sharded(folder, self._engine, self.model)
 
     def _meet(self) -> None:
         """Before weights are gathered: ranks come from work of their own, such as the run's report."""
@@ -91,9 +90,9 @@ class ZeroTrainer:
             ranks.meet()
 
 
-def sharded(frozen: TokenLogprobs, config: Config, accelerator: Accelerator) -> Score:
+def sharded(frozen: TokenLogprobs, config: Config, accelerator: Accelerator) -> ScoreBatch:
     """A frozen model with its weights sharded over the ranks, whatever the stage of the policy."""
-    score: Score = _initialize(frozen, config, 3, accelerator, optimizer=None)
+    score: ScoreBatch = _initialize(frozen, config, 3, accelerator, optimizer=None)
     return score
 
 
@@ -129,9 +128,9 @@ def _initialize(
     return engine
 
 
-def _twin(model: Emu3ForCausalLM, device: torch.device) -> Emu3ForCausalLM:
+def _without_hooks(model: Emu3ForCausalLM, device: torch.device) -> Emu3ForCausalLM:
     shared: dict[int, nn.Parameter] = {id(parameter): parameter for parameter in model.parameters()}
-    twin = copy.deepcopy(model, shared)  # type: ignore[arg-type]
-    for buffer in twin.buffers():
+    copied = copy.deepcopy(model, shared)  # type: ignore[arg-type]
+    for buffer in copied.buffers():
         buffer.data = buffer.data.to(device)
-    return twin
+    return copied

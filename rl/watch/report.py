@@ -15,8 +15,9 @@ from typing import Any
 from emu3.errors import UserError, run_main
 from emu3.files import read_json
 from emu3.report.charts import lines_chart, running_mean, stacked_chart
+from emu3.report.console import duration, settled_median
 from emu3.report.metrics_file import NAME, read_lines
-from emu3.report.page import (
+from emu3.report.run_page import (
     REPORT,
     Head,
     Line,
@@ -30,8 +31,6 @@ from emu3.report.page import (
     unmoved,
     write_page,
 )  # fmt: skip
-from emu3.report.table import duration
-from rl.metrics import step_seconds, tokens_per_second
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -47,7 +46,7 @@ LEARNING = (
     StepMetric("Entropy", "nats per token", lambda line: line["entropy"]),
     StepMetric("Groups of equal scores", "share", lambda line: line["constant_share"]),
     StepMetric("Gradient norm", "before clipping", lambda line: line["grad_norm"]),
-    StepMetric("Answer length", "tokens", lambda line: line["answer_tokens"]),
+    StepMetric("Completion length", "tokens", lambda line: line["answer_tokens"]),
     StepMetric("Sampler against trainer", "mean distance in nats", lambda line: line["logprob_gap"]),
     StepMetric("Sampler's new weights", "distance on a probe, nats", lambda line: line.get("probe_gap")),
     StepMetric("Tokens outside the clip", "share", lambda line: line["clip_share"]),
@@ -122,6 +121,24 @@ def _facts(lines: Sequence[Mapping[str, Any]], left: int) -> dict[str, str]:
         "A step takes": "–" if each is None else duration(each),
     }
     return facts | ({"Left": "–" if each is None else duration(each * left)} if left > 0 else {})
+
+
+def tokens_per_second(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Rates of a step's line: tokens of completions `sampled`, scored tokens `trained` on, over all ranks, by the
+    seconds of those phases on the main one. None where the phase did nothing."""
+    rates: dict[str, float | None] = {}
+    for name, phase in (("sampled", "sample"), ("trained", "train")):
+        tokens, seconds = metrics.get(f"{name}_tokens"), metrics["seconds"].get(phase)
+        rates[name] = tokens / seconds if tokens and seconds else None
+    return rates
+
+
+def step_seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """Median over the last lines of a run of the seconds of all phases; None before the run has settled.
+
+    Saving is no phase: of a run that saves rarely it is a small part.
+    """
+    return settled_median([sum(line["seconds"].values()) for line in lines], enough=2)
 
 
 def main() -> None:

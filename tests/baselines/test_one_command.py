@@ -137,7 +137,7 @@ def call(checkout: Path, judge: Counting, place: str, die: str = "") -> int:
 
 
 def readable(results: Path) -> dict[str, bytes]:
-    """All that a person reads or sees, by path: pages, tables, pictures, figures per model."""
+    """All that a person reads or sees, by path: pages, tables, images, statistics per model."""
     kinds = (".md", ".csv", ".tex", ".html", ".png", ".jpg", ".webp", ".json")
     files = [file for file in results.rglob("*") if file.suffix in kinds and not file.name.startswith(".")]
     return {file.relative_to(results).as_posix(): file.read_bytes() for file in sorted(files)}

@@ -47,7 +47,7 @@ from rl.losses import OBJECTIVES, Tokens, Totals  # noqa: E402
 from rl.rollout.engine import Prompt, Rollout  # noqa: E402
 from rl.shared_prefix import ATTENTION  # noqa: E402
 from rl.training.policy import TokenLogprobs  # noqa: E402
-from rl.watch.memory import PROMPT_TOKENS, Sizes, decoding, larger, lora_rank, sampling  # noqa: E402  # noqa: E402
+from rl.watch.costs import PROMPT_TOKENS, Sizes, decoding, larger, lora_rank, sampling  # noqa: E402  # noqa: E402
 
 SIDE = 32
 LAYOUT = TokenLayout()
@@ -66,7 +66,7 @@ def published(layers: int) -> Emu3TextConfig:
 
 def sizes(config: Config, layers: int = LAYERS) -> Sizes:
     thinking = config.rollout.think_tokens
-    return Sizes(published(layers), StillVQConfig(), 0, 4, answer_tokens=ANSWER + thinking, forced_tokens=FORCED)
+    return Sizes(published(layers), StillVQConfig(), 0, 4, completion_tokens=ANSWER + thinking, forced_tokens=FORCED)
 
 
 def on_gpu(module: nn.Module, dtype: torch.dtype) -> None:
@@ -115,7 +115,7 @@ def traced(module: nn.Module) -> Peak:
 
 def batch_of(config: Config) -> Batch:
     codes = np.zeros((SIDE, SIDE), np.uint16)
-    tokens = [*[7] * config.rollout.think_tokens, LAYOUT.boi, *GRAMMAR.answer(codes.tolist())]
+    tokens = [*[7] * config.rollout.think_tokens, LAYOUT.boi, *GRAMMAR.completion(codes.tolist())]
     rollout = Rollout(tokens, np.zeros(len(tokens), np.float32), codes, None)
     prompt = Prompt("", tuple(range(PROMPT_TOKENS)), GRAMMAR, codes, "", None)
     rows = [(prompt, rollout)] * config.compute.micro_batch

@@ -37,10 +37,10 @@ class SlowOnce(Future[Outcome]):
 
 
 class SlowScorer(StubScorer):
-    """Takes its time for the first answer of the run."""
+    """Takes its time for the first reply of the run."""
 
-    def submit(self, *pictures: Any, **options: Any) -> Future[Outcome]:
-        future = super().submit(*pictures, **options)
+    def submit(self, *images: Any, **options: Any) -> Future[Outcome]:
+        future = super().submit(*images, **options)
         if self.calls > 1:
             return future
         slow = SlowOnce()

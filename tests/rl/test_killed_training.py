@@ -16,7 +16,7 @@ KILLS = 20
 
 
 def state(run: Path) -> dict[str, Any]:
-    """All that a run leaves but its seconds: figures of every step, files of the model and of every checkpoint."""
+    """All that a run leaves but its seconds: metrics of every step, files of the model and of every checkpoint."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     files = [path for part in ("final", "checkpoints") for path in sorted((run / part).rglob("*")) if path.is_file()]
     return {

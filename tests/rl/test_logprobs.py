@@ -84,7 +84,7 @@ def test_equal_to_a_whole_forward(
     world: Path, model: Emu3ForCausalLM, scheme: Scheme, think: int, attention: str
 ) -> None:
     """Values and gradients, in float64. Guards the shared prefix (mask, positions, owner), the slices of the head,
-    off-by-one predictions, and what counts as forced; prompts differ in length, thinking answers too."""
+    off-by-one predictions, and what counts as forced; prompts differ in length, thinking completions too."""
     rows = sample(world, model, think)
     model.set_attn_implementation(attention)
     logprobs, entropies = token_logprobs(model, pack(rows, scheme, think), TEMPERATURE)
@@ -133,7 +133,7 @@ def test_the_row_holds_each_prompt_once(world: Path, model: Emu3ForCausalLM) -> 
     side, whatever order the rollouts come in: each run of them is a call of the attention kernel in every layer."""
     rows = sample(world, model, THINK, group=12)
     shared = pack(rows[::2] + rows[1::2], "grammar", THINK).shared
-    # A prompt's last token opens each of its branches, and no answer's last scored token is in the row.
+    # A prompt's last token opens each of its branches, and no completion's last scored token is in the row.
     prompts = {prompt.ids for prompt, _ in rows}
     assert sorted(shared.prefixes) == list(shared.prefixes) == sorted(len(ids) - 1 for ids in prompts)
     assert sum(map(sum, shared.branches)) < sum(len(rollout.tokens) for _, rollout in rows)

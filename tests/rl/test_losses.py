@@ -17,13 +17,13 @@ from rl.losses import OBJECTIVES, Tokens, Totals, corrected, k3, paper
 LENGTHS = torch.tensor([9, 3, 6, 1])
 
 
-def grids(seed: int, answers: int, longest: int) -> dict[str, Tensor]:
-    """(answers, longest) log-probabilities of policy, old policy, sampler and reference, and advantages; the ratios
+def grids(seed: int, completions: int, longest: int) -> dict[str, Tensor]:
+    """(completions, longest) log-probabilities of policy, old policy, sampler and reference, and advantages; the ratios
     lie well beyond the clip."""
     generator = torch.Generator().manual_seed(seed)
-    logprobs = -3 * torch.rand(answers, longest, generator=generator, dtype=torch.float64)
+    logprobs = -3 * torch.rand(completions, longest, generator=generator, dtype=torch.float64)
     near = [logprobs + 0.5 * torch.randn(logprobs.shape, generator=generator, dtype=torch.float64) for _ in range(3)]
-    advantages = torch.randn(answers, 1, generator=generator, dtype=torch.float64).expand_as(logprobs)
+    advantages = torch.randn(completions, 1, generator=generator, dtype=torch.float64).expand_as(logprobs)
     names = ("logprobs", "old", "sampled", "reference", "advantages")
     return dict(zip(names, (logprobs.requires_grad_(), *near, advantages), strict=True))
 
@@ -42,7 +42,7 @@ def loss_of(preset: str, values: dict[str, Tensor], mask: Tensor, **objective: A
         lengths[flat],
     )
     count = mask.sum().item()
-    totals = Totals(tokens=count, answers=len(mask), longest=mask.sum(1).max().item(), rank_tokens=count)
+    totals = Totals(tokens=count, completions=len(mask), longest=mask.sum(1).max().item(), rank_tokens=count)
     return OBJECTIVES[preset](tokens, totals, config)
 
 
@@ -133,11 +133,11 @@ def test_paper_written_out() -> None:
 
 @pytest.mark.parametrize("preset", OBJECTIVES)
 def test_a_split_into_micro_batches_changes_nothing(preset: str) -> None:
-    """Totals are of the step: a mean per micro-batch would weigh the tokens of short answers more."""
+    """Totals are of the step: a mean per micro-batch would weigh the tokens of short completions more."""
     values, mask = grids(2, 4, 9), ragged()
     whole = loss_of(preset, values, mask, kl=0.01)
     config = ObjectiveConfig(preset=preset, kl=0.01)  # type: ignore[arg-type]
-    totals = Totals(tokens=mask.sum().item(), answers=4, longest=9, rank_tokens=mask.sum().item())
+    totals = Totals(tokens=mask.sum().item(), completions=4, longest=9, rank_tokens=mask.sum().item())
     parts = []
     for row, length in enumerate(LENGTHS.tolist()):
         part = {name: value[row, :length] for name, value in values.items()}
@@ -150,7 +150,7 @@ def test_a_split_into_micro_batches_changes_nothing(preset: str) -> None:
 @pytest.mark.parametrize("preset", OBJECTIVES)
 def test_first_update_is_the_policy_gradient(preset: str) -> None:
     """With old = new the ratio is 1 and the gradient is -A * grad log p; a detached ratio, or a clip that is active
-    at 1, would break this silently. On answers of one length all objectives agree."""
+    at 1, would break this silently. On completions of one length all objectives agree."""
     values = grids(3, 5, 6)
     values["old"] = values["logprobs"].detach()
     loss = loss_of(preset, values, torch.ones(5, 6), kl=0.0)
@@ -183,7 +183,7 @@ def test_a_rank_without_a_reference_has_no_kl_term() -> None:
     values = grids(5, 1, 4)
     one = torch.ones(4)
     tokens = Tokens(values["logprobs"][0], values["old"][0], values["sampled"][0], None, one, one * 4)
-    totals = Totals(tokens=4, answers=1, longest=4, rank_tokens=4)
+    totals = Totals(tokens=4, completions=1, longest=4, rank_tokens=4)
     for objective in (paper, corrected):
         with_kl = objective(tokens, totals, ObjectiveConfig(kl=5.0))
         assert with_kl.item() == objective(tokens, totals, ObjectiveConfig(kl=0.0)).item()

@@ -66,5 +66,5 @@ def test_targets_are_there_only_where_they_are_wanted(tokenizer: TextTokenizer, 
 def test_a_set_without_targets_is_named_at_the_start(world: Path, tokenizer: TextTokenizer) -> None:
     """Guards: a run that ends at the first such row, days in."""
     data = DataConfig((str(world / "data"),))
-    with pytest.raises(UserError, match=r"data: 6 of 6 rows have no edited picture.* reward\.groundscore"):
+    with pytest.raises(UserError, match=r"data: 6 of 6 rows have no edited image.* reward\.groundscore"):
         Prompts(data, tokenizer, 96, 0, seed=0, targets=True)

@@ -30,20 +30,20 @@ CONFIG = "rl/configs/earl.jsonnet"
 JUDGE = "Qwen/Qwen2.5-VL-72B-Instruct"
 
 
-async def grades_of_pixels(body: dict[str, Any]) -> web.StreamResponse:
+async def scores_of_pixels(body: dict[str, Any]) -> web.StreamResponse:
     """0 to 10, a function of the edited image."""
     url = body["messages"][0]["content"][-1]["image_url"]["url"]
     image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     pixels = np.asarray(image, dtype=np.float64)
-    grade = round(float(pixels[:, : pixels.shape[1] // 2].mean() / 25.5), 2)
-    content = json.dumps({"reasoning": "as bright as it is", "score": [grade, 9]})
+    score = round(float(pixels[:, : pixels.shape[1] // 2].mean() / 25.5), 2)
+    content = json.dumps({"reasoning": "as bright as it is", "score": [score, 9]})
     return web.json_response({"object": "chat.completion", "choices": [{"index": 0, "message": {"content": content}}]})
 
 
 @pytest.fixture
 def judge() -> Iterator[StubJudge]:
     stub = StubJudge()
-    stub.models, stub.reply = [JUDGE], grades_of_pixels
+    stub.models, stub.reply = [JUDGE], scores_of_pixels
     yield stub
     stub.close()
 
@@ -88,7 +88,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     doomed = {process.pid}
     while more := {child for child, parent in parents.items() if parent in doomed} - doomed:
         doomed |= more
-    assert len(doomed) == 3, "want a launcher and two ranks"
+    assert len(doomed) == 3, "expected a launcher and two ranks"
     for number in doomed:
         os.kill(number, signal.SIGKILL)
     process.wait(30)
@@ -98,7 +98,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 def test_killed_behind_a_checkpoint_it_goes_on_as_if_nothing_had_happened(
     world: Path, tmp_path: Path, judge: StubJudge
 ) -> None:
-    """Bit for bit in every figure, weight and moment. Every other test of a run has other settings: float32, one
+    """Bit for bit in every metric, weight and moment. Every other test of a run has other settings: float32, one
     process, a scorer in it, or no script."""
     whole = start(world, tmp_path, "undisturbed", judge)
     killed = start(world, tmp_path, "killed", judge)

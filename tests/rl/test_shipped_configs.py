@@ -165,11 +165,11 @@ FAULTS = {
     "missing comma": ("data:", "steps: 9 data:", "STATIC ERROR"),
     "key of another program": ("data:", "val_base_dir: 'x', data:", "unknown config key val_base_dir"),
     "misspelt key": ("data:", "stepps: 1, data:", "the nearest known key is steps"),
-    "wrong type": ("data:", "steps: '9', data:", "config key steps: want int, got '9'"),
+    "wrong type": ("data:", "steps: '9', data:", "config key steps: expected int, got '9'"),
     "unknown choice": (
         "data:",
         "objective+: { preset: 'ppo' }, data:",
-        "config key objective.preset: want 'corrected' or",
+        "config key objective.preset: expected 'corrected' or",
     ),
     "unknown mixture": ("data.libsonnet').c", "data.libsonnet').d", "field does not exist: d"),
     "unknown base": ("sft_s ", "sft_x ", "field does not exist: sft_x"),

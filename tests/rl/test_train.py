@@ -1,4 +1,4 @@
-"""Whole runs of the trainer in the tiny world, with a scorer that answers at once."""
+"""Whole runs of the trainer in the tiny world, with a scorer that scores at once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_golden_trajectory(make_config: Any, run: Any, preset: str) -> None:
     """Guards every number of the step at once: a change that should not move training must not move this.
 
     The tolerance is 1%. Float32 on another CPU moves log-probabilities by about 1e-6, which matters only where a
-    pixel of a decoded picture then rounds to its neighbour: that moves a reward by 1/3000 and, advantages being
+    pixel of a decoded image then rounds to its neighbour: that moves a reward by 1/3000 and, advantages being
     divided by a group's std of about 0.1, a gradient by 0.3%. A wrong coefficient, sign or mask moves tens of percent.
     """
     lines = run(make_config(steps=4, objective={"preset": preset, "kl": 0.1}, optimizer={"lr": 1e-2}))
@@ -157,7 +157,7 @@ def test_rounds_come_to_an_end(make_config: Any, run: Any, stub_scorer: Any) -> 
 
 
 def test_thinking_and_several_updates_run(make_config: Any, run: Any) -> None:
-    """Thinking answers have different lengths; at the second update the ratio is no longer 1."""
+    """Thinking completions have different lengths; at the second update the ratio is no longer 1."""
     lines = run(make_config(steps=2, rollout={"think_tokens": 6}, objective={"updates": 2}))
     assert lines[0]["logprob_gap"] < 1e-4
     assert lines[0]["answer_tokens"] > 16
@@ -196,7 +196,7 @@ def test_dead_judge_is_one_line_and_exit_code_2(
 
 
 def test_data_of_another_vision_tokenizer_is_refused(make_config: Any, run: Any, world: Path, tmp_path: Path) -> None:
-    """Guards a run on codes that decode to other pictures: everything works, and every reward is noise."""
+    """Guards a run on codes that decode to other images: everything works, and every reward is noise."""
     shutil.copytree(world / "vision", tmp_path / "vision")
     other = StillVQ.from_pretrained(tmp_path / "vision")
     other.quantizer.codebook.add_(1)

@@ -1,4 +1,4 @@
-"""What runs of the tiny world share: their config, a scorer that answers at once, and several ranks."""
+"""What runs of the tiny world share: their config, a scorer that scores at once, and several ranks."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def config_of(world: Path, folder: Path, **changes: Any) -> Config:
 
 
 class StubScorer:
-    """Scores the brightness of a picture's left half, at once.
+    """Scores the brightness of an image's left half, at once.
 
-    fail: calls, by number, that give another outcome. constant: score for every picture.
+    fail: calls, by number, that give another outcome. constant: score for every image.
     """
 
     def __init__(self, fail: dict[int, Outcome] | None = None, constant: float | None = None) -> None:

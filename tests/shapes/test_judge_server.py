@@ -19,9 +19,9 @@ from served_judge import Served
 from emu3.errors import UserError
 from rl.reward.client import Judge
 from rl.reward.config import JudgeConfig
-from rl.reward.metrics import VieScore, load_prompts
 from rl.reward.scorer import Scorer
 from rl.reward.scores import Score, Unavailable
+from rl.reward.viescore import VieScore, load_prompts
 from shapes.any_image import NOTICE
 from shapes.edits import COMPLEX, SIMPLE
 from shapes.edits.simple import Recolour

@@ -1,4 +1,4 @@
-"""An OpenAI server that answers by the instruction, over real HTTP on a free loopback port."""
+"""An OpenAI server that replies by the instruction, over real HTTP on a free loopback port."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ CHAIN = "1. A thing.\n2. The thing.\n3. [{left}, 0, {right}, {bottom}]\n4. It ch
 
 
 class StubAnnotator:
-    """`answers[instruction]` is its answer, a chain with a box over the right half of what it was sent where there is
+    """`replies[instruction]` is its reply, a chain with a box over the right half of what it was sent where there is
     none, HTTP 400 for None and 503 for "away". `asked` counts the questions by instruction, `sizes` are those of the
-    pictures that came with the last one."""
+    images that came with the last one."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, str | None] = {}
+        self.replies: dict[str, str | None] = {}
         self.asked: Counter[str] = Counter()
         self.sizes: list[tuple[int, int]] = []
         stub = self
@@ -38,11 +38,11 @@ class StubAnnotator:
                 stub.sizes = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size for url in urls]
                 width, height = stub.sizes[0]
                 chain = CHAIN.format(left=width // 2, right=width, bottom=height)
-                answer = stub.answers.get(instruction, chain)
-                if answer is None or answer == "away":
-                    self._send(503 if answer else 400, {"error": {"message": "not today"}})
+                reply = stub.replies.get(instruction, chain)
+                if reply is None or reply == "away":
+                    self._send(503 if reply else 400, {"error": {"message": "not today"}})
                 else:
-                    self._send(200, {"choices": [{"message": {"content": answer}}]})
+                    self._send(200, {"choices": [{"message": {"content": reply}}]})
 
             def _send(self, status: int, value: Any) -> None:
                 data = json.dumps(value).encode()

@@ -1,4 +1,4 @@
-"""The command on a small data set: what is written, left out, asked again; and on to a training sequence."""
+"""The command on a small dataset: what is written, left out, asked again; and on to a training sequence."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubAnnotator]:
     judge.close()
 
 
-def picture(seed: int, size: tuple[int, int] = (64, 48)) -> dict[str, Any]:
+def image(seed: int, size: tuple[int, int] = (64, 48)) -> dict[str, Any]:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png")
@@ -51,13 +51,13 @@ def picture(seed: int, size: tuple[int, int] = (64, 48)) -> dict[str, Any]:
 
 @pytest.fixture
 def call(tmp_path: Path, judge: StubAnnotator) -> Callable[..., dict[str, Any]]:
-    """`call(rows, ...)` writes a data set with an instruction per row, `edit 0` and so on, and annotates it."""
+    """`call(rows, ...)` writes a dataset with an instruction per row, `edit 0` and so on, and annotates it."""
     names = ("source_image", "edited_image")
 
     def call(rows: int = 5, targets: dict[int, Any] | None = None, **arguments: Any) -> dict[str, Any]:
         cells = {
-            "source_image": [picture(row) for row in range(rows)],
-            "edited_image": [(targets or {}).get(row, picture(100 + row)) for row in range(rows)],
+            "source_image": [image(row) for row in range(rows)],
+            "edited_image": [(targets or {}).get(row, image(100 + row)) for row in range(rows)],
         }
         columns = {name: pa.array(cells[name], IMAGE) for name in names}
         table = pa.table(columns | {"instruction": [f"edit {row}" for row in range(rows)]})
@@ -73,23 +73,23 @@ def annotated(folder: Path) -> list[dict[str, Any]]:
     return [row for file in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
-def test_rows_keep_their_pictures_and_get_a_text(call: Any, judge: StubAnnotator, tmp_path: Path) -> None:
-    """Guards the order of rows, pictures that are encoded anew, and boxes in the pixels of what was sent: 588 wide, so
+def test_rows_keep_their_images_and_get_a_text(call: Any, judge: StubAnnotator, tmp_path: Path) -> None:
+    """Guards the order of rows, images that are encoded anew, and boxes in the pixels of what was sent: 588 wide, so
     that a half begins at 294, which is 32 in the source."""
     summary = call()
     assert (summary["annotated"], summary["failed"], summary["judge"]) == (5, {}, "stub")
     rows = annotated(tmp_path / "out")
     assert [(row["id"], row["instruction"]) for row in rows] == [(str(row), f"edit {row}") for row in range(5)]
-    assert all(row["source_image"]["bytes"] == picture(number)["bytes"] for number, row in enumerate(rows))
-    assert all(row["edited_image"]["bytes"] == picture(100 + number)["bytes"] for number, row in enumerate(rows))
+    assert all(row["source_image"]["bytes"] == image(number)["bytes"] for number, row in enumerate(rows))
+    assert all(row["edited_image"]["bytes"] == image(100 + number)["bytes"] for number, row in enumerate(rows))
     assert judge.sizes == [(588, 448)] * 2
     assert rows[0][KEY] == "1. A thing. 2. The thing. 3. [32, 0, 64, 48] 4. It changes. 5. Another thing."
 
 
 def test_what_has_no_chain_is_left_out_and_counted(call: Any, judge: StubAnnotator, tmp_path: Path) -> None:
     """Guards silent loss: every row is either annotated or in a note with its reason, and asked three times at most."""
-    judge.answers = {"edit 1": "I cannot see any pictures.", "edit 2": None}
-    broken = {"bytes": b"no picture", "path": None}
+    judge.replies = {"edit 1": "I cannot see any pictures.", "edit 2": None}
+    broken = {"bytes": b"no image", "path": None}
     summary = call(6, targets={3: None, 4: broken})
     assert [row["id"] for row in annotated(tmp_path / "out")] == ["0", "5"]
     assert summary["annotated"] == 2
@@ -103,7 +103,7 @@ def test_what_has_no_chain_is_left_out_and_counted(call: Any, judge: StubAnnotat
 
 
 def test_a_second_call_asks_nothing(call: Any, judge: StubAnnotator, tmp_path: Path) -> None:
-    """Guards the cost of calling again, and of a crash between the answers and the part that holds them."""
+    """Guards the cost of calling again, and of a crash between the replies and the part that holds them."""
     first = call()
     before, asked = annotated(tmp_path / "out"), judge.asked.total()
     (tmp_path / "out/part-00001.json").unlink()
@@ -114,10 +114,10 @@ def test_a_second_call_asks_nothing(call: Any, judge: StubAnnotator, tmp_path: P
 
 
 def test_a_row_without_answer_is_asked_for_again(call: Any, judge: StubAnnotator, tmp_path: Path) -> None:
-    """Guards rows that a server in trouble would cost for ever, while those that were answered stay."""
-    judge.answers["edit 3"] = "away"
+    """Guards rows that a server in trouble would cost for ever, while those that got a reply stay."""
+    judge.replies["edit 3"] = "away"
     assert call()["failed"] == {"no answer": 1}
-    judge.answers.clear()
+    judge.replies.clear()
     asked = dict(judge.asked)
     assert call()["failed"] == {} and len(annotated(tmp_path / "out")) == 5
     assert judge.asked - type(judge.asked)(asked) == {"edit 3": 1}
@@ -126,10 +126,10 @@ def test_a_row_without_answer_is_asked_for_again(call: Any, judge: StubAnnotator
 def test_a_judge_that_is_away_ends_the_run(call: Any, judge: StubAnnotator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards hours of retries, and the rows after it, which are not to be written off."""
     monkeypatch.setattr(annotate_module, "GIVE_UP_AFTER", 2)
-    judge.answers = {f"edit {row}": "away" for row in range(2, 12)}
-    with pytest.raises(UserError, match=r"the judge has stopped answering.*not today"):
+    judge.replies = {f"edit {row}": "away" for row in range(2, 12)}
+    with pytest.raises(UserError, match=r"the judge no longer replies.*not today"):
         call(12, part_rows=4, judge={"concurrency": 1})
-    judge.answers.clear()
+    judge.replies.clear()
     assert call(12, part_rows=4)["annotated"] == 12 and judge.asked["edit 0"] == 1
 
 
@@ -185,15 +185,15 @@ def test_the_script_reaches_the_command(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_nothing_annotated_is_an_error(call: Any, judge: StubAnnotator) -> None:
-    """Guards a wrong column or a text-only model from ending in an empty data set."""
-    judge.answers = {f"edit {row}": "no" for row in range(3)}
+    """Guards a wrong column or a text-only model from ending in an empty dataset."""
+    judge.replies = {f"edit {row}": "no" for row in range(3)}
     with pytest.raises(UserError, match="no row was annotated; the first, 0: no five steps: no"):
         call(3)
 
 
 def test_the_text_reaches_a_training_sequence(call: Any, world: Path, tmp_path: Path) -> None:
-    """Guards the way to SFT: the column that is written is the one that tokenising reads, the boxes are then those of
-    the resized picture (64x48 at an area of 192 is 16x12), and the target of the row begins with the text."""
+    """Guards the way to SFT: the column that is written is the one that tokenizing reads, the boxes are then those of
+    the resized image (64x48 at an area of 192 is 16x12), and the target of the row begins with the text."""
     call()
     arguments = PrepareArguments(
         dataset_name=str(tmp_path / "out"),

@@ -1,4 +1,4 @@
-"""From an answer to a chain of thought: steps that are five, boxes that lie in the picture and move with it."""
+"""From a reply to a chain of thought: steps that are five, boxes that lie in the image and move with it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ KEY = "reasoning_verbose"
 STEPS = ["A dog on a lawn.", "The dog.", "It lies at [28, 56, 84, 112].", "It becomes a cat.", "A cat on a lawn."]
 
 
-def answer(*steps: str, mark: str = "{}. {}") -> str:
+def reply(*steps: str, mark: str = "{}. {}") -> str:
     return "\n".join(mark.format(number, step) for number, step in enumerate(steps or STEPS, start=1))
 
 
 def chain(text: str) -> str | NoChain:
-    """The picture was sent at twice its width and half its height."""
+    """The image was sent at twice its width and half its height."""
     return chain_of_thought(text, (112, 112), (56, 224), KEY)
 
 
@@ -25,13 +25,13 @@ EXPECTED = "1. A dog on a lawn. 2. The dog. 3. It lies at [14, 112, 42, 224]. 4.
 @pytest.mark.parametrize(
     "text",
     [
-        answer(),
-        answer(mark="{}) {}"),
-        answer(mark="**{}.** {}"),
-        answer(mark="Step {}: {}"),
-        answer(mark="  - {}. {}\n"),
-        "Here is what to think:\n\n" + answer(),
-        answer().replace("a lawn.\n2.", "a\n   lawn.\n\n2."),
+        reply(),
+        reply(mark="{}) {}"),
+        reply(mark="**{}.** {}"),
+        reply(mark="Step {}: {}"),
+        reply(mark="  - {}. {}\n"),
+        "Here is what to think:\n\n" + reply(),
+        reply().replace("a lawn.\n2.", "a\n   lawn.\n\n2."),
     ],
 )
 def test_steps_are_found_however_they_are_written(text: str) -> None:
@@ -44,12 +44,12 @@ def test_steps_are_found_however_they_are_written(text: str) -> None:
     [
         "",
         "I am sorry, I cannot help with that.",
-        answer(*STEPS[:4]),
-        answer(*STEPS, "A sixth."),
-        answer(*STEPS[:3], " ", STEPS[4]),
-        answer().replace("2.", "3.", 1),
-        answer() + "\n" + answer(),
-        answer().replace("\n", " "),
+        reply(*STEPS[:4]),
+        reply(*STEPS, "A sixth."),
+        reply(*STEPS[:3], " ", STEPS[4]),
+        reply().replace("2.", "3.", 1),
+        reply() + "\n" + reply(),
+        reply().replace("\n", " "),
     ],
 )
 def test_other_than_five_steps_is_no_chain(text: str) -> None:
@@ -62,14 +62,14 @@ def test_other_than_five_steps_is_no_chain(text: str) -> None:
     "where", ["Left of the tree.", "[1, 2, 3]", "[28, 56, 28, 112]", "[84, 56, 28, 112]", "[200, 200, 300, 300]"]
 )
 def test_a_place_that_is_none_is_no_chain(where: str) -> None:
-    """Guards step 3 without a box, and boxes without an area in the picture."""
-    found = chain(answer(*STEPS[:2], where, *STEPS[3:]))
+    """Guards step 3 without a box, and boxes without an area in the image."""
+    found = chain(reply(*STEPS[:2], where, *STEPS[3:]))
     assert isinstance(found, NoChain) and found.kind == NO_BOX
 
 
 def test_boxes_of_every_step_are_taken_back_to_the_source() -> None:
-    """Guards text whose boxes count two pictures, and a box that sticks out."""
-    found = chain(answer(*STEPS[:2], "[28, 56, 84, 112] and [100, -4, 130, 20]", *STEPS[3:4], "See [28, 56, 84, 112]."))
+    """Guards text whose boxes count two images, and a box that sticks out."""
+    found = chain(reply(*STEPS[:2], "[28, 56, 84, 112] and [100, -4, 130, 20]", *STEPS[3:4], "See [28, 56, 84, 112]."))
     assert isinstance(found, str)
     assert "3. [14, 112, 42, 224] and [50, 0, 56, 40]" in found and found.endswith("5. See [14, 112, 42, 224].")
 
@@ -77,7 +77,7 @@ def test_boxes_of_every_step_are_taken_back_to_the_source() -> None:
 def test_a_chain_that_training_would_cut_is_left_out() -> None:
     """Guards the end of a chain, which training cuts at 1,750 characters with the key in front."""
     room = 1750 - len(f"{KEY}: ") - len(EXPECTED)
-    longer = answer(STEPS[0] + "x" * room, *STEPS[1:])
+    longer = reply(STEPS[0] + "x" * room, *STEPS[1:])
     assert isinstance(chain(longer), str)
     found = chain(longer.replace("x", "xx", 1))
     assert isinstance(found, NoChain) and found.kind == TOO_LONG
@@ -86,7 +86,7 @@ def test_a_chain_that_training_would_cut_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("size", "sent"), [((512, 512), (504, 504)), ((100, 400), (252, 1036)), ((3000, 10), (8876, 28))]
 )
-def test_pictures_are_sent_in_whole_cells(size: tuple[int, int], sent: tuple[int, int]) -> None:
+def test_images_are_sent_in_whole_cells(size: tuple[int, int], sent: tuple[int, int]) -> None:
     """Guards boxes that are off by the model's own resizing to multiples of 28."""
     assert sent_size(size, 262144) == sent
 

@@ -15,7 +15,7 @@ from emu3.tokenizer.model import StillVQ
 from emu3.training import head
 from rl import flash
 from rl.check_node.arithmetic import fast_paths
-from rl.check_node.page import Node
+from rl.check_node.check import Node
 
 NODE = Node(0, Path("runs"), None)
 

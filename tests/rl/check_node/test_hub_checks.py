@@ -12,9 +12,9 @@ from huggingface_hub import close_session, constants
 from range_hub import RangeHub
 
 from emu3.errors import UserError
-from rl.check_node import hub
-from rl.check_node.hub import Released
-from rl.check_node.page import Node, Skipped
+from rl.check_node import hub_checks as hub
+from rl.check_node.check import Node, Skipped
+from rl.check_node.hub_checks import Released
 from rl.check_node.runs import make_world
 
 NODE = Node(0, Path("runs"), None)

@@ -1,4 +1,4 @@
-"""The check of the judge, with judges that answer well, badly, and not at all."""
+"""The check of the judge, with judges that reply well, badly, and not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stub_judge import StubJudge, answers
 
 from emu3.errors import UserError
 from rl.check_node import judge
-from rl.check_node.page import Node, Skipped
+from rl.check_node.check import Node, Skipped
 
 NODE = Node(0, Path("runs"), None, concurrency=8, judge_seconds=0.5)
 GRADES = json.dumps({"reasoning": "as asked", "score": [9, 4]})
@@ -51,21 +51,21 @@ def test_nobody_is_there(server: StubJudge) -> None:
 
 
 def test_a_model_that_gives_no_grades(server: StubJudge) -> None:
-    """Guards a text model behind the address, which answers everything."""
+    """Guards a text model behind the address, which replies to everything."""
     server.reply = answers("What a nice square!")
-    with pytest.raises(UserError, match=r"stub gave no score for two images: its answers hold no grades"):
+    with pytest.raises(UserError, match=r"stub gave no score for two images: its replies hold no scores"):
         judge.judge(asked(server.url))
 
 
 def test_one_that_fails_when_many_ask(server: StubJudge) -> None:
-    """Guards a server whose first answer is right and which a run's concurrency then brings down."""
+    """Guards a server whose first reply is right and which a run's concurrency then brings down."""
     server.reply = answers(*[GRADES] * 2, "no")
     with pytest.raises(UserError, match=r"of \d+ edits got no score at 8 questions at once"):
         judge.judge(asked(server.url))
 
 
 def test_the_stub_of_the_small_runs_is_a_judge() -> None:
-    """And its grades differ, since groups of equal scores train nothing."""
+    """And its scores differ, since groups of equal scores train nothing."""
     with judge.stub_judge() as address:
         _, facts = judge.judge(asked(address))
         assert facts["without_score"] == 0

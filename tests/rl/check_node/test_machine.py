@@ -14,7 +14,7 @@ import torch
 
 from emu3.errors import UserError
 from rl.check_node import machine
-from rl.check_node.page import Node, Skipped
+from rl.check_node.check import Node, Skipped
 
 CPU = Node(0, Path("runs"), None)
 FOUR = dataclasses.replace(CPU, gpus=4)
@@ -69,7 +69,7 @@ def test_ranks_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_slow_ways_between_gpus_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def told(arguments: list[str], seconds: float) -> str:
         assert arguments[3:5] == ["--ranks", "4"]
-        Path(arguments[6]).write_text(json.dumps({"ranks": 4, "backend": "nccl", "gb_per_s": 3.0}))
+        Path(arguments[7]).write_text(json.dumps({"ranks": 4, "backend": "nccl", "gb_per_s": 3.0}))
         return ""
 
     monkeypatch.setattr(machine, "command", told)
@@ -132,15 +132,15 @@ def test_a_disk_that_cannot_be_written_to(tmp_path: Path) -> None:
 
 def test_packages_as_they_are() -> None:
     line, facts = machine.packages(CPU)
-    assert "packages as wanted" in line
+    assert "packages as required" in line
     assert facts["versions"]["torch"] == torch.__version__ and facts["faults"] == []
 
 
 @pytest.mark.parametrize(
     ("name", "version", "fault"),
     [
-        ("transformers", "4.44.0", "transformers 4.44.0 is installed, transformers==5.19.0 is wanted"),
-        ("numpy", "1.26.4", "numpy 1.26.4 is installed, numpy<2.5,>=2 is wanted"),
+        ("transformers", "4.44.0", "transformers 4.44.0 is installed, expected transformers==5.19.0"),
+        ("numpy", "1.26.4", "numpy 1.26.4 is installed, expected numpy<2.5,>=2"),
         ("pyarrow", None, "pyarrow is not installed"),
         ("deepspeed", "0.18.0", "deepspeed 0.18.0 is installed"),
         ("filelock", None, "needs filelock, which is not installed"),

@@ -20,8 +20,8 @@ from emu3.errors import UserError
 from emu3.mllm.language_model import load_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
 from rl.check_node import runs
+from rl.check_node.check import ROOT, Node, Skipped
 from rl.check_node.machine import paper_config
-from rl.check_node.page import ROOT, Node, Skipped
 from rl.config_file import load_config
 from rl.rollout import engine as rollout_engine
 
@@ -90,7 +90,7 @@ def test_sft_is_the_script_on_every_gpu(world: Path, monkeypatch: pytest.MonkeyP
     ("lines", "moved", "message"),
     [
         ([{"loss": float("nan")}, {"loss": 4.0}], True, "have to be finite"),
-        (LOSSES[:1], True, r"2 steps left the figures \[5.0\]"),
+        (LOSSES[:1], True, r"2 steps left the metrics \[5.0\]"),
         (LOSSES, False, "the optimizer did nothing"),
     ],
 )
@@ -130,7 +130,7 @@ def test_full_size_takes_the_first_way_that_fits(monkeypatch: pytest.MonkeyPatch
 
     def told(arguments: list[str], seconds: float) -> str:
         started.append(arguments)
-        Path(arguments[6]).write_text(json.dumps(facts))
+        Path(arguments[7]).write_text(json.dumps(facts))
         return ""
 
     class Properties:
@@ -226,10 +226,10 @@ def test_vllm_goes_round(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_step_at_full_size_runs_in_small(tmp_path: Path, extra: list[str]) -> None:
     """All of it but the size and the device: two ranks, ZeRO-2, bfloat16, gradient checkpointing."""
     pytest.importorskip("deepspeed")
-    told = tmp_path / "told.json"
-    start = ["-m", "emu3.launch", "--ranks", "2", "rl.check_node.full_size", str(told), "--tiny"]
+    facts_file = tmp_path / "facts.json"
+    start = ["-m", "emu3.launch", "--ranks", "2", "rl.check_node.on_ranks", "step", str(facts_file), "--tiny"]
     subprocess.run([sys.executable, *start, "compute.micro_batch=4", *extra], check=True, timeout=600)
-    facts = json.loads(told.read_text())
+    facts = json.loads(facts_file.read_text())
     assert facts["ranks"] == 2 and facts["finite"] and facts["grad_norm"] > 0 and facts["tokens"] > 100
 
 
@@ -249,7 +249,7 @@ def test_real_sft() -> None:
 
 
 def test_the_data_of_the_small_world_train(world: Path, tmp_path: Path) -> None:
-    """scripts/ie_sft.sh takes them on one process without DeepSpeed, and the check finds its figures."""
+    """scripts/ie_sft.sh takes them on one process without DeepSpeed, and the check finds its metrics."""
     settings = {"GPUS": "0", "PER_DEVICE": "2", "MODEL_PATH": str(world / "model"), "DATAPATH": str(world / "data")}
     settings |= {"IMAGE_AREA": str(runs.AREA), "MAX_POS_EMB": "256", "OUTPUT_DIR": str(tmp_path), "EXP_NAME": "run"}
     flags = ["--max_steps", "2", "--save_steps", "2", "--gradient_accumulation_steps", "1"]

@@ -23,7 +23,7 @@ from rl.config import Config
 from rl.logprobs import pack
 from rl.rollout.engine import LocalEngine, Prompt, make_engine
 from rl.rollout.vllm import MOST, VllmEngine
-from rl.training.trainer import WholeTrainer
+from rl.training.policy import WholeTrainer
 
 CPU = torch.device("cpu")
 CODES = 16  # those of the tiny world's image tokenizer

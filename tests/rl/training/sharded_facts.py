@@ -20,14 +20,13 @@ from rl.config_file import build_config
 from rl.logprobs import Batch, pack
 from rl.rollout.engine import Rollout
 from rl.rollout.vllm import probe_prompt
-from rl.training.policy import load_model
-from rl.training.trainer import make_trainer
+from rl.training.policy import load_model, make_trainer
 from rl.training.zero import ZeroTrainer
 
 
 def batch_of(config: Config) -> Batch:
     prompt = probe_prompt(TextTokenizer.from_pretrained(config.model).layout)
-    tokens = [prompt.grammar.layout.boi, *prompt.grammar.answer(prompt.source.tolist())]
+    tokens = [prompt.grammar.layout.boi, *prompt.grammar.completion(prompt.source.tolist())]
     return pack([(prompt, Rollout(tokens, np.zeros(len(tokens), np.float32), prompt.source, None))], "grammar", 0)
 
 

@@ -9,7 +9,7 @@ from transformers import Emu3TextConfig
 from emu3.tokenizer.config import StillVQConfig
 from rl.config import Config
 from rl.config_file import build_config
-from rl.watch.memory import Sizes
+from rl.watch.costs import Sizes
 
 VISION_PARAMETERS = 270_559_587
 

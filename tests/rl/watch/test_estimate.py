@@ -24,9 +24,8 @@ from rl.config import Config
 from rl.config_file import load_config
 from rl.rollout.engine import Prompt
 from rl.watch import estimate as module
+from rl.watch.costs import Sizes, forward_operations, sampled_bytes, step_time, trained_operations
 from rl.watch.estimate import Device, announce, check, estimate, main
-from rl.watch.memory import Sizes
-from rl.watch.work import forward_operations, sampled_bytes, seconds, trained_operations
 
 H100 = Device("NVIDIA H100 80GB HBM3", 85e9, 2e12, 4)
 
@@ -45,8 +44,8 @@ def with_overrides(config: Config, overrides: str, tmp_path: Path) -> Config:
 
 
 def test_the_papers_step_by_hand() -> None:
-    """A group of 8 answers forward with its prompt once is 144 TFLOP: 9,580 tokens through 6.98 billion weights, 7.5 of
-    attention, 8,480 tokens against 32,768 rows. A rank of 4 has 4 groups; three passes, one more for what is
+    """A group of 8 completions forward with its prompt once is 144 TFLOP: 9,580 tokens through 6.98 billion weights,
+    7.5 of attention, 8,480 tokens against 32,768 rows. A rank of 4 has 4 groups; three passes, one more for what is
     checkpointed, one of the reference; at 40% of 989 TFLOP/s 7.3 s."""
     config = settings()
     matrices = 2 * 9580 * 6_979_321_856
@@ -61,7 +60,7 @@ def test_the_papers_step_by_hand() -> None:
     # Each of 1,060 tokens reads 14.2 GB of weights and the cache of 4 x (1,100 + 8 x 530) tokens of 131,072 bytes.
     weights, cache = 2 * (6_979_321_856 + 32768 * 4096), 4 * 5340 * 131_072
     assert sampled_bytes(emu3(), config) == pytest.approx(1060 * (weights + cache))
-    found = seconds(emu3(), config, H100.name or "")
+    found = step_time(emu3(), config, H100.name or "")
     assert found is not None
     assert found.training == pytest.approx(7.3, rel=0.02) and found.sampling == pytest.approx(9.0, rel=0.02)
 
@@ -70,14 +69,14 @@ def test_the_papers_step_by_hand() -> None:
     ("name", "changes"), [("Some GPU", {}), ("NVIDIA H100", {"compute": {"precision": "fp32"}}), (None, {})]
 )
 def test_unknown_is_not_a_number(name: str | None, changes: dict[str, Any]) -> None:
-    """A CPU, a GPU of no known kind, arithmetic whose speed is not listed: it says when there will be a figure."""
+    """A CPU, a GPU of no known kind, arithmetic whose speed is not listed: it says when there will be a number."""
     told = estimate(emu3(), settings(**changes), dataclasses.replace(H100, name=name))
     assert told.seconds is None and told.lines[-1] == "  time per step: measured after the first steps"
 
 
 def test_the_block_names_every_large_part() -> None:
     lines = estimate(emu3(), settings(compute={"reference": "offloaded"}), H100).lines
-    assert lines[0] == "estimate for 4 x NVIDIA H100 80GB HBM3, prompts of 1100 and answers of 1060 tokens"
+    assert lines[0] == "estimate for 4 x NVIDIA H100 80GB HBM3, prompts of 1100 and completions of 1060 tokens"
     assert lines[1].startswith(
         "  memory per device: weights 17.0 + optimizer 25 + image tokenizer 1.1 + activations 1.1 +"
     )
@@ -150,7 +149,7 @@ def test_a_run_is_announced_with_its_own_lengths_and_warned_of_before_it_loads(
     announce(config, Accelerator(cpu=True), vision, prompts)
     told = capsys.readouterr().out
     # Thinking, boi, and the longest block: 3 ids of its size, img, 3 rows of 4, three ends.
-    assert "1 x CPU process, prompts of 30 and answers of 25 tokens" in told and "after the first steps" in told
+    assert "1 x CPU process, prompts of 30 and completions of 25 tokens" in told and "after the first steps" in told
     assert "memory per process" in told and "main memory" not in told
     monkeypatch.setattr(module, "this_device", lambda *_: Device(None, 1e8, 1e8, 1))
     complaint = r"this run needs 0.6 GB per process, .* more or larger devices"
@@ -168,14 +167,14 @@ def checked(config: Config, how: Any) -> Config:
 
 
 def test_scarce_keys_and_values_are_said_with_the_share_that_holds_them() -> None:
-    """vLLM throws answers out and computes them again without a word; a step of the think runs did not fit."""
+    """vLLM throws completions out and computes them again without a word; a step of the think runs did not fit."""
     thinking = {"engine": "vllm", "think_tokens": 512, "vllm": {"memory_share": 0.3}}
     config = settings(rollout=thinking, compute={"reference": "offloaded"})
     device = dataclasses.replace(H100, bytes=80e9)
-    sizes = emu3(answer_tokens=1572)
+    sizes = emu3(completion_tokens=1572)
     [line] = [line for line in estimate(sizes, config, device).lines if "vLLM: " in line]
     assert line == (
-        "  vLLM: 5.4 GB of keys and values hold 40,953 tokens, the answers sampled at once take 55,040: some will "
+        "  vLLM: 5.4 GB of keys and values hold 40,953 tokens, the completions sampled at once take 55,040: some will "
         "wait, or be thrown out and computed again; rollout.vllm.memory_share=0.33 holds them"
     )
     assert check(sizes, config, device) is None

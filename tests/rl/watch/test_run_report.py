@@ -11,7 +11,7 @@ from run_lines import NOTHING, line, write_run
 
 from dev.screenshots import find_browser
 from emu3.errors import UserError
-from emu3.report.page import REFRESH
+from emu3.report.run_page import REFRESH
 from rl.watch.report import write_report
 
 
@@ -27,7 +27,7 @@ def test_a_run_that_goes_on_is_loaded_again_and_a_finished_one_is_not(tmp_path: 
     assert refresh not in finished and "Finished · step 40 of 40" in finished and "Left" not in finished
 
 
-def test_the_page_needs_nothing_but_the_pictures_beside_it(tmp_path: Path) -> None:
+def test_the_page_needs_nothing_but_the_images_beside_it(tmp_path: Path) -> None:
     """It is opened from a disk without a network: no address, no file of its own elsewhere."""
     run = write_run(tmp_path / "r", [line(step) for step in range(3)], 40)
     (run / "pictures").mkdir()
@@ -50,7 +50,7 @@ def test_a_run_in_which_nothing_was_scored_has_a_page(tmp_path: Path, steps: int
 def test_figures_that_a_run_has_not_are_left_out_and_flat_ones_are_said(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "r", [line(step, probe_gap=None) for step in range(5)], 9))
     assert "new weights" not in page and "KL to the start" in page
-    assert "<figcaption>Answer length" not in page and "answer length 1060" in page
+    assert "<figcaption>Completion length" not in page and "completion length 1060" in page
 
 
 def test_lines_of_an_older_version_can_be_read(tmp_path: Path) -> None:

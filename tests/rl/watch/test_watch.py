@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from run_lines import line
-from test_grid_pictures import judged
+from test_image_grids import judged
 
 from rl.config_file import record_config
 from rl.reward.scores import Outcome, Score
@@ -29,7 +29,7 @@ def watched(config: Any, run: Path, start: int, stop: int) -> None:
     watch.close()
 
 
-def test_a_run_leaves_lines_pictures_and_a_report(
+def test_a_run_leaves_lines_images_and_a_report(
     make_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -76,7 +76,7 @@ def test_nothing_more_is_written_where_nothing_is_asked_for(make_config: Any, tm
 
 
 class FakeWandb(ModuleType):
-    """Records what it is called with; of wandb's interface what `emu3.report.trackers` uses."""
+    """Records what it is called with; of wandb's interface what `emu3.report.metrics_file` uses."""
 
     def __init__(self) -> None:
         super().__init__("wandb")
@@ -129,8 +129,8 @@ def test_a_full_disk_costs_the_outputs_and_not_the_run(
     run.mkdir()
     record_config(config, run / "config.json", resuming=False)
     watch = Watch(run, config, 0)
-    monkeypatch.setattr("emu3.report.page.whole_file", full)
-    monkeypatch.setattr("rl.watch.pictures.whole_file", full)
+    monkeypatch.setattr("emu3.report.run_page.whole_file", full)
+    monkeypatch.setattr("rl.watch.watch.whole_file", full)
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").mkdir()
     for step in range(3):

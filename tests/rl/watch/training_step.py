@@ -2,7 +2,7 @@
 
     MALLOC_MMAP_THRESHOLD_=65536 python training_step.py
 
-That setting gives each tensor pages of its own, so that the system's figure is the sum of those that are alive.
+That setting gives each tensor pages of its own, so that the system's number is the sum of those that are alive.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rl.config import Config
 from rl.logprobs import pack
 from rl.rollout.engine import Prompt, Rollout
 from rl.shared_prefix import ATTENTION
-from rl.training.trainer import WholeTrainer
+from rl.training.policy import WholeTrainer
 
 LAYOUT = TokenLayout(text_ranks=300, codebook_size=64)
 GRAMMAR = GridGrammar(LAYOUT, 8, 8, (1, 2, 3))
-PROMPT_TOKENS, ANSWER_TOKENS, GROUP = 200, 1 + GRAMMAR.length, 8
+PROMPT_TOKENS, COMPLETION_TOKENS, GROUP = 200, 1 + GRAMMAR.length, 8
 CONFIGS = [
     settings(
         objective={"kl": 0.0},
@@ -50,8 +50,8 @@ def train(config: Config, model: Emu3ForCausalLM) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
     codes = np.zeros((8, 8), np.uint16)
-    answer = [LAYOUT.boi, *GRAMMAR.answer(codes.tolist())]
-    rollout = Rollout(answer, np.zeros(len(answer), np.float32), codes, None)
+    completion = [LAYOUT.boi, *GRAMMAR.completion(codes.tolist())]
+    rollout = Rollout(completion, np.zeros(len(completion), np.float32), codes, None)
     prompt = Prompt("", tuple(range(PROMPT_TOKENS)), GRAMMAR, codes, "", None)
     trainer = WholeTrainer(model, config, Accelerator(cpu=True))
     for last in (True, False, True):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from emu3.errors import UserError
-from rl.check_node.page import Check, Facts, Node, Result, Shared, Skipped, bounded, command
+from rl.check_node.check import Check, CheckResult, Facts, Node, Shared, Skipped, bounded, command
 
 NODE = Node(0, Path("runs"), None)
 
@@ -144,4 +144,4 @@ def test_this_machine_and_a_judge_that_was_named_are_taken_out() -> None:
 
 
 def test_a_result_is_a_line() -> None:
-    assert str(Result("gpus", "ok", "4 x H100", 1.25)) == "ok       gpus             4 x H100  [1.2 s]"
+    assert str(CheckResult("gpus", "ok", "4 x H100", 1.25)) == "ok       gpus             4 x H100  [1.2 s]"

@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from rl.advantages import constant_groups, group_advantages
+from rl.losses import constant_groups, group_advantages
 
 NAN = float("nan")
 

@@ -18,11 +18,11 @@ from huggingface_hub import constants, snapshot_download
 
 from emu3.errors import UserError
 from emu3.hub import HUB_ID, SAFE_FILES
-from emu3.hub_headers import Checkpoint, Fit, HubFiles, HubUnreachable
+from emu3.hub_headers import Fit, HubFiles, HubUnreachable, RemoteCheckpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.tensor_files import INDEX_FILE, WEIGHTS_FILE, shards_of
-from emu3.tokenizer.checkpoint import CONFIG_FILE
-from rl.check_node.page import ROOT, Facts, Node, Skipped
+from emu3.tokenizer.vision_checkpoint import CONFIG_FILE
+from rl.check_node.check import ROOT, Facts, Node, Skipped
 
 GB = 1e9
 VISION, TOKENIZER, START = "BAAI/Emu3-VisionTokenizer", "BAAI/Emu3-Gen", "BAAI/Emu3-Stage1"
@@ -76,42 +76,42 @@ def access(node: Node) -> tuple[str, Facts]:
     return f"the {'mirror' if mirror else 'Hub'} answers in {seconds:.1f} s", {"mirror": mirror, "seconds": seconds}
 
 
-def checkpoint(node: Node, wanted: Released) -> tuple[str, Facts]:
+def checkpoint(node: Node, model: Released) -> tuple[str, Facts]:
     """Whether a published checkpoint is in the cache, and fits the loader."""
-    folder, there, files = cached(wanted.name, wanted.weights)
+    folder, there, files = cached(model.name, model.weights)
     facts: Facts = {"cached": folder is not None, "files_in_cache": there}
     if folder is None and constants.is_offline_mode():
         raise Skipped(f"not in the cache ({there} files are), and HF_HUB_OFFLINE is set")
-    found = Checkpoint(folder or wanted.name)
+    found = RemoteCheckpoint(folder or model.name)
     try:
-        told = _looked_at(found, wanted, facts)
+        line = _looked_at(found, model, facts)
     except HubUnreachable:
         raise Skipped("not in the cache, and the Hub cannot be reached (see the check `hub`)") from None
     if folder is not None:
-        return f"in the cache; {told}", facts
+        return f"in the cache; {line}", facts
     assert found.files is not None
     facts["received_bytes"] = found.files.received
     part = f"{there} of {files} files in the cache" if there else "not in the cache"
     fetch = f", {facts['bytes'] / GB:.1f} GB to fetch" if facts.get("bytes") else ""
-    return f"{part}{fetch}; by its headers ({found.files.received / 1e6:.1f} MB): {told}", facts
+    return f"{part}{fetch}; by its headers ({found.files.received / 1e6:.1f} MB): {line}", facts
 
 
-def _looked_at(found: Checkpoint, wanted: Released, facts: Facts) -> str:
-    if not wanted.weights:
+def _looked_at(found: RemoteCheckpoint, model: Released, facts: Facts) -> str:
+    if not model.weights:
         tokenizer = found.text_tokenizer()
         facts["token_ids"] = tokenizer.layout.vocab_size
         return f"a text tokenizer of {tokenizer.layout.vocab_size} ids"
-    if wanted.vision:
+    if model.vision:
         fit = found.vision()
         _note(facts, fit)
         return f"fits, {fit.tensors} tensors"
     fit, vocabulary = found.language_model()
     _note(facts, fit)
-    tokenizer = _tokenizer(found, wanted)
+    tokenizer = _tokenizer(found, model)
     facts["token_ids"] = vocabulary
     if tokenizer.layout.vocab_size != vocabulary:
         raise UserError(
-            f"{wanted.name} has {vocabulary} token ids, the tokenizer of {wanted.tokenizer or wanted.name} "
+            f"{model.name} has {vocabulary} token ids, the tokenizer of {model.tokenizer or model.name} "
             f"{tokenizer.layout.vocab_size}: name another by --tokenizer"
         )
     return f"fits, {fit.tensors} tensors, {fit.parameters / 1e9:.2f} billion parameters, {vocabulary} ids"
@@ -121,11 +121,11 @@ def _note(facts: Facts, fit: Fit) -> None:
     facts |= {"tensors": fit.tensors, "parameters": fit.parameters, "bytes": fit.bytes}
 
 
-def _tokenizer(found: Checkpoint, wanted: Released) -> TextTokenizer:
-    if wanted.tokenizer is None:
+def _tokenizer(found: RemoteCheckpoint, model: Released) -> TextTokenizer:
+    if model.tokenizer is None:
         return found.text_tokenizer()
-    folder, *_ = cached(wanted.tokenizer, weights=False)
-    return Checkpoint(folder or wanted.tokenizer).text_tokenizer()
+    folder, *_ = cached(model.tokenizer, weights=False)
+    return RemoteCheckpoint(folder or model.tokenizer).text_tokenizer()
 
 
 def cached(name: str, weights: bool = True) -> tuple[Path | None, int, int]:

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 from emu3.errors import UserError, one_line
 
 ROOT = Path(__file__).parents[2]
-PRELOADED = ["rl.check_node.hub", "rl.check_node.judge", "rl.check_node.arithmetic", "rl.check_node.runs"]
+PRELOADED = ["rl.check_node.hub_checks", "rl.check_node.judge", "rl.check_node.arithmetic", "rl.check_node.runs"]
 GRACE = 15.0
 """Seconds that what a check has started gets to end by itself."""
 
@@ -72,7 +72,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """line: what was found, and what to do about it. seconds: that it took. cpu_seconds: of it and of what it started,
     as far as that has ended; None if it has not said so."""
 
@@ -87,7 +87,7 @@ class Result:
         return f"{self.status:<8} {self.name:<16} {self.line}  [{self.seconds:.1f} s]"
 
 
-def bounded(check: Check, node: Node) -> Result:
+def bounded(check: Check, node: Node) -> CheckResult:
     """Run a check to its result; never raises what the check raises."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -112,7 +112,7 @@ def bounded(check: Check, node: Node) -> Result:
             _end(process.pid)
             process.join(GRACE)
             receiver.close()
-    return Result(check.name, status, line, time.monotonic() - start, cpu_seconds, facts)
+    return CheckResult(check.name, status, line, time.monotonic() - start, cpu_seconds, facts)
 
 
 def command(arguments: Sequence[str], seconds: float, **variables: str) -> str:
@@ -151,8 +151,8 @@ def command(arguments: Sequence[str], seconds: float, **variables: str) -> str:
         text = output.read()
     if code:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        told = next((line for line in reversed(lines) if _is_error(line)), lines[-1] if lines else "")
-        raise UserError(f"{_shown_command(arguments)} {how}: {told[:300]}")
+        last = next((line for line in reversed(lines) if _is_error(line)), lines[-1] if lines else "")
+        raise UserError(f"{_shown_command(arguments)} {how}: {last[:300]}")
     return text
 
 

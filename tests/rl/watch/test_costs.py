@@ -19,7 +19,7 @@ from emu3.tokenizer.config import StillVQConfig
 from emu3.training.memory import Memory
 from rl.config import Config
 from rl.shared_prefix import ATTENTION, SharedPrefix, final_states
-from rl.watch.memory import KEPT_ASLEEP, Sizes, engine, memory
+from rl.watch.costs import KEPT_ASLEEP, Sizes, memory, vllm_memory
 
 # 32 layers of 2 x 4096^2 + 2 x 4096 x 1024 + 3 x 4096 x 14336, two tables of 184,622 x 4096, 65 norms of 4096.
 ROOT = Path(__file__).parents[3]
@@ -117,36 +117,37 @@ def test_vllm_is_awake_while_images_are_decoded(sleep: bool) -> None:
 
 
 def test_on_a_cpu_vllm_takes_what_is_of_use() -> None:
-    """The whole share was charged, 15.5 GB where 1.03 were taken: the cache ends where every answer has its longest."""
+    """The whole share was charged, 15.5 GB where 1.03 were taken: the cache ends where every completion has its
+    longest."""
     config = settings(
         rollout={"engine": "vllm", "prompts_per_step": 4, "group_size": 2, "vllm": {"memory_share": 0.9}},
         compute={"precision": "fp32", "zero": 0, "reference": "resident"},
     )
     model = emu3(1).model
     model.num_hidden_layers, model.max_position_embeddings = 1, 64
-    sizes = Sizes(model, StillVQConfig(), 0, ranks=1, prompt_tokens=20, answer_tokens=40)
-    vllm = engine(sizes, config, gpu=False, device_bytes=100e9)
-    # 8 answers of 64 positions and a block of 32, 2 x 1,024 figures of 4 bytes.
+    sizes = Sizes(model, StillVQConfig(), 0, ranks=1, prompt_tokens=20, completion_tokens=40)
+    vllm = vllm_memory(sizes, config, gpu=False, device_bytes=100e9)
+    # 8 completions of 64 positions and a block of 32, 2 x 1,024 numbers of 4 bytes.
     assert vllm is not None and vllm.cache == (8 * 64 + 32) * 2 * 1024 * 4
     needed = memory(sizes, config, gpu=False, device_bytes=100e9, ranks_here=1)
     assert needed.lasting["vLLM"] == vllm.weights + vllm.work + vllm.cache < 90e9
-    scarce = engine(sizes, config, gpu=False, device_bytes=1e6)
+    scarce = vllm_memory(sizes, config, gpu=False, device_bytes=1e6)
     assert scarce is not None and scarce.cache == 0.9e6
 
 
 @pytest.mark.parametrize(("think", "least"), [(0, 0.30), (512, 0.33)])
 def test_keys_and_values_are_counted(think: int, least: float) -> None:
-    """A share whose cache is too small makes vLLM throw answers out and compute them again, without a word. By hand, on
-    4 GPUs of 80 GB: 4 prompts of 1,088 tokens in shared blocks and 32 answers with the prompt's last 12, in blocks of
-    16; 131,072 bytes for each, beside 17.0 GB of weights and 1.65 of work."""
-    answer = 1060 + think
-    sizes = emu3(answer_tokens=answer)
+    """A share whose cache is too small makes vLLM throw completions out and compute them again, without a word. By
+    hand, on 4 GPUs of 80 GB: 4 prompts of 1,088 tokens in shared blocks and 32 completions with the prompt's last 12,
+    in blocks of 16; 131,072 bytes for each, beside 17.0 GB of weights and 1.65 of work."""
+    completion = 1060 + think
+    sizes = emu3(completion_tokens=completion)
     found = {}
     for share in (least - 0.01, least):
         config = settings(rollout={"engine": "vllm", "think_tokens": think, "vllm": {"memory_share": share}})
-        vllm = engine(sizes, config, gpu=True, device_bytes=80e9)
+        vllm = vllm_memory(sizes, config, gpu=True, device_bytes=80e9)
         assert vllm is not None and vllm.token_bytes == 131_072
-        assert vllm.wanted_tokens == 4 * 1088 + 32 * -(-(12 + answer) // 16) * 16
+        assert vllm.tokens_at_once == 4 * 1088 + 32 * -(-(12 + completion) // 16) * 16
         assert vllm.starts and vllm.least_share(80e9) == pytest.approx(least)
         found[share] = vllm.preempts
     assert list(found.values()) == [True, False]
@@ -154,8 +155,8 @@ def test_keys_and_values_are_counted(think: int, least: float) -> None:
 
 def test_sequences_that_wait_need_no_room() -> None:
     config = settings(rollout={"engine": "vllm", "vllm": {"max_sequences": 8}})
-    vllm = engine(emu3(), config, gpu=True, device_bytes=80e9)
-    assert vllm is not None and vllm.wanted_tokens == 1088 + 8 * 1072
+    vllm = vllm_memory(emu3(), config, gpu=True, device_bytes=80e9)
+    assert vllm is not None and vllm.tokens_at_once == 1088 + 8 * 1072
 
 
 def test_the_local_cache_has_a_slot_for_every_token() -> None:
@@ -201,7 +202,7 @@ def test_activations_are_what_torch_keeps(precision: str, zero: int, checkpointi
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), arithmetic:
         final_states(model, ids, shared)
     vision = StillVQConfig(codebook_size=training_step.LAYOUT.codebook_size)
-    sizes = Sizes(model.config, vision, 0, 1, prompt_tokens=110, answer_tokens=106)
+    sizes = Sizes(model.config, vision, 0, 1, prompt_tokens=110, completion_tokens=106)
     micro_batch = sizes.micro_batch(config)
     counted = micro_batch.inputs * len(ids) + (4 + micro_batch.stream) * 256 * len(ids)  # and the last norm's
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
@@ -234,7 +235,7 @@ def test_a_training_step_takes_what_was_counted() -> None:
         vision_parameters=0,
         ranks=1,
         prompt_tokens=training_step.PROMPT_TOKENS,
-        answer_tokens=training_step.ANSWER_TOKENS,
+        completion_tokens=training_step.COMPLETION_TOKENS,
     )
     for config, taken in zip(training_step.CONFIGS, measured, strict=True):
         needed = memory(sizes, config, gpu=False, device_bytes=1e9, ranks_here=1)

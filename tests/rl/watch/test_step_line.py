@@ -1,20 +1,21 @@
-"""The figures of a step: what is averaged, what is only counted, and what is said about time."""
+"""The metrics of a step: what is averaged, what is only counted, and what is said about time."""
 
 from __future__ import annotations
 
 import pytest
 
-from rl.metrics import Judged, Timer, reward_metrics, step_seconds, tokens_per_second
 from rl.reward.scores import Score, Unavailable, Unparsable
+from rl.watch.report import step_seconds, tokens_per_second
+from rl.watch.watch import JudgedRollout, Timer, reward_metrics
 
 
 def test_failures_are_counted_and_never_averaged() -> None:
     metrics = reward_metrics(
         [
-            Judged("add", 10, Score(8.0, {"sc": 8.0})),
-            Judged("add", 10, Unavailable("late")),
-            Judged("count", 20, Score(2.0, {"sc": 3.0})),
-            Judged("count", 20, Unparsable("well")),
+            JudgedRollout("add", 10, Score(8.0, {"sc": 8.0})),
+            JudgedRollout("add", 10, Unavailable("late")),
+            JudgedRollout("count", 20, Score(2.0, {"sc": 3.0})),
+            JudgedRollout("count", 20, Unparsable("well")),
         ]
     )
     assert metrics["reward"] == 5.0
@@ -22,7 +23,7 @@ def test_failures_are_counted_and_never_averaged() -> None:
     assert metrics["parts"] == {"sc": 5.5}
     assert (metrics["failed"], metrics["unparsable"], metrics["unavailable"]) == (2, 1, 1)
     assert (metrics["answer_tokens"], metrics["sampled_tokens"]) == (15.0, 60)
-    assert reward_metrics([Judged("add", 10, Unavailable("late"))])["reward"] is None
+    assert reward_metrics([JudgedRollout("add", 10, Unavailable("late"))])["reward"] is None
 
 
 def test_a_step_without_training_has_no_rate() -> None:
@@ -44,7 +45,7 @@ def test_time_per_step_is_said_after_three_steps_and_forgets_the_first() -> None
 def test_a_phase_inside_another_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards phases whose sum is more than the step."""
     ticks = iter([0.0, 1.0, 3.0, 10.0])
-    monkeypatch.setattr("rl.metrics.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("rl.watch.watch.time.perf_counter", lambda: next(ticks))
     timer = Timer()
     with timer.phase("train"), timer.phase("reference"):
         pass
