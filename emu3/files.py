@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emu3.errors import UserError
+from emu3.errors import UserError, one_line
 
 
 def sha256_of(path: Path) -> str:
@@ -67,6 +67,21 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Around the reading of a Parquet file: what Arrow says of a damaged one, in a dozen classes, is a `UserError`."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's own words, not Arrow's
+            raise
+        raise UserError(f"{path} is not a Parquet file, or is damaged: {one_line(error)}") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, whole or not at all. NaN and infinities are refused."""
     with whole_file(path) as temporary:
@@ -79,5 +94,5 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5,000 digits, 1,000 brackets deep
+        raise UserError(f"{path} is not JSON: {one_line(error)}") from None

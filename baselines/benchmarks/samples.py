@@ -24,6 +24,7 @@ from PIL import Image
 
 from baselines.benchmarks.spec import SPLIT_COLUMN, Benchmark
 from emu3.errors import UserError
+from emu3.files import reading_parquet
 from emu3.hub import HUB_ID, HubDataset
 from emu3.tokenizer.images import read_image
 from emu3.train_image_editing.image_rows import BadRow, Columns, read_row, row_id
@@ -295,13 +296,10 @@ def _mask(cell: Any, column: str, size: tuple[int, int]) -> Image.Image | None:
 
 
 def _read_table(file: Path, needed: Sequence[str], columns: Sequence[str]) -> pa.Table:
-    try:
+    with reading_parquet(file):
         present = pq.read_schema(file).names
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{file} is not a Parquet file: {error}") from None
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist") from None
     if missing := [name for name in dict.fromkeys([*needed, *columns]) if name not in present]:
         raise UserError(f"{file} has no column {missing[0]!r}; it has {', '.join(present)}")
-    table = pq.read_table(file, columns=list(columns))
+    with reading_parquet(file):
+        table = pq.read_table(file, columns=list(columns))
     return table if columns else pa.table({"row": pa.nulls(pq.read_metadata(file).num_rows)})

@@ -286,11 +286,14 @@ def finished_samples(output_dir: Path) -> dict[int, Prediction]:
             try:
                 entry: dict[str, Any] = json.loads(line)
                 prediction = Prediction(**entry["prediction"])
-                whole = all(sha256_of(output_dir / name) == digest for name, digest in entry["digests"].items())
-            except (ValueError, KeyError, TypeError, OSError):
+                digests: dict[str, str] = entry["digests"]
+                whole = digests.keys() == set(_image_names(prediction)) and all(
+                    sha256_of(output_dir / name) == digest for name, digest in digests.items()
+                )
+                if whole and type(entry["row"]) is int:
+                    done[entry["row"]] = prediction
+            except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
                 continue
-            if whole:
-                done[entry["row"]] = prediction
     return done
 
 

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emu3.errors import UserError
+from emu3.files import reading_parquet
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile
 
 _BATCH_ROWS = 32
@@ -96,11 +97,8 @@ class ParquetRows:
 
 
 def _footer(file: Path) -> tuple[pq.FileMetaData, list[str]]:
-    try:
-        with pq.ParquetFile(file) as parquet:
-            return parquet.metadata, parquet.schema_arrow.names
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file} is not a Parquet file: {error}") from None
+    with reading_parquet(file), pq.ParquetFile(file) as parquet:
+        return parquet.metadata, parquet.schema_arrow.names
 
 
 def _footer_bytes(file: Path) -> bytes:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emu3.errors import UserError
-from emu3.files import read_json, sha256_of, whole_file, write_json
+from emu3.files import read_json, reading_parquet, sha256_of, whole_file, write_json
 
 MANIFEST = "manifest.json"
 
@@ -116,7 +116,8 @@ class ShardWriter:
             metadata = _read_metadata(path)
             self._check_settings(path, metadata)
             failed += metadata["failed"]
-            edited = pq.read_table(path, columns=["edited_height"])
+            with reading_parquet(path):
+                edited = pq.read_table(path, columns=["edited_height"])
             with_target += len(edited) - edited.column(0).null_count
             shards.append(
                 {"file": path.name, "rows": len(edited), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -219,12 +220,11 @@ class _Shard:
     """One shard in memory: codes as flat NumPy arrays, the rest as Arrow columns."""
 
     def __init__(self, path: Path) -> None:
-        try:
+        with reading_parquet(path):
             table = pq.read_table(path)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path} is not a Parquet file: {error}") from None
-        if table.schema.names != SCHEMA.names:
-            raise UserError(f"{path} has columns {table.schema.names}, a shard has {SCHEMA.names}")
+            names = table.schema.names
+        if (names, table.schema.types) != (SCHEMA.names, SCHEMA.types):
+            raise UserError(f"{path} has columns {names}, a shard has {SCHEMA.names}, or other types")
         self._columns = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
         self._grids = {side: _Grids(path, self._columns, side) for side in ("source", "edited")}
         self._length = table.num_rows
@@ -299,7 +299,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         metadata = pq.read_schema(path).metadata or {}
         return {key: json.loads(metadata[key.encode()]) for key in ("settings", "failed")}
-    except (pa.ArrowInvalid, KeyError):
+    except (pa.ArrowException, OSError, ValueError, KeyError):
         raise UserError(f"{path} is not a shard of this program: remove it or choose another folder") from None
 
 

@@ -16,6 +16,6 @@ COMMON = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
     print_blob=True,
 )
-settings.register_profile("suite", COMMON, derandomize=True, max_examples=int(os.environ.get("EARL_FUZZ", "60")))
+settings.register_profile("suite", COMMON, derandomize=True, max_examples=int(os.environ.get("EARL_FUZZ", "40")))
 settings.register_profile("hour", COMMON, derandomize=False, max_examples=int(os.environ.get("EARL_FUZZ", "1000")))
 settings.load_profile("hour" if "EARL_FUZZ" in os.environ else "suite")

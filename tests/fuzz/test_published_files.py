@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mutations import broken_json, damaged, with_another_value
 
 from emu3.errors import UserError
-from emu3.train_image_editing.published_data import Grids, open_published, read_edit
+from emu3.train_image_editing.convert_published import Grids, open_published, read_edit
 from emu3.train_image_editing.published_pickle import BadFile, read_pickle
 from emu3.train_image_editing.shards import EditRow
 

@@ -35,7 +35,12 @@ PREDICTION = Prediction(
     seconds=0.5,
     reasoning=None,
 )
-LINE = {"row": 0, "prediction": asdict(PREDICTION), "digests": {}}
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+LINE = {
+    "row": 0,
+    "prediction": asdict(PREDICTION),
+    "digests": {"batches/0/source.png": EMPTY, "batches/0/edited.png": EMPTY},
+}
 METRICS = {"step": 3, "loss": 0.5, "reward": None, "seconds": {"train": 1.0}, "judge": {"asks": 4}}
 
 
@@ -64,8 +69,12 @@ def test_records_are_read_or_refused(data: st.DataObject) -> None:
 def test_lines_of_finished_samples_are_taken_or_left_out(lines: list[bytes]) -> None:
     """Guards: a run that cannot go on because of one line that a crash has left."""
     with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "batches/0").mkdir(parents=True)
+        for kind in ("source", "edited"):
+            (Path(name) / f"batches/0/{kind}.png").touch()
         (Path(name) / "rows-0.jsonl").write_bytes(b"\n".join(lines))
         found = finished_samples(Path(name))
+        assert json.dumps(LINE).encode() not in lines or found
         assert all(type(row) is int and isinstance(prediction, Prediction) for row, prediction in found.items())
 
 
