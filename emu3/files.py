@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -30,8 +31,10 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on success it becomes `path`, on an exception nothing is left."""
+    """Yield a temporary path; on success it becomes `path`, on an exception nothing is left. What processes that were
+    killed left beside `path` is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -44,8 +47,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder; on success it becomes `path` (replacing one that is there), else nothing is left."""
+    """Yield a temporary folder; on success it becomes `path` (replacing one that is there), else nothing is left. What
+    processes that were killed left beside `path` is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -65,6 +70,28 @@ def whole_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    # Before a new try and not after it: once `path` is there, nobody comes back to it.
+    # An .old without its successor is all that a kill between two renames has left of `path`.
+    for kind in ("tmp", "old") if path.exists() else ("tmp",):
+        for rest in path.parent.glob(f".{glob.escape(path.name)}.*.{kind}"):
+            pid = rest.name.split(".")[-2]
+            # A second run of the same command may be writing the same file.
+            if pid.isdigit() and _is_running(int(pid)):
+                continue
+            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 @contextmanager

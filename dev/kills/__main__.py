@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dev.kills.compare import differences
-from dev.kills.stages import Stage, make_stages, steady_judge
+from dev.kills.stages import Stage, make_results, make_stages, steady_judge
 from emu3.errors import UserError, run_main
 from emu3.files import write_json
 
@@ -218,6 +218,8 @@ def main() -> None:
         if unknown := set(options.stages or ()) - stages.keys():
             raise UserError(f"there is no stage {min(unknown)}; there are {', '.join(stages)}")
         chosen = [stages[name] for name in options.stages or stages]
+        if {"score", "table", "report"} & {stage.name for stage in chosen}:
+            make_results(folder / "world", judge)
         results: dict[str, object] = {}
         for place, stage in enumerate(chosen):
             harness = Harness(stage, folder, random.Random(f"{options.seed} {stage.name}"))

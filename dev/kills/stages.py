@@ -41,10 +41,11 @@ class Stage:
 
 
 def make_stages(world: Path, judge: str) -> dict[str, Stage]:
-    """The stages by name. world: an empty or earlier folder, which gets what they read. judge: the address of one."""
+    """The stages by name. world: an empty or earlier folder, which gets models and images. judge: its address."""
     if not (world / "ready").exists():
         shutil.rmtree(world, ignore_errors=True)
-        _make_inputs(world, judge)
+        make_world(world)
+        write(DataSpec(simple=12, complex=4, held_out=4, pictures=2), world / "images", workers=1)
         (world / "ready").touch()
     write_config(world, judge, "local", 2)
     stages = [
@@ -64,16 +65,22 @@ def make_stages(world: Path, judge: str) -> dict[str, Stage]:
     return {stage.name: stage for stage in stages}
 
 
-def _make_inputs(world: Path, judge: str) -> None:
-    make_world(world)
-    write(DataSpec(simple=12, complex=4, held_out=4, pictures=2), world / "images", workers=1)
-    for command in (_evaluate(world, world / "predictions"), _score(world / "scores", judge)):
-        if "baselines.score" in command:
-            shutil.copytree(world / "predictions", world / "scores")
-        subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
-    shutil.copytree(world / "scores", world / "run/eval/emu3")
-    table = module("baselines.table", scores=world / "scores/scores.parquet", output_dir=world / "run")
-    subprocess.run([sys.executable, *map(str, table)], check=True, stdout=subprocess.DEVNULL)
+def make_results(world: Path, judge: str) -> None:
+    """Predictions, scores and a table, which the evaluation's later stages read; made once."""
+    if (world / "run").exists():
+        return
+    for name in ("predictions", "scores", "unfinished"):
+        shutil.rmtree(world / name, ignore_errors=True)
+    _call(_evaluate(world, world / "predictions"))
+    shutil.copytree(world / "predictions", world / "scores")
+    _call(_score(world / "scores", judge))
+    shutil.copytree(world / "scores", world / "unfinished/eval/emu3")
+    _call(module("baselines.table", scores=world / "scores/scores.parquet", output_dir=world / "unfinished"))
+    (world / "unfinished").rename(world / "run")
+
+
+def _call(command: Command) -> None:
+    subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
 
 
 def _tokenize(world: Path, out: Path) -> Command:

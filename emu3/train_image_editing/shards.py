@@ -12,7 +12,6 @@ The reader holds a dataset in memory (about 4 GB per million such pairs).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,12 +88,10 @@ class ShardWriter:
         return True
 
     def write(self, index: int, rows: Sequence[EditRow], failed: Sequence[FailedRow]) -> None:
-        """Write one shard, whole or not at all; `rows` may be empty. What a killed run left of it is removed."""
+        """Write one shard, whole or not at all; `rows` may be empty."""
         metadata = {"settings": self.settings, "failed": [vars(row) for row in failed]}
         schema = SCHEMA.with_metadata({key: json.dumps(value) for key, value in metadata.items()})
         table = pa.Table.from_pylist([_record(row) for row in rows], schema=schema)
-        # Before and not after: once the shard is there, nobody comes back to it.
-        _remove_leftovers(self.path(index))
         with whole_file(self.path(index)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
@@ -134,7 +131,6 @@ class ShardWriter:
             "failed": failed,
             "shards": shards,
         }
-        _remove_leftovers(self.folder / MANIFEST)
         write_json(self.folder / MANIFEST, manifest)
         return manifest
 
@@ -274,25 +270,6 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what `whole_file` left beside `path` in processes that were killed."""
-    for file in path.parent.glob(f".{path.name}.*.tmp"):
-        pid = file.name.split(".")[-2]
-        # A second run of the same command may be writing the same file.
-        if not (pid.isdigit() and _is_running(int(pid))):
-            file.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

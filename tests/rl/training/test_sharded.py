@@ -146,7 +146,7 @@ def facts(world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[st
         config = config_of(world, folder, compute={"zero": stage, "precision": "bf16"})
         path.write_text(json.dumps(dataclasses.asdict(config)))
     script = Path(__file__).with_name("sharded_facts.py")
-    done = subprocess.run([sys.executable, str(script), *map(str, paths)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, str(script), *map(str, paths)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
