@@ -66,9 +66,13 @@ class RolloutConfig:
 class ObjectiveConfig:
     """What is maximized; `rl.losses` has the formulas, rl/README.md the differences to the published code.
 
-    kl: coefficient of k3; 0 loads no reference. clip: the ratio stays in [1 - clip, 1 + clip]; `dapo` has
-    1 + clip_high above. updates: optimizer steps on one batch of rollouts (the paper's mu). importance_cap: bound on
-    the weight that makes up for the sampler's arithmetic; none: no such weight.
+    kl: coefficient of k3; 0 loads no reference. kl_gradient: `reference`, k3 as published, whose gradient is that of
+    KL(reference || policy); `policy`, k3 weighed by the ratio, with the gradient of KL(policy || reference). clip: the
+    ratio stays in [1 - clip, 1 + clip]; `dapo` has 1 + clip_high above. updates: optimizer steps on one batch of
+    rollouts (the paper's mu). importance_cap: bound on the weight that makes up for the sampler's arithmetic; none: no
+    such weight. constant_groups: whether a group of equal scores keeps its KL term and its place in the count of
+    tokens. min_known: members of a group that must have a score, at least, for the group to prefer anything. min_std:
+    floor of a group's standard deviation, in points of the reward (0 to 10). What is none is the preset's own choice.
     """
 
     preset: Literal["corrected", "paper", "grpo", "dr_grpo", "dapo"] = "corrected"
@@ -77,6 +81,10 @@ class ObjectiveConfig:
     clip_high: float = 0.28
     updates: int = 1
     importance_cap: float | None = None
+    kl_gradient: Literal["policy", "reference"] | None = None
+    constant_groups: Literal["drop", "keep"] | None = None
+    min_known: int | None = None
+    min_std: float | None = None
 
     @property
     def scheme(self) -> Literal["grammar", "split"]:
@@ -91,7 +99,37 @@ class ObjectiveConfig:
     @property
     def drop_constant(self) -> bool:
         """Whether a group of equal scores is left out of the loss and of its count of tokens."""
+        if self.constant_groups is not None:
+            return self.constant_groups == "drop"
         return self.preset in ("corrected", "dapo")
+
+    @property
+    def as_printed(self) -> bool:
+        """Whether the preset keeps to EARL's code or print in what it leaves open here."""
+        return self.preset in ("paper", "grpo")
+
+    @property
+    def weighs_kl(self) -> bool:
+        """Whether the KL term has the ratio as a weight."""
+        return not self.as_printed if self.kl_gradient is None else self.kl_gradient == "policy"
+
+    @property
+    def clip_bounds(self) -> tuple[float, float]:
+        """Lowest and highest ratio that is not clipped."""
+        if self.preset == "paper":
+            return 0.0, math.inf
+        return 1 - self.clip, 1 + (self.clip_high if self.preset == "dapo" else self.clip)
+
+    def least_known(self, group_size: int) -> int:
+        """Scores that a group must have: two as published, else half of its members."""
+        if self.min_known is not None:
+            return self.min_known
+        return 2 if self.as_printed else max(2, group_size // 2)
+
+    @property
+    def std_floor(self) -> float:
+        """In points of the reward. 0 as published; else what one of 8 has that is next to the others' VIEScore."""
+        return self.min_std if self.min_std is not None else 0.0 if self.as_printed else 0.05
 
 
 @dataclass(frozen=True)
@@ -217,6 +255,8 @@ def check_ranges(config: Config) -> None:
         "rollout.rounds": (config.rollout.rounds, 1),
         "objective.kl": (config.objective.kl, 0),
         "objective.updates": (config.objective.updates, 1),
+        "objective.min_known": (2 if config.objective.min_known is None else config.objective.min_known, 2),
+        "objective.min_std": (config.objective.min_std or 0.0, 0),
         "objective.clip": (config.objective.clip, 0),
         "objective.clip_high": (config.objective.clip_high, 0),
         "optimizer.warmup_steps": (config.optimizer.warmup_steps, 0),
@@ -258,6 +298,16 @@ def check_ranges(config: Config) -> None:
         or not config.reward.viescore + config.reward.groundscore
     ):
         raise UserError("reward.viescore and reward.groundscore: expected weights of 0 or more, one of them above 0")
+    if config.objective.preset == "paper" and config.objective.importance_cap is not None:
+        raise UserError(
+            "objective.importance_cap does not go with objective.preset=paper: it scores forced tokens, which the "
+            "sampler did not draw; take it out, or choose another preset"
+        )
+    if (config.objective.min_known or 2) > config.rollout.group_size:
+        raise UserError(
+            f"objective.min_known is {config.objective.min_known}, more than rollout.group_size="
+            f"{config.rollout.group_size}: no group could prefer anything"
+        )
     compute = config.compute
     if compute.offload_optimizer and not compute.zero:
         raise UserError("compute.offload_optimizer needs compute.zero=2 or 3")
