@@ -16,6 +16,7 @@ from unittest import mock
 
 import pytest
 import torch
+from installed import skip_without
 from safetensors.torch import load_file, save_file
 from tiny_run import config_of, run_ranks, without_times
 
@@ -26,7 +27,7 @@ from rl.check_configs import CONFIGS
 from rl.config import Config
 from rl.config_file import STAND_INS, load_config
 
-pytest.importorskip("deepspeed")
+skip_without("deepspeed")
 
 COMPARED = ("reward", "kl", "entropy", "grad_norm", "loss", "logprob_gap")
 SETTINGS: dict[str, dict[str, Any]] = {
