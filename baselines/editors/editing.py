@@ -32,7 +32,7 @@ from PIL import Image
 from baselines.benchmarks.samples import Sample, Samples
 from baselines.results.records import GROUND_TRUTH, NO_EDIT
 from emu3.errors import UserError
-from emu3.tokenizer.images import fit_image, scale_image
+from emu3.tokenizer.images import fit_image, scale_image, to_rgb
 from rl.reward.config import JudgeConfig, add_judge_flags
 
 if TYPE_CHECKING:
@@ -226,7 +226,8 @@ def share_of(text: str | None) -> Share:
 
 
 class SourceFrame:
-    """Where a source of any size goes at `image_area` pixels. `shown` is the source there, RGB.
+    """Where a source of any size goes at `image_area` pixels. `shown` is the source there, RGB; `uncropped` is the same
+    before it was cropped to whole cells, as the published evaluation showed it to the judge.
 
     Raises `UserError` for a source so thin that a side would be shorter than `FACTOR`.
     """
@@ -236,6 +237,7 @@ class SourceFrame:
         self._area = image_area
         self._native, self._scaled = source.size, scaled.size
         self._box = (0, 0, scaled.width - scaled.width % FACTOR, scaled.height - scaled.height % FACTOR)
+        self.uncropped = scaled
         self.shown = scaled.crop(self._box)
 
     def holds(self, size: tuple[int, int]) -> bool:
@@ -248,7 +250,7 @@ class SourceFrame:
 
     def fit(self, edited: Image.Image) -> Image.Image:
         """An edit of the source, RGB, at the size of `shown`; resized (bicubic) unless it has that size already."""
-        edited = edited.convert("RGB")
+        edited = to_rgb(edited)
         if edited.size == self.shown.size:
             return edited
         return edited.resize(self._scaled, Image.Resampling.BICUBIC).crop(self._box)

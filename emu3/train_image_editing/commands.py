@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers.hf_argparser import DataClassType, HfArgumentParser
 
 from emu3.errors import UserError
+from emu3.tokenizer.images import MAX_AREA
 from emu3.train_image_editing.shards import ShardWriter
 
 
@@ -64,6 +65,8 @@ class WorkerArguments:
     def __post_init__(self) -> None:
         if self.shard_rows < 1:
             raise UserError("--shard-rows must be at least 1")
+        if not 1 <= self.image_area <= MAX_AREA:
+            raise UserError(f"--image-area {self.image_area} is not between 1 and {MAX_AREA}")
         if not 0 <= self.rank < self.world_size:
             raise UserError(f"--rank {self.rank} is not below --world-size {self.world_size}")
 

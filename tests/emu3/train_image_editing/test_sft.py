@@ -206,7 +206,7 @@ def test_the_command_takes_published_and_trainer_flags(
         ({"image_area": 65536}, "image_area 384, expected 65536"),
         ({"attn_implementation": "fast"}, "--attn_implementation fast"),
         ({"validation_size": 0}, "--validation_size is 0"),
-        ({"max_position_embeddings": 30}, "row row-0"),
+        ({"max_position_embeddings": 30}, "24 are longer than 30 tokens; --max_position_embeddings"),
     ],
 )
 def test_bad_input_is_one_clear_line(
