@@ -24,7 +24,7 @@ from typing import Any
 from baselines import figure, report, table
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
-from emu3.mllm.vllm.engine import check_installed
+from emu3.mllm.vllm.llm_engine import check_installed
 from shapes.scene import HEIGHT, WIDTH
 from shapes.stages import Command, Stages, module
 from shapes.write_data import DataSpec
