@@ -32,6 +32,7 @@ from baselines.editors.editing import (
 )
 from baselines.results.predictions import EvaluationSettings, write_predictions
 from baselines.results.records import fingerprint, versions
+from emu3.checkpoint_facts import DEFAULT_AREA, read_facts
 from emu3.errors import UserError, run_main
 from emu3.train_image_editing.image_folder import ImageFolder
 from rl.reward.config import judge_from_flags
@@ -55,7 +56,7 @@ def run(
     limit: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
-    image_area: int = 65536,
+    image_area: int | None = None,
     shard: str | None = None,
 ) -> Path:
     """Predict a benchmark; returns the path of predictions.parquet.
@@ -63,9 +64,11 @@ def run(
     `editor` is one of `EDITORS`, `name` its row in the tables (what it is called by itself if not given). The run goes
     to `output_dir`, with `by_name` to a folder in it that is named by benchmark, name and seed. `data`, `data_dir`,
     `split`, `config_name` and `data_files` as `find_rows` takes them, `shard` as `share_of` does. `limit` takes the
-    first rows, `image_area` is in pixels. The ground truth leaves out rows without a target. Images depend on `seed`
-    and `batch_size`. Raises `UserError` on bad input and on an output folder with another run.
+    first rows, `image_area` is in pixels, by default what an `emu3` model was trained at, else 65,536. The ground truth
+    leaves out rows without a target. Images depend on `seed` and `batch_size`. Raises `UserError` on bad input and on
+    an output folder with another run.
     """
+    image_area = _image_area(editor, options) if image_area is None else image_area
     if (batch_size is not None and batch_size < 1) or image_area < 1 or seed < 0:
         raise UserError(f"batch size and image area are at least 1, the seed 0: {batch_size}, {image_area}, {seed}")
     if limit is not None and limit < 1:
@@ -96,6 +99,11 @@ def run(
     if by_name:
         output_dir = output_dir / benchmark.name / f"{settings.name.strip('/').replace('/', '--')}-seed{seed}"
     return write_predictions(samples, rows, chosen, output_dir, settings, share)
+
+
+def _image_area(kind: str, options: EditorOptions) -> int:
+    facts = read_facts(options.model) if kind == EMU3 and options.model is not None else None
+    return DEFAULT_AREA if facts is None or facts.image_area is None else facts.image_area
 
 
 def choose_editor(kind: str, options: EditorOptions, image_area: int) -> ChosenEditor:
@@ -132,7 +140,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="take the first rows only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, help="default: what suits the editor")
-    parser.add_argument("--image-area", type=int, default=65536, help="pixels of the images that the judge sees")
+    parser.add_argument(
+        "--image-area",
+        type=int,
+        help="pixels of the images that the judge sees (default: what an emu3 model was trained at, else 65536)",
+    )
     parser.add_argument("--shard", help="I/N: do part I of N, from 0 (default: as torchrun says)")
     arguments = vars(parser.parse_args())
     save_dir = arguments.pop("save_dir")

@@ -153,7 +153,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The flags of `EditorOptions`, those of its judge as all commands have them."""
     group = parser.add_argument_group("editor", "an editor takes what it has a use for and refuses the rest")
     group.add_argument("--model", help="folder or Hub id, ORG/NAME@REVISION (default: the published one, if any)")
-    group.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one inside the model)")
+    group.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one that the model names)")
     group.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
     group.add_argument("--temperature", type=float, help="0 is greedy (default: 1)")
     group.add_argument("--top-k", type=int, help="codes to draw among, 0 is all (default: 2048)")
@@ -226,7 +226,8 @@ def share_of(text: str | None) -> Share:
 
 
 class SourceFrame:
-    """Where a source of any size goes at `image_area` pixels. `shown` is the source there, RGB.
+    """Where a source of any size goes at `image_area` pixels. `shown` is the source there, RGB; `uncropped` is the same
+    before it was cropped to whole cells, as the published evaluation showed it to the judge.
 
     Raises `UserError` for a source so thin that a side would be shorter than `FACTOR`.
     """
@@ -236,6 +237,7 @@ class SourceFrame:
         self._area = image_area
         self._native, self._scaled = source.size, scaled.size
         self._box = (0, 0, scaled.width - scaled.width % FACTOR, scaled.height - scaled.height % FACTOR)
+        self.uncropped = scaled
         self.shown = scaled.crop(self._box)
 
     def holds(self, size: tuple[int, int]) -> bool:

@@ -36,7 +36,13 @@ from baselines.editors.editing import (
     SourceFrame,
     make_batches,
 )
-from baselines.results.records import PREDICTIONS_FILE, Prediction, refuse_other_settings, write_records
+from baselines.results.records import (
+    PREDICTIONS_FILE,
+    Prediction,
+    outside_of_folder,
+    refuse_other_settings,
+    write_records,
+)
 from emu3.errors import UserError
 from emu3.files import read_json, sha256_of, write_json
 from emu3.report.metrics_file import flat
@@ -188,6 +194,8 @@ class _Worker:
                 f"{sample.source.width}x{sample.source.height}, which is another shape"
             )
         images = {"source": frame.shown, "edited": frame.fit(result.image)}
+        if frame.uncropped.size != frame.shown.size:
+            images["uncropped"] = frame.uncropped
         if sample.target is not None:
             images["target"] = frame.fit_target(sample.target)
         if sample.mask is not None:
@@ -232,6 +240,7 @@ class _Worker:
             source_caption=sample.source_caption,
             target_caption=sample.target_caption,
             mask=paths.get("mask"),
+            source_uncropped=paths.get("uncropped"),
         )
         log.append(row, prediction, result.candidates)
 
@@ -286,7 +295,8 @@ def finished_samples(output_dir: Path) -> dict[int, Prediction]:
             try:
                 entry: dict[str, Any] = json.loads(line)
                 prediction = Prediction(**entry["prediction"])
-                whole = all(sha256_of(output_dir / name) == digest for name, digest in entry["digests"].items())
+                digests = {name: sha256_of(output_dir / name) for name in _image_names(prediction)}
+                whole = outside_of_folder(prediction) is None and digests == entry["digests"]
             except (ValueError, KeyError, TypeError, OSError):
                 continue
             if whole:
@@ -295,6 +305,4 @@ def finished_samples(output_dir: Path) -> dict[int, Prediction]:
 
 
 def _image_names(prediction: Prediction) -> list[str]:
-    return [
-        name for name in (prediction.source, prediction.edited, prediction.target, prediction.mask) if name is not None
-    ]
+    return [name for name in prediction.images if name is not None]

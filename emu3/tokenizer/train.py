@@ -1,4 +1,4 @@
-"""Train a small still-vision tokenizer from images in Parquet files.
+"""Train a small vision tokenizer from images in Parquet files.
 
     python -m emu3.tokenizer.train --data images.parquet --image-key input --output-dir vision
 

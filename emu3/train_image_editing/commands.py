@@ -75,15 +75,20 @@ class Worker:
     """One worker's share of a dataset. parts: by shard, the rows that this worker has still to do.
 
     rows: what stands for the input rows, in order. settings: what decides the content of the shards.
+    vision: the vision tokenizer, a folder or Hub id, if it is known.
     Raises UserError if the folder holds shards of other settings.
     """
 
     def __init__(
-        self, arguments: WorkerArguments, settings: Mapping[str, Any], rows: np.ndarray | Sequence[str]
+        self,
+        arguments: WorkerArguments,
+        settings: Mapping[str, Any],
+        rows: np.ndarray | Sequence[str],
+        vision: str | None,
     ) -> None:
         size, shards = arguments.shard_rows, -(-len(rows) // arguments.shard_rows)
         self._arguments = arguments
-        self._writer = ShardWriter(Path(arguments.output_path), settings, shards)
+        self._writer = ShardWriter(Path(arguments.output_path), settings, shards, vision)
         self._share = range(arguments.rank, shards, arguments.world_size)
         missing = [index for index in self._share if not self._writer.finished(index)]
         self.parts: dict[int, Any] = {index: rows[index * size : (index + 1) * size] for index in missing}

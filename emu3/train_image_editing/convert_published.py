@@ -72,7 +72,7 @@ def convert(arguments: ConvertArguments) -> dict[str, Any] | None:
         unpack(Path(arguments.archive), Path(arguments.data))
     edits = open_published(Path(arguments.data))
     grids, digest = _vision(arguments)
-    worker = Worker(arguments, _settings(arguments, edits, grids, digest), edits.names)
+    worker = Worker(arguments, _settings(arguments, edits, grids, digest), edits.names, arguments.model_path)
     with worker.progress(worker.rows, "file") as bar:
         for index, names in worker.parts.items():
             rows: list[EditRow] = []

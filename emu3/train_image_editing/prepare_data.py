@@ -96,7 +96,7 @@ def prepare(arguments: PrepareArguments) -> dict[str, Any] | None:
     codec = _codec(arguments)
     if arguments.image_area < codec.factor**2:
         raise UserError(f"--image-area {arguments.image_area} is less than one code of {codec.factor}x{codec.factor}")
-    worker = Worker(arguments, _settings(arguments, rows, codec.factor), chosen)
+    worker = Worker(arguments, _settings(arguments, rows, codec.factor), chosen, arguments.model_path)
     encoder = RowEncoder(rows, columns, codec, arguments.image_area)
     images = encoder.images_per_row * worker.rows
     start = time.perf_counter()

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emu3.errors import UserError
-from emu3.files import read_json, sha256_of, whole_file, write_json
+from emu3.files import path_from, read_json, sha256_of, whole_file, write_json
 
 MANIFEST = "manifest.json"
 
@@ -71,10 +71,12 @@ class ShardWriter:
     """Writes the `shards` shards of one dataset into `folder`.
 
     settings: JSON values that decide the content; a shard found with other settings is an error, not a mixture.
+    vision: where the vision tokenizer is, a folder or Hub id, for whoever trains on the data; it decides nothing.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], shards: int) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], shards: int, vision: str | None = None) -> None:
         self.folder = folder
+        self._vision = vision
         self.settings = dict(settings)
         self.shards = shards
 
@@ -131,12 +133,18 @@ class ShardWriter:
             "rows": rows,
             "rows_with_target": with_target,
             **self.settings,
+            **self._where(),
             "failed": failed,
             "shards": shards,
         }
         _remove_leftovers(self.folder / MANIFEST)
         write_json(self.folder / MANIFEST, manifest)
         return manifest
+
+    def _where(self) -> dict[str, str]:
+        if self._vision is None:
+            return {}
+        return {"vision": path_from(self.folder, self._vision) if Path(self._vision).is_dir() else self._vision}
 
     def _check_settings(self, path: Path, metadata: Mapping[str, Any]) -> None:
         found, now = _flat(metadata["settings"]), _flat(self.settings)
