@@ -155,6 +155,8 @@ def _footer(file: Path) -> tuple[pq.FileMetaData, list[str]]:
     try:
         with pq.ParquetFile(file) as parquet:
             return parquet.metadata, parquet.schema_arrow.names
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist") from None
     except (pa.ArrowException, OSError) as error:
         with file.open("rb") as stream:
             pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
