@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emu3.errors import UserError
+from emu3.errors import UserError, one_line
 
 
 def sha256_of(path: Path) -> str:
@@ -45,8 +46,10 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on success it becomes `path`, on an exception nothing is left."""
+    """Yield a temporary path; on success it becomes `path`, on an exception nothing is left. What processes that were
+    killed left beside `path` is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -59,8 +62,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder; on success it becomes `path` (replacing one that is there), else nothing is left."""
+    """Yield a temporary folder; on success it becomes `path` (replacing one that is there), else nothing is left. What
+    processes that were killed left beside `path` is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -82,6 +87,43 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _remove_leftovers(path: Path) -> None:
+    # Before a new try and not after it: once `path` is there, nobody comes back to it.
+    # An .old without its successor is all that a kill between two renames has left of `path`.
+    for kind in ("tmp", "old") if path.exists() else ("tmp",):
+        for rest in path.parent.glob(f".{glob.escape(path.name)}.*.{kind}"):
+            pid = rest.name.split(".")[-2]
+            # A second run of the same command may be writing the same file.
+            if pid.isdigit() and _is_running(int(pid)):
+                continue
+            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Around the reading of a Parquet file: what Arrow says of a damaged one, in a dozen classes, is a `UserError`."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's own words, not Arrow's
+            raise
+        raise UserError(f"{path} is not a Parquet file, or is damaged: {one_line(error)}") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, whole or not at all. NaN and infinities are refused."""
     with whole_file(path) as temporary:
@@ -94,5 +136,5 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5,000 digits, 1,000 brackets deep
+        raise UserError(f"{path} is not JSON: {one_line(error)}") from None

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from emu3.checkpoint_facts import CheckpointFacts, vision_origin
 from emu3.errors import UserError, run_main
+from emu3.files import reading_parquet
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
 from emu3.tokenizer.model import StillVQ
@@ -28,9 +29,8 @@ def build(data: list[Path], vision: Path, output_dir: Path, ranks: int, layers: 
     """Write a checkpoint folder."""
     texts = []
     for file in data:
-        if not file.is_file():
-            raise UserError(f"{file} does not exist")
-        found = pq.read_schema(file).names
+        with reading_parquet(file):
+            found = pq.read_schema(file).names
         columns = [column for column in TEXT_COLUMNS if column in found]
         if not columns:
             raise UserError(f"{file} has no column {' or '.join(TEXT_COLUMNS)}; it has {', '.join(found)}")

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -28,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emu3.errors import UserError, run_main
+from emu3.files import reading_parquet
 from emu3.tokenizer.codec import to_tensor
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.images import read_image
@@ -174,10 +174,8 @@ def read_images(files: list[Path], keys: list[str], limit: int, factor: int) -> 
     for file in files:
         if not file.is_file():
             raise UserError(f"{file} does not exist")
-        try:
+        with reading_parquet(file):
             table = pq.read_table(file)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{file} is not a Parquet file: {error}") from None
         for key in keys:
             if key not in table.column_names:
                 raise UserError(f"{file} has no column {key!r}; it has {', '.join(table.column_names)}")

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emu3.errors import UserError, one_line
+from emu3.files import reading_parquet
 from emu3.train_image_editing.image_rows import LFS_POINTER, BadRow, Columns
 
 _BATCH_ROWS = 32
@@ -152,16 +153,12 @@ def _cell(column: pa.Array, row: int) -> Any:
 
 
 def _footer(file: Path) -> tuple[pq.FileMetaData, list[str]]:
-    try:
+    with reading_parquet(file):
+        with file.open("rb") as stream:
+            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise UserError(f"{file} is not a Parquet file: it is a git-lfs pointer: fetch it with `git lfs pull`")
         with pq.ParquetFile(file) as parquet:
             return parquet.metadata, parquet.schema_arrow.names
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist") from None
-    except (pa.ArrowException, OSError) as error:
-        with file.open("rb") as stream:
-            pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
-        why = "it is a git-lfs pointer: fetch it with `git lfs pull`" if pointer else one_line(error)
-        raise UserError(f"{file} is not a Parquet file: {why}") from None
 
 
 def _footer_bytes(file: Path) -> bytes:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emu3.errors import UserError
-from emu3.files import path_from, read_json, sha256_of, whole_file, write_json
+from emu3.files import path_from, read_json, reading_parquet, sha256_of, whole_file, write_json
 
 MANIFEST = "manifest.json"
 
@@ -92,12 +91,10 @@ class ShardWriter:
         return True
 
     def write(self, index: int, rows: Sequence[EditRow], failed: Sequence[FailedRow]) -> None:
-        """Write one shard, whole or not at all; `rows` may be empty. What a killed run left of it is removed."""
+        """Write one shard, whole or not at all; `rows` may be empty."""
         metadata = {"settings": self.settings, "failed": [vars(row) for row in failed]}
         schema = SCHEMA.with_metadata({key: json.dumps(value) for key, value in metadata.items()})
         table = pa.Table.from_pylist([_record(row) for row in rows], schema=schema)
-        # Before and not after: once the shard is there, nobody comes back to it.
-        _remove_leftovers(self.path(index))
         with whole_file(self.path(index)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
@@ -119,7 +116,8 @@ class ShardWriter:
             metadata = _read_metadata(path)
             self._check_settings(path, metadata)
             failed += metadata["failed"]
-            edited = pq.read_table(path, columns=["edited_height"])
+            with reading_parquet(path):
+                edited = pq.read_table(path, columns=["edited_height"])
             with_target += len(edited) - edited.column(0).null_count
             shards.append(
                 {"file": path.name, "rows": len(edited), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -137,7 +135,6 @@ class ShardWriter:
             "failed": failed,
             "shards": shards,
         }
-        _remove_leftovers(self.folder / MANIFEST)
         write_json(self.folder / MANIFEST, manifest)
         return manifest
 
@@ -229,12 +226,11 @@ class _Shard:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:
             raise UserError(f"{path} has another sha256 than {MANIFEST} says, it was changed: tokenize it again")
-        try:
+        with reading_parquet(path):
             table = pq.read_table(pa.BufferReader(data))
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path} is not a Parquet file: {error}") from None
-        if table.schema.names != SCHEMA.names:
-            raise UserError(f"{path} has columns {table.schema.names}, a shard has {SCHEMA.names}")
+            names = table.schema.names
+        if (names, table.schema.types) != (SCHEMA.names, SCHEMA.types):
+            raise UserError(f"{path} has columns {names}, a shard has {SCHEMA.names}, or other types")
         self._columns = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
         self._grids = {side: _Grids(path, self._columns, side) for side in ("source", "edited")}
         self._length = table.num_rows
@@ -286,30 +282,11 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what `whole_file` left beside `path` in processes that were killed."""
-    for file in path.parent.glob(f".{path.name}.*.tmp"):
-        pid = file.name.split(".")[-2]
-        # A second run of the same command may be writing the same file.
-        if not (pid.isdigit() and _is_running(int(pid))):
-            file.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         metadata = pq.read_schema(path).metadata or {}
         return {key: json.loads(metadata[key.encode()]) for key in ("settings", "failed")}
-    except (pa.ArrowInvalid, KeyError):
+    except (pa.ArrowException, OSError, ValueError, KeyError):
         raise UserError(f"{path} is not a shard of this program: remove it or choose another folder") from None
 
 
