@@ -295,8 +295,10 @@ def finished_samples(output_dir: Path) -> dict[int, Prediction]:
             try:
                 entry: dict[str, Any] = json.loads(line)
                 prediction = Prediction(**entry["prediction"])
+                if outside_of_folder(prediction) is not None:
+                    continue
                 digests = {name: sha256_of(output_dir / name) for name in _image_names(prediction)}
-                whole = outside_of_folder(prediction) is None and digests == entry["digests"]
+                whole = digests == entry["digests"]
             except (ValueError, KeyError, TypeError, OSError):
                 continue
             if whole:
