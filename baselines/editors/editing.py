@@ -32,7 +32,7 @@ from PIL import Image
 from baselines.benchmarks.samples import Sample, Samples
 from baselines.results.records import GROUND_TRUTH, NO_EDIT
 from emu3.errors import UserError
-from emu3.tokenizer.images import fit_image, scale_image
+from emu3.tokenizer.images import fit_image, scale_image, to_rgb
 from rl.reward.config import JudgeConfig, add_judge_flags
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The flags of `EditorOptions`, those of its judge as all commands have them."""
     group = parser.add_argument_group("editor", "an editor takes what it has a use for and refuses the rest")
     group.add_argument("--model", help="folder or Hub id, ORG/NAME@REVISION (default: the published one, if any)")
-    group.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one inside the model)")
+    group.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one that the model names)")
     group.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
     group.add_argument("--temperature", type=float, help="0 is greedy (default: 1)")
     group.add_argument("--top-k", type=int, help="codes to draw among, 0 is all (default: 2048)")
@@ -250,7 +250,7 @@ class SourceFrame:
 
     def fit(self, edited: Image.Image) -> Image.Image:
         """An edit of the source, RGB, at the size of `shown`; resized (bicubic) unless it has that size already."""
-        edited = edited.convert("RGB")
+        edited = to_rgb(edited)
         if edited.size == self.shown.size:
             return edited
         return edited.resize(self._scaled, Image.Resampling.BICUBIC).crop(self._box)

@@ -295,14 +295,13 @@ def finished_samples(output_dir: Path) -> dict[int, Prediction]:
             try:
                 entry: dict[str, Any] = json.loads(line)
                 prediction = Prediction(**entry["prediction"])
-                if outside_of_folder(prediction) is not None:
-                    continue
-                digests = {name: sha256_of(output_dir / name) for name in _image_names(prediction)}
-                whole = digests == entry["digests"]
-            except (ValueError, KeyError, TypeError, OSError):
+                names = _image_names(prediction)
+                inside = outside_of_folder(prediction) is None
+                whole = inside and {name: sha256_of(output_dir / name) for name in names} == entry["digests"]
+                if whole and type(entry["row"]) is int:
+                    done[entry["row"]] = prediction
+            except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
                 continue
-            if whole:
-                done[entry["row"]] = prediction
     return done
 
 

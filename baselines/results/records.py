@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emu3.errors import UserError
-from emu3.files import sha256_of, whole_file
+from emu3.files import reading_parquet, sha256_of, whole_file
 
 PREDICTIONS_FILE = "predictions.parquet"
 SCORES_FILE = "scores.parquet"
@@ -161,15 +161,15 @@ def read_records(path: Path, kind: type[Record]) -> list[Record]:
     """Read a file of `kind`. Raises `UserError` if it is missing or holds something else."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
-    try:
+    with reading_parquet(path):
         table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file: {error}") from None
+        found = table.column_names
     names = [field.name for field in fields(kind)]
-    if missing := [name for name in names if name not in table.column_names and name not in _LATER]:
+    if missing := [name for name in names if name not in found and name not in _LATER]:
         raise UserError(f"{path} is no file of {kind.__name__} rows: it lacks {', '.join(missing)}")
-    later = {name: _LATER[name] for name in names if name not in table.column_names}
-    rows = table.select([name for name in names if name not in later]).to_pylist(maps_as_pydicts="strict")
+    later = {name: _LATER[name] for name in names if name not in found}
+    with reading_parquet(path):
+        rows = table.select([name for name in names if name not in later]).to_pylist(maps_as_pydicts="strict")
     records = [kind(**row, **later) for row in rows]
     for record in records:
         if isinstance(record, Prediction) and (outside := outside_of_folder(record)) is not None:
@@ -194,7 +194,12 @@ def outside_of_folder(row: Prediction) -> str | None:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings that `write_records` put beside the rows; empty for a file from elsewhere."""
-    return json.loads((pq.read_schema(path).metadata or {}).get(_SETTINGS, b"{}"))
+    with reading_parquet(path):
+        metadata = pq.read_schema(path).metadata or {}
+    try:
+        return json.loads(metadata.get(_SETTINGS, b"{}"))
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged: the settings in it are not JSON") from None
 
 
 def refuse_other_settings(where: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from typing import IO
 from PIL import Image
 
 from emu3.errors import UserError
+from emu3.tokenizer.images import read_image
 from rl.reward.config import ImageFormat
 from rl.reward.scores import without_surrogates
 
@@ -67,8 +68,8 @@ def image_of(url: str) -> Image.Image:
     if not head.startswith("data:image/") or not head.endswith(";base64"):
         raise ValueError("images must be base64 data URLs")
     try:
-        return Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("RGB")
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return read_image(io.BytesIO(base64.b64decode(data, validate=True)), "the image")
+    except (ValueError, UserError) as error:
         raise ValueError(f"unreadable image: {error}") from None
 
 

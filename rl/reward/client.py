@@ -30,6 +30,7 @@ from typing import Any
 from PIL import Image
 from tenacity import RetryCallState
 
+from emu3.tokenizer.images import to_rgb
 from rl.reward.cache import ImageEncoder, ReplyCache, pixel_digest
 from rl.reward.config import JudgeConfig
 from rl.reward.counters import JudgeCounters, JudgeMeter, JudgeStep
@@ -140,7 +141,7 @@ class Judge:
         model = await self.model_name()
         self.counters.asks += 1
         mode = self._token if one_token else self._words
-        rgb = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
+        rgb = [to_rgb(image) for image in images]
         digests = [pixel_digest(image) for image in rgb]
         question = [[model, text, digests, self._encoder.image_format], mode.identity]
         key = hashlib.sha256(json.dumps(question).encode()).hexdigest()

@@ -20,7 +20,7 @@ class RawJudge:
         self.reply: RawReply = cut(b"200 OK")
         self.asked = 0
         self._stub = stub
-        self.url = asyncio.run_coroutine_threadsafe(self._start(), stub.loop).result(10)
+        self.url = asyncio.run_coroutine_threadsafe(self._start(), stub.loop).result(300)
 
     async def _start(self) -> str:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)

@@ -81,7 +81,7 @@ def test_targets_are_decoded_once_and_only_where_they_are(judges) -> None:
         episodes = submit_group(scorer, codec, *group(3, 5, 6))  # type: ignore[arg-type]
         assert codec.decoded == [1, 3, 5, 6]
         assert [episode.edited.getpixel((0, 0)) for episode in episodes] == [(5, 0, 0), (6, 0, 0)]
-        outcomes = [episode.score.result(10) for episode in episodes]
+        outcomes = [episode.score.result(300) for episode in episodes]
     assert outcomes == [Score(9.0, {"agreement": 9.0})] * 2
     assert len({images[0] for images in map(reds, judge.bodies)}) == 1  # the target, in each question first
 
@@ -112,7 +112,7 @@ def test_the_config_chooses_the_reward(judges, reward, questions, parts) -> None
     judge.reply = reply
     with start_scorer(JudgeConfig(judge.url), 0, reward) as scorer:
         (episode,) = submit_group(scorer, Codec(), *group(3, 5))  # type: ignore[arg-type]
-        outcome = episode.score.result(10)
+        outcome = episode.score.result(300)
     assert isinstance(outcome, Score) and parts <= set(outcome.parts)
     assert outcome.value == pytest.approx(10 / 9 * 5 if reward.expected else 5)
     assert len(judge.bodies) == questions
@@ -147,7 +147,7 @@ def test_a_judge_that_dies_in_the_middle_of_a_step_and_comes_back(judges, capsys
         for first in (10, 20):
             codes = range(first, first + 4)
             episodes += submit_group(scorer, Codec(), *group(None, *codes))  # type: ignore[arg-type]
-        before = [episode.score.result(20) for episode in episodes]
+        before = [episode.score.result(300) for episode in episodes]
         judge.close()
 
         def back() -> None:

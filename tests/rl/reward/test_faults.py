@@ -60,8 +60,8 @@ def test_a_reset_once_costs_nothing(raw) -> None:
 def test_a_trickle_ends_at_the_deadline(raw) -> None:
     """Guards: a slot that is held as long as a byte comes now and then."""
     raw.reply = trickle
-    outcome = ask(Judge(JudgeConfig(raw.url, deadline=0.4)))
-    assert isinstance(outcome, Unavailable) and "0.4 s" in outcome.reason
+    outcome = ask(Judge(JudgeConfig(raw.url, deadline=1.5)))
+    assert isinstance(outcome, Unavailable) and "1.5 s" in outcome.reason
     assert raw.asked == 1
 
 
@@ -102,7 +102,7 @@ def test_a_storm_invents_no_score(stub, image, seed) -> None:
     judge = Judge(JudgeConfig(stub.url, attempts=3, reasks=1), ReplyCache())
     with Scorer(VieScore(judge, load_prompts())) as scorer:
         futures = [scorer.submit("do", image(0), image(i)) for i in range(1, 41)]
-        outcomes = [future.result(60) for future in futures]
+        outcomes = [future.result(300) for future in futures]
         counters = scorer.counters()
     assert all(not isinstance(outcome, Score) or outcome.value == 4 for outcome in outcomes)
     assert {type(outcome) for outcome in outcomes} == {Score, Unparsable, Unavailable}
