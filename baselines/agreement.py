@@ -34,7 +34,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from baselines.results.records import VIESCORE, ScoredSample, read_records, read_settings
-from baselines.tables.grid import UNKNOWN, Grid, cell, to_markdown
+from baselines.tables.grid import UNKNOWN, Grid, cell, code, to_markdown
 from baselines.tables.statistics import (
     CORRELATION_RESAMPLES,
     Correlation,
@@ -252,7 +252,8 @@ def _grid(found: Sequence[Agreement], names: Sequence[str], part: str | None) ->
         for group in found
     ]
     heads = ["samples", "n", *(one.name.capitalize() for one in found[0].correlations)]
-    note = f"`{names[0]}` against `{names[1]}`, with 95% bootstrap intervals; equal: within {EQUAL:g} of each other."
+    sides = f"{code(names[0])} against {code(names[1])}"
+    note = f"{sides}, with 95% bootstrap intervals; equal: within {EQUAL:g} of each other."
     return Grid(f"Agreement, {part or 'score'}", [*heads, "mean difference", "equal"], lines, note)
 
 

@@ -28,6 +28,15 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def utf8_fault(text: str) -> str | None:
+    """What is wrong with a text that UTF-8 cannot hold, such as half an emoji; None for all others."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"is not text that UTF-8 can hold: {text[error.start]!a} at {error.start} is half a character"
+    return None
+
+
 _OTHER_RANKS_WAIT = 5.0  # seconds; the launcher ends them sooner when rank 0 has failed as well
 
 
@@ -39,6 +48,9 @@ def run_main(main: Callable[[], None]) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _end_with_parent()
     try:
+        for argument in sys.argv[1:]:
+            if fault := utf8_fault(argument):
+                raise UserError(f"the argument {ascii(argument)[:200]} {fault}")
         main()
     except UserError as error:
         _end(str(error))

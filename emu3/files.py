@@ -21,6 +21,21 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def path_from(folder: Path | str, place: Path | str) -> str:
+    """How a file in `folder` names `place`: by the path between them where both lie in one tree, so that the tree can
+    be moved, else by an absolute path. It begins with a dot or a slash, as no Hub id does."""
+    start, end = os.path.realpath(folder), os.path.realpath(place)
+    if len(Path(os.path.commonpath([start, end])).parts) < 3:
+        return end
+    path = os.path.relpath(end, start)
+    return path if path.startswith("..") else f"./{path}"
+
+
+def place_from(folder: Path | str, name: str) -> str:
+    """The absolute path that `path_from` named; other names, such as Hub ids, as they are."""
+    return os.path.normpath(Path(folder).absolute() / name) if name.startswith((".", os.sep)) else name
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -7,8 +7,10 @@ checkpoint costs what that part costs. From the Hub only the files that hold the
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from emu3.errors import UserError, one_line
-from emu3.files import read_json
+from emu3.files import read_json, sha256_of
 from emu3.hub import local_folder
 
 WEIGHTS_FILE = "model.safetensors"
@@ -116,6 +118,18 @@ class TensorFiles(TensorHeaders):
         folder = local_folder(name, (INDEX_FILE, *sorted({file.name for file, _ in needed.values()})))
         return cls({short: (folder / file, full) for short, (file, full) in needed.items()})
 
+    def digest(self) -> str:
+        """64 hex digits that name the files' content: the SHA-256 of one file; of several, that of what `sha256sum`
+        prints about them in the order of their names. A file that has not changed is read once by a process."""
+        digests = []
+        for file in self.files:
+            found = file.stat()
+            digests.append(_digest_of(file, found.st_size, found.st_mtime_ns, found.st_ino))
+        if len(digests) == 1:
+            return digests[0]
+        lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, self.files, strict=True))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
     def __getitem__(self, name: str) -> Tensor:
         file, full = self._places[name]
         try:
@@ -160,6 +174,11 @@ def _under(prefixes: tuple[str, ...], names: Iterable[str]) -> Iterator[tuple[st
             if name.startswith(prefix):
                 yield name.removeprefix(prefix), name
                 break
+
+
+@lru_cache(maxsize=256)
+def _digest_of(file: Path, *_as_it_was: int) -> str:
+    return sha256_of(file)
 
 
 def _reader(file: Path) -> Any:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
+from emu3.checkpoint_facts import trained_facts
 from emu3.errors import UserError, one_line, run_main
 from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.language_model import read_config
@@ -83,6 +85,8 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
     longest = config.rollout.think_tokens + prompts.largest_grid
     vision = all_ranks.on_first(partial(weights_digest, config.vision))
     check_alike(prompts.sets, {"vision_sha256": vision})
+    objective = f"grpo: {config.objective.preset}"
+    facts = all_ranks.on_first(partial(trained_facts, config.model, config.data.sets, objective, config.vision))
     announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
     start, position = (resumed.step, resumed.prompt_position) if resumed else (0, 0)
     all_ranks.on_first(partial(checkpoint.remove_leftovers, run))
@@ -95,7 +99,7 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
 
     def save(steps_done: int) -> None:
         try:
-            checkpoint.save(run, steps_done, position, trainer, tokenizer, config)
+            checkpoint.save(run, steps_done, position, trainer, tokenizer, config, facts)
         except WRITE_ERRORS as error:
             accelerator.print(
                 f"no checkpoint of step {steps_done}: {one_line(error)}; the run goes on without", flush=True
@@ -189,7 +193,8 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
     if watch is not None:
         watch.close()
     try:
-        checkpoint.save_model(run / "final" if accelerator.is_main_process else None, trainer, tokenizer)
+        final = run / "final" if accelerator.is_main_process else None
+        checkpoint.save_model(final, trainer, tokenizer, replace(facts, steps=config.steps))
     except WRITE_ERRORS as error:
         raise UserError(
             f"{run / 'final'} was not written: {one_line(error)}; then start the same command again"

@@ -36,7 +36,13 @@ from baselines.editors.editing import (
     SourceFrame,
     make_batches,
 )
-from baselines.results.records import PREDICTIONS_FILE, Prediction, refuse_other_settings, write_records
+from baselines.results.records import (
+    PREDICTIONS_FILE,
+    Prediction,
+    outside_of_folder,
+    refuse_other_settings,
+    write_records,
+)
 from emu3.errors import UserError
 from emu3.files import read_json, sha256_of, write_json
 from emu3.report.metrics_file import flat
@@ -188,6 +194,8 @@ class _Worker:
                 f"{sample.source.width}x{sample.source.height}, which is another shape"
             )
         images = {"source": frame.shown, "edited": frame.fit(result.image)}
+        if frame.uncropped.size != frame.shown.size:
+            images["uncropped"] = frame.uncropped
         if sample.target is not None:
             images["target"] = frame.fit_target(sample.target)
         if sample.mask is not None:
@@ -232,6 +240,7 @@ class _Worker:
             source_caption=sample.source_caption,
             target_caption=sample.target_caption,
             mask=paths.get("mask"),
+            source_uncropped=paths.get("uncropped"),
         )
         log.append(row, prediction, result.candidates)
 
@@ -286,10 +295,9 @@ def finished_samples(output_dir: Path) -> dict[int, Prediction]:
             try:
                 entry: dict[str, Any] = json.loads(line)
                 prediction = Prediction(**entry["prediction"])
-                digests: dict[str, str] = entry["digests"]
-                whole = digests.keys() == set(_image_names(prediction)) and all(
-                    sha256_of(output_dir / name) == digest for name, digest in digests.items()
-                )
+                names = list(_image_names(prediction))
+                inside = outside_of_folder(prediction) is None
+                whole = inside and {name: sha256_of(output_dir / name) for name in names} == entry["digests"]
                 if whole and type(entry["row"]) is int:
                     done[entry["row"]] = prediction
             except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
@@ -298,6 +306,4 @@ def finished_samples(output_dir: Path) -> dict[int, Prediction]:
 
 
 def _image_names(prediction: Prediction) -> list[str]:
-    return [
-        name for name in (prediction.source, prediction.edited, prediction.target, prediction.mask) if name is not None
-    ]
+    return [name for name in prediction.images if name is not None]

@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -35,6 +35,7 @@ VIESCORE = "viescore"
 NO_EDIT, GROUND_TRUTH = "no-edit", "ground-truth"
 """Kinds of editors that compete with nobody."""
 WHOLE_SET = "*"
+UNCROPPED = "source_uncropped"
 _SETTINGS = b"settings"
 
 LIBRARIES = ("numpy", "pillow", "torch", "transformers", "diffusers", "vllm")
@@ -49,6 +50,7 @@ class Prediction:
     the row in the tables, `editor` the kind of editor, `seconds` the sample's share of the time that its batch took.
     `reasoning` is the chain of thought that the editor wrote before the image, or None. What the data has of captions
     of the image before and after the edit, and of a mask (white where the edit belongs), stands beside it.
+    `source_uncropped` is the source before it was cropped to whole cells, None where nothing had to be.
     """
 
     id: str
@@ -68,6 +70,12 @@ class Prediction:
     source_caption: str | None = None
     target_caption: str | None = None
     mask: str | None = None
+    source_uncropped: str | None = None
+
+    @property
+    def images(self) -> tuple[str | None, ...]:
+        """The paths of all its images."""
+        return self.source, self.edited, self.target, self.mask, self.source_uncropped
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ _SCHEMAS = {
         [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "source_set", "instruction")]
         + [(name, _TEXT) for name in ("source", "edited", "target", "model", "editor")]
         + [("seed", pa.int64()), ("seconds", _NUMBER)]
-        + [(name, _TEXT) for name in ("reasoning", "source_caption", "target_caption", "mask")]
+        + [(name, _TEXT) for name in ("reasoning", "source_caption", "target_caption", "mask", UNCROPPED)]
     ),
     ScoredSample: pa.schema(
         [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "source_set")]
@@ -139,7 +147,7 @@ Record = TypeVar("Record", Prediction, ScoredSample)
 
 # Columns that came later, and what they are in a file that was written before.
 _LATER: dict[str, Any] = {"source_set": "", "reasoning": None, "metric": VIESCORE, "answers": {}}
-_LATER |= dict.fromkeys(("source_caption", "target_caption", "mask"))
+_LATER |= dict.fromkeys(("source_caption", "target_caption", "mask", UNCROPPED))
 
 
 def write_records(path: Path, records: Sequence[Prediction] | Sequence[ScoredSample], settings: dict[str, Any]) -> None:
@@ -162,7 +170,26 @@ def read_records(path: Path, kind: type[Record]) -> list[Record]:
     later = {name: _LATER[name] for name in names if name not in found}
     with reading_parquet(path):
         rows = table.select([name for name in names if name not in later]).to_pylist(maps_as_pydicts="strict")
-    return [kind(**row, **later) for row in rows]
+    records = [kind(**row, **later) for row in rows]
+    for record in records:
+        if isinstance(record, Prediction) and (outside := outside_of_folder(record)) is not None:
+            raise UserError(f"{path}, sample {record.id!r}: its image {outside!r} lies outside of the file's folder")
+    return records
+
+
+def outside_of_folder(row: Prediction) -> str | None:
+    """The first of the row's paths that does not lead into the folder of its file, None if all do. A file from
+    elsewhere could name anything that this machine can read, for a judge or a page to be shown."""
+    for name in row.images:
+        if name is not None and (
+            not name
+            or "\0" in name
+            or PureWindowsPath(name).anchor
+            or Path(name).is_absolute()
+            or ".." in PureWindowsPath(name).parts
+        ):
+            return name
+    return None
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Train a small still-vision tokenizer from images in Parquet files.
+"""Train a small vision tokenizer from images in Parquet files.
 
     python -m emu3.tokenizer.train --data images.parquet --image-key input --output-dir vision
 
@@ -32,6 +32,7 @@ from emu3.tokenizer.codec import to_tensor
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.images import read_image
 from emu3.tokenizer.model import StillVQ
+from emu3.train_image_editing.image_rows import BadRow, image_bytes
 
 AUTOENCODER_SHARE = 0.3
 COMMITMENT = 0.25
@@ -179,8 +180,11 @@ def read_images(files: list[Path], keys: list[str], limit: int, factor: int) -> 
             if key not in table.column_names:
                 raise UserError(f"{file} has no column {key!r}; it has {', '.join(table.column_names)}")
             for row, cell in enumerate(table[key].to_pylist()):
-                data = cell.get("bytes") if isinstance(cell, dict) else cell
-                images.append(read_image(io.BytesIO(data or b""), f"{file}, row {row}, {key}"))
+                name = f"{file}, row {row}, {key}"
+                try:
+                    images.append(read_image(io.BytesIO(image_bytes(cell, name)), name))
+                except BadRow as error:
+                    raise UserError(str(error)) from None
     sizes = sorted({image.size for image in images})
     if len(images) < 2 or len(sizes) != 1 or any(side % factor for side in sizes[0]):
         raise UserError(

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers.hf_argparser import DataClassType, HfArgumentParser
 
 from emu3.errors import UserError
+from emu3.tokenizer.images import MAX_AREA
 from emu3.train_image_editing.shards import ShardWriter
 
 
@@ -64,6 +65,8 @@ class WorkerArguments:
     def __post_init__(self) -> None:
         if self.shard_rows < 1:
             raise UserError("--shard-rows must be at least 1")
+        if not 1 <= self.image_area <= MAX_AREA:
+            raise UserError(f"--image-area {self.image_area} is not between 1 and {MAX_AREA}")
         if not 0 <= self.rank < self.world_size:
             raise UserError(f"--rank {self.rank} is not below --world-size {self.world_size}")
 
@@ -72,15 +75,20 @@ class Worker:
     """One worker's share of a dataset. parts: by shard, the rows that this worker has still to do.
 
     rows: what stands for the input rows, in order. settings: what decides the content of the shards.
+    vision: the vision tokenizer, a folder or Hub id, if it is known.
     Raises UserError if the folder holds shards of other settings.
     """
 
     def __init__(
-        self, arguments: WorkerArguments, settings: Mapping[str, Any], rows: np.ndarray | Sequence[str]
+        self,
+        arguments: WorkerArguments,
+        settings: Mapping[str, Any],
+        rows: np.ndarray | Sequence[str],
+        vision: str | None,
     ) -> None:
         size, shards = arguments.shard_rows, -(-len(rows) // arguments.shard_rows)
         self._arguments = arguments
-        self._writer = ShardWriter(Path(arguments.output_path), settings, shards)
+        self._writer = ShardWriter(Path(arguments.output_path), settings, shards, vision)
         self._share = range(arguments.rank, shards, arguments.world_size)
         missing = [index for index in self._share if not self._writer.finished(index)]
         self.parts: dict[int, Any] = {index: rows[index * size : (index + 1) * size] for index in missing}

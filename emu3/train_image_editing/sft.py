@@ -33,6 +33,7 @@ from safetensors.torch import load_file
 from torch.utils.data import Subset
 from transformers import Emu3ForCausalLM, Emu3TextConfig, TrainingArguments, get_scheduler
 
+from emu3.checkpoint_facts import trained_facts
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
 from emu3.mllm.language_model import load_language_model
@@ -136,6 +137,8 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
     seed = training.seed if training.data_seed is None else training.data_seed
     train_parts, eval_parts = encoded(train_rows), encoded(eval_rows)
     mixture = Mixture([len(part) for part in train_parts], arguments.coefficients, seed)
+    first = training.process_index == 0  # which alone writes
+    facts = trained_facts(arguments.model_name_or_path, arguments.train_data, "sft") if first else None
     trainer = EditTrainer(
         model=model,
         args=training,
@@ -146,6 +149,7 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
         dropout=arguments.dropout,
         patience=arguments.early_stopping_patience,
         lora=arguments.lora_rank > 0,
+        facts=facts,
     )
     if trainer.is_world_process_zero():
         write_json(output / ARGUMENTS, settings)

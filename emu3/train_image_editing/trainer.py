@@ -18,6 +18,7 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +40,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME, rotate_checkpoints
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from emu3.checkpoint_facts import CheckpointFacts, write_facts
 from emu3.errors import UserError, one_line
 from emu3.files import read_json, whole_folder, write_json
 from emu3.mllm.text_tokenizer import TextTokenizer
@@ -65,7 +67,8 @@ class EditTrainer(Trainer):
 
     Takes Trainer's arguments, the model as an `Emu3ForCausalLM`, and: text_tokenizer, whose files go into every
     checkpoint, so that each can be sampled from; dropout, a rate from 0 to below 1; patience, evaluations without a
-    smaller loss after which training stops, None for none; lora, whether the model has adapters.
+    smaller loss after which training stops, None for none; lora, whether the model has adapters; facts, what a
+    checkpoint says about itself, but for its steps.
     """
 
     loss_is_scaled_for_ga = True
@@ -78,12 +81,14 @@ class EditTrainer(Trainer):
         dropout: float = 0.0,
         patience: int | None = None,
         lora: bool = False,
+        facts: CheckpointFacts | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=TargetLosses(model), **kwargs)
         self.language_model = model
         self.text_tokenizer = text_tokenizer
         self._lora = lora
+        self._facts = facts
         self._dropout = Dropout(model, dropout, self.args.seed, self.args.process_index) if dropout else None
         self._micro_batch = 0
         self._tokens, self._steps, self._seconds, self._since = 0, 0, 0.0, time.perf_counter()
@@ -291,6 +296,8 @@ class EditTrainer(Trainer):
             assert folder is not None
             model.save_pretrained(folder, state_dict=state)
             self.text_tokenizer.save_pretrained(folder)
+            if self._facts is not None:
+                write_facts(folder, replace(self._facts, steps=self.state.global_step))
             if self._lora:
                 save_file(parts, folder / ADAPTER)
 

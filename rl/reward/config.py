@@ -17,6 +17,8 @@ from typing import Any, Literal
 from emu3.errors import UserError
 
 ImageFormat = Literal["png", "jpeg"]
+Omitted = Literal["max_tokens", "temperature", "seed"]
+OMITTABLE: tuple[Omitted, ...] = ("max_tokens", "temperature", "seed")
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class JudgeConfig:
     model: none asks the server. prompts: checkout of VIEScore's published texts; none takes this project's.
     concurrency: questions in flight. attempts: tries per request. reasks: how often a reply that cannot be used is
     asked for again. deadline: seconds for one question, retries included, once it is sent. temperature: none leaves it
-    to the server, as the published runs did. max_tokens: of a reply. seed: of the first request of each question, later
-    ones count up. image_format: PNG is exact, JPEG (quality 75) what the published runs sent. cache: file of replies
+    to the server, as the published runs did. max_tokens: of a reply; max_tokens_name: what the server calls that.
+    seed: of the first request of each question, later ones count up. omit: fields that the server refuses, which are
+    not sent. image_format: PNG is exact, JPEG (quality 75) what the published runs sent. cache: file of replies
     that outlives the run.
     For RL alone: max_failed_share: above it a step is not trained on: the run saves, waits `pause_seconds`, asks again
     for what failed, at most `pauses` times, and then ends.
@@ -43,6 +46,8 @@ class JudgeConfig:
     temperature: float | None = 0.0
     seed: int = 0
     max_tokens: int = 1400
+    max_tokens_name: str = "max_tokens"
+    omit: tuple[Omitted, ...] = ()
     image_format: ImageFormat = "png"
     cache: str | None = None
     max_failed_share: float = 0.2
@@ -51,7 +56,8 @@ class JudgeConfig:
 
     def decisive(self) -> dict[str, Any]:
         """What decides a reply, beside model and question."""
-        return {name: getattr(self, name) for name in ("temperature", "seed", "max_tokens", "image_format")}
+        names = ("temperature", "seed", "max_tokens", "image_format")
+        return {name: None if name in self.omit else getattr(self, name) for name in names}
 
     def changed(self, default: JudgeConfig) -> dict[str, Any]:
         """What of that is not as in `default`. A record of these equals one from before they could be set."""
@@ -68,6 +74,8 @@ class JudgeConfig:
             raise UserError(f"{shown('deadline')}: expected more than 0, got {self.deadline}")
         if self.temperature is not None and not self.temperature >= 0:
             raise UserError(f"{shown('temperature')}: expected at least 0, got {self.temperature}")
+        if not self.max_tokens_name.isidentifier():
+            raise UserError(f"{shown('max_tokens_name')}: expected a field's name, got {self.max_tokens_name!r}")
 
 
 DEFAULT = JudgeConfig("")
@@ -82,7 +90,7 @@ def add_judge_flags(
 
     def add(flag: str, field: str, help: str, **more: Any) -> None:
         value = getattr(default, field)
-        shown = help if value in (None, "") else f"{help} (default: {value})"
+        shown = help if value in (None, "", ()) else f"{help} (default: {value})"
         parser.add_argument(flag, dest=f"judge_{field}", default=argparse.SUPPRESS, help=shown, **more)
 
     add("--judge-url", "base_url", "OpenAI-compatible address, up to and with /v1", required=required)
@@ -92,6 +100,8 @@ def add_judge_flags(
     add("--judge-seed", "seed", "another one asks the same judge anew", type=int)
     add("--judge-temperature", "temperature", "none leaves it to the server", type=_float_or_none)
     add("--judge-max-tokens", "max_tokens", "longest reply", type=int)
+    add("--judge-max-tokens-name", "max_tokens_name", "what the server calls it, such as max_completion_tokens")
+    add("--judge-omit", "omit", "fields that it refuses and that are not sent", nargs="+", choices=OMITTABLE)
     add("--judge-image-format", "image_format", "of the images that it gets", choices=("png", "jpeg"))
     add("--judge-concurrency", "concurrency", "questions in flight", type=int)
     add("--judge-deadline", "deadline", "seconds for one question, retries included", type=float)
@@ -104,6 +114,8 @@ def judge_from_flags(arguments: dict[str, Any], default: JudgeConfig = DEFAULT) 
     where others were given without it. Raises `UserError` for a number out of range."""
     names = [field.name for field in dataclasses.fields(JudgeConfig) if f"judge_{field.name}" in arguments]
     given = {name: arguments.pop(f"judge_{name}") for name in names}
+    if "omit" in given:
+        given["omit"] = tuple(given["omit"])
     if not given:
         return None
     judge = dataclasses.replace(default, **given)
