@@ -28,6 +28,7 @@ from dev.kills.compare import differences
 from dev.kills.stages import Stage, make_results, make_stages, steady_judge
 from emu3.errors import UserError, run_main
 from emu3.files import write_json
+from rl.config_file import STAND_INS
 
 MARK = "EARL_KILLED_RUN"
 FAREWELL = 60.0
@@ -67,7 +68,7 @@ class Run:
     def __init__(self, stage: Stage, out: Path, log: Path) -> None:
         self._mark = uuid.uuid4().hex
         self._log = log
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", MARK: self._mark}
+        environment = {**os.environ, **STAND_INS, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", MARK: self._mark}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *map(str, stage.command(out))],
