@@ -121,7 +121,7 @@ class Watch:
         with self._spared.output("line of the table"):
             print(self._table.lines(cells(metrics, self._config.steps, left)), flush=True)
         grid = None
-        if watch.pictures_every and step % watch.pictures_every == 0:
+        if watch.images_every and step % watch.images_every == 0:
             with self._spared.output("grid of images"):
                 grid = write_grid(self._run, step, judged)
         if self._tracker is not None:
