@@ -1,7 +1,7 @@
 """Evaluation: four commands with a file between them, and the rooms that they are made of.
 
     evaluate.py     1. an editor's predictions for a benchmark   benchmarks/, editors/
-    score.py        2. what a judge and other metrics say        judging.py, metrics/
+    score.py        2. its scores by a judge and other metrics   metrics/
     table.py        3. means with intervals                      tables/
     report.py       4. one page with everything on it            page/
 

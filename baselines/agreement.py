@@ -32,7 +32,14 @@ import pyarrow.parquet as pq
 
 from baselines.results.records import VIESCORE, ScoredSample, read_records, read_settings
 from baselines.tables.grid import UNKNOWN, Grid, cell, to_markdown
-from baselines.tables.statistics import CORRELATION_RESAMPLES, Correlation, Interval, correlations, mean_interval
+from baselines.tables.statistics import (
+    CORRELATION_RESAMPLES,
+    Correlation,
+    Interval,
+    add_resampling_flags,
+    correlations,
+    mean_interval,
+)
 from baselines.tables.summary import by_benchmark, by_source, of_metric
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, whole_file, write_json
@@ -100,7 +107,7 @@ def run(
         raise UserError("agreement is with another score file or with ratings: give one of --other and --ratings")
     keys = [key for key in first if values[key] is not None and second.get(key) is not None]
     if not keys:
-        raise UserError(f"no sample of {scores} has a score on both sides; samples are told by benchmark, id and model")
+        raise UserError(f"no sample of {scores} has a score on both sides; samples match by benchmark, id and model")
     if subset is not None:
         keys = sorted(keys, key=_place)[:subset]
     pairs = {key: (values[key], second[key]) for key in keys}
@@ -162,8 +169,8 @@ def read_ratings(path: Path, columns: RatingColumns, keys: Sequence[EditKey]) ->
     """Mean ratings of those edits of `keys` that the file rates. Without a column for the benchmark an id may occur in
     one benchmark only. Raises `UserError` for a missing column and for a rating that is no number."""
     rows = _ratings(path)
-    wanted = (columns.id, columns.model, columns.rating)
-    if not rows or (missing := [name for name in wanted if name not in rows[0]]):
+    expected = (columns.id, columns.model, columns.rating)
+    if not rows or (missing := [name for name in expected if name not in rows[0]]):
         raise UserError(f"{path} has no ratings" if not rows else f"{path} has no column {missing[0]!r}")
     with_benchmark = columns.benchmark in rows[0]
     found: dict[tuple[str, ...], list[float]] = {}
@@ -179,8 +186,8 @@ def read_ratings(path: Path, columns: RatingColumns, keys: Sequence[EditKey]) ->
         found.setdefault(key, []).append(rating)
     if not with_benchmark and len({(key.id, key.model) for key in keys}) < len(keys):
         raise UserError(f"{path} has no column {columns.benchmark!r}, and ids occur in several benchmarks")
-    told = {key: tuple(key) if with_benchmark else (key.id, key.model) for key in keys}
-    return {key: sum(found[name]) / len(found[name]) for key, name in told.items() if name in found}
+    names = {key: tuple(key) if with_benchmark else (key.id, key.model) for key in keys}
+    return {key: sum(found[name]) / len(found[name]) for key, name in names.items() if name in found}
 
 
 def _ratings(path: Path) -> list[dict[str, Any]]:
@@ -242,8 +249,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of agreement.json and agreement.md")
     parser.add_argument("--part", help="compare a part of the score: sc, pq, edit_success, ...")
     parser.add_argument("--subset", type=int, help="compare a fixed subset of so many scores")
-    parser.add_argument("--resamples", type=int, default=CORRELATION_RESAMPLES)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling")
+    add_resampling_flags(parser, CORRELATION_RESAMPLES)
     options = vars(parser.parse_args())
     columns = RatingColumns(**{name: options.pop(f"{name}_key") for name in ("id", "model", "rating", "benchmark")})
     run(**options, columns=columns)

@@ -6,7 +6,7 @@
         --edit-instruction instruction --edited-image output --output-dir runs/x/eval/no-edit
 
 The source is brought to `--image-area` pixels and saved as the judge will see it; an editor gets the image that the
-data set has. Writes PNG files and predictions.parquet (`baselines.results.predictions`); a second call goes on where
+dataset has. Writes PNG files and predictions.parquet (`baselines.results.predictions`); a second call goes on where
 the first one stopped. Several GPUs: `python -m emu3.launch --ranks 4 baselines.evaluate ...`, or one call with
 `--shard I/4` each. One editor per call, `no-edit` and `ground-truth` included: they are rows of the table, too.
 """
@@ -19,8 +19,16 @@ from pathlib import Path
 
 from baselines.benchmarks.samples import Samples, find_files
 from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark
-from baselines.editors.editing import ChosenEditor, share_of
-from baselines.editors.options import DIFFUSERS, EDITORS, EMU3, GROUND_TRUTH, EditorOptions, add_options
+from baselines.editors.editing import (
+    DIFFUSERS,
+    EDITORS,
+    EMU3,
+    GROUND_TRUTH,
+    ChosenEditor,
+    EditorOptions,
+    add_options,
+    share_of,
+)
 from baselines.results.predictions import EvaluationSettings, write_predictions
 from baselines.results.records import fingerprint, versions
 from emu3.errors import UserError, run_main

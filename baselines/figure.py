@@ -21,7 +21,7 @@ from PIL import Image
 from baselines.page.gallery import TINY
 from baselines.page.run_folder import RunFolder, read_run_folder
 from baselines.results.records import VIESCORE, Prediction
-from baselines.tables.statistics import RESAMPLES
+from baselines.tables.statistics import RESAMPLES, add_resampling_flags
 from baselines.tables.summary import Row, by_split, groups_of, summarise
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
@@ -181,8 +181,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--candidate", required=True, help="model whose gain is to be seen")
     parser.add_argument("--reference", required=True, help="model that it is compared with")
-    parser.add_argument("--resamples", type=int, default=RESAMPLES)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling")
+    add_resampling_flags(parser)
     print(run(**vars(parser.parse_args())))
 
 

@@ -3,8 +3,8 @@
     python -m baselines.leaks --benchmark vismin --train-data mair-lab/vismin data/tokens/vismin \
         --original-image-key source_image --edited-image-key edited_image --edit-instruction-key edit_instruction
 
-Training data are Parquet files or folders of them, image folders with a JSONL file, Hub ids, and tokenized data sets.
-Images are compared by their decoded pixels, instructions by their words; of a tokenized data set, whose images are
+Training data are Parquet files or folders of them, image folders with a JSONL file, Hub ids, and tokenized datasets.
+Images are compared by their decoded pixels, instructions by their words; of a tokenized dataset, whose images are
 codes of resized ones, only instructions and, as ids are those of the original data, ids. Equal means equal: an image
 that was resized, cropped or compressed again between the two sets has other pixels and is not found, nor is an
 instruction in other words. What is found is certain; finding nothing proves little. Prints what was found, by sample,
@@ -131,7 +131,7 @@ class LeakIndex:
 def train_rows(
     rows: Iterable[Mapping[str, Any] | BadRow], columns: Columns, index: LeakIndex
 ) -> Iterator[TrainRow | BadRow]:
-    """The rows of an image data set, a few hundred under way on all cores."""
+    """The rows of an image dataset, a few hundred under way on all cores."""
 
     def read(numbered: tuple[int, Mapping[str, Any] | BadRow]) -> TrainRow | BadRow:
         number, values = numbered
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--benchmark-data", help="a Parquet file, a folder of them (default: the benchmark's own)")
     parser.add_argument("--data-dir", type=Path, help="a folder with a subfolder or files named as the benchmark")
     parser.add_argument("--benchmark-columns", nargs=3, metavar=("SOURCE", "INSTRUCTION", "TARGET"), help="its columns")
-    parser.add_argument("--train-data", nargs="+", required=True, help="files, folders, Hub ids, tokenized data sets")
+    parser.add_argument("--train-data", nargs="+", required=True, help="files, folders, Hub ids, tokenized datasets")
     parser.add_argument("--split", help="of the training data")
     parser.add_argument("--original-image-key", default="input", help="their column of the source image")
     parser.add_argument("--edited-image-key", "--edited-image", default="output", help="of the target image")

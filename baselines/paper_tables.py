@@ -16,7 +16,7 @@ from pathlib import Path
 from baselines.results.records import SCORES_FILE, ScoredSample, read_records
 from baselines.tables.grid import draw, to_csv, to_latex, to_markdown
 from baselines.tables.paper import compare, tables
-from baselines.tables.statistics import RESAMPLES
+from baselines.tables.statistics import RESAMPLES, add_resampling_flags
 from baselines.tables.summary import by_benchmark, cells_of, metrics_of, of_metric
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
@@ -50,8 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The paper's tables beside results of one's own.", allow_abbrev=False)
     parser.add_argument("--results", type=Path, required=True, help="folder with scores.parquet files somewhere in it")
     parser.add_argument("--output", type=Path, required=True, help="folder of the tables")
-    parser.add_argument("--resamples", type=int, default=RESAMPLES)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling")
+    add_resampling_flags(parser)
     for path in run(**vars(parser.parse_args())):
         print(path)
 

@@ -24,12 +24,12 @@ from baselines.page.run_folder import RunFolder, TrainingCurves, read_run_folder
 from baselines.results.records import SCORED, VIESCORE
 from baselines.tables.grid import brackets, cell, plain
 from baselines.tables.paper import comparison_of, published_judge
-from baselines.tables.statistics import RESAMPLES, Interval
+from baselines.tables.statistics import RESAMPLES, Interval, add_resampling_flags
 from baselines.tables.summary import AVERAGE, SPLIT_ORDER, Row, main_rows, models_of, summarise, task_group
 from emu3.errors import run_main
 from emu3.files import whole_file
 from emu3.report.charts import line_chart
-from emu3.report.page import Panel, environment
+from emu3.report.run_page import Panel, environment
 
 TEMPLATE = Path(__file__).parent / "page/report.html.jinja"
 BAR_WIDTH, BAR_HEIGHT = 180, 16
@@ -205,8 +205,7 @@ def main() -> None:
     parser.add_argument("--title", help="default: the folder's name")
     parser.add_argument("--candidate", help="model that the headline is about")
     parser.add_argument("--reference", help="model that it is compared with")
-    parser.add_argument("--resamples", type=int, default=RESAMPLES)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling")
+    add_resampling_flags(parser)
     print(run(**vars(parser.parse_args())))
 
 

@@ -11,37 +11,58 @@ Writes scores.parquet beside the predictions: a row per sample and metric with i
 is none; what the judge said word for word; metrics that were there before stay. Replies of the judge are kept in
 `--cache` as they arrive, so an interrupted run asks nothing twice, and running again asks only for what failed. Beside
 it MODEL_viescore_stats.json (`baselines.tables.statistics`) and, in usage.jsonl, what each run sent and what that cost.
+
+The judge's client is the one of training (`rl.reward`). Around it stand a transcript, which hands each sample the
+replies that its score was read from, and a pace, which keeps the requests per minute below what a provider allows.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from baselines.judging import Pace, judge_rows, note_reply, note_usage, usage_of
 from baselines.results.records import (
     PREDICTIONS_FILE,
     SCORED,
     SCORES_FILE,
+    UNAVAILABLE,
+    UNPARSABLE,
     VIESCORE,
     Prediction,
     ScoredSample,
     ScoreFile,
     read_records,
+    scored_row,
 )
 from baselines.tables.statistics import stats_name, viescore_stats
 from emu3.errors import UserError, run_main
 from emu3.files import sha256_of, write_json
+from emu3.tokenizer.images import read_image
 from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
 from rl.reward.config import DEFAULT, JudgeConfig, add_judge_flags, judge_from_flags
-from rl.reward.metrics import EditPrompts, VieScore, prompts_from
 from rl.reward.scorer import Scorer
+from rl.reward.scores import Outcome, Score, Unavailable, Unparsable
+from rl.reward.viescore import EditPrompts, VieScore, prompts_from
 
-ANSWERS_FILE = "answers.jsonl"
+REPLIES_FILE = "answers.jsonl"
+# Images of this many samples are in memory at once: enough to keep every slot of the judge busy.
+WINDOW = 256
+QUESTIONS = 2
+"""Questions that a VIEScore asks."""
+
+USAGE_FILE = "usage.jsonl"
+
+_TRANSCRIPT: ContextVar[dict[str, str]] = ContextVar("transcript")
 
 
 def run(
@@ -72,7 +93,7 @@ def run(
                 raise UserError("viescore needs a judge: --judge-url http://HOST:PORT/v1")
             texts = prompts_from(judge.prompts)
             with (
-                ReplyCache(Path(judge.cache or file.with_name(ANSWERS_FILE))) as replies,
+                ReplyCache(Path(judge.cache or file.with_name(REPLIES_FILE))) as replies,
                 Scorer(VieScore(Judge(judge, replies, note_reply), texts)) as scorer,
             ):
                 made = {"judge": scorer.judge_name, "prompts": _digest(texts)} | _settings(judge)
@@ -87,7 +108,7 @@ def run(
             write_json(output.with_name(stats_name(rows[0].model)), about | viescore_stats(scores.by_metric[name]))
         else:
             _measure(name, rows, file.parent, weights, scores)
-        _tell(scores.by_metric[name])
+        _print_counts(scores.by_metric[name])
     return output
 
 
@@ -105,7 +126,7 @@ def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | No
         scores.put(name, measure(metric, rows, folder), made)
 
 
-def _tell(scores: list[ScoredSample]) -> None:
+def _print_counts(scores: list[ScoredSample]) -> None:
     failed = [score for score in scores if score.status != SCORED]
     print(f"{scores[0].model}, {scores[0].metric}: {len(scores) - len(failed)} scored, {len(failed)} failed")
     if failed:
@@ -120,6 +141,111 @@ def _digest(prompts: EditPrompts) -> str:
     return hashlib.sha256(f"{prompts.edit}\0{prompts.quality}".encode()).hexdigest()
 
 
+def note_reply(images: int, reply: str) -> None:
+    """Write a reply to the transcript of the sample that it is about: "sc" for the question with source and edit, "pq"
+    for that with the edit alone. For `Judge`."""
+    _TRANSCRIPT.get()["sc" if images > 1 else "pq"] = reply
+
+
+class Pace:
+    """Lets samples through so that no more than `per_minute` requests go out in a minute, spread evenly over it.
+
+    counters: those of the scorer, by which questions that were answered from the cache cost nothing, and repeated
+    requests count.
+    """
+
+    def __init__(
+        self,
+        per_minute: float,
+        counters: Callable[[], dict[str, float]],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._per_second = per_minute / 60
+        self._counters = counters
+        self._clock = clock
+        self._sleep = sleep
+        self._start = clock()
+        self._asked = 0
+
+    def wait(self) -> None:
+        """Return when the questions of one more sample fit."""
+        while self._used() + QUESTIONS > QUESTIONS + self._per_second * (self._clock() - self._start):
+            self._sleep(0.02)
+        self._asked += QUESTIONS
+
+    def _used(self) -> float:
+        counters = self._counters()
+        free = counters["cache_hits"] + counters["shared"]
+        return self._asked - free + counters["retries"] + counters["reasks"]
+
+
+def judge_rows(rows: list[Prediction], folder: Path, scorer: Scorer, pace: Pace | None) -> Iterator[ScoredSample]:
+    """The rows' outcomes in their order, `WINDOW` of them under way. The judge of `scorer` calls `note_reply`; paths of
+    the rows start from `folder`."""
+    pending: deque[tuple[Prediction, dict[str, str], Future[Outcome]]] = deque()
+    for row in rows:
+        if len(pending) == WINDOW:
+            first, replies, future = pending.popleft()
+            yield scored(first, future.result(), replies)
+        source, edited = (read_image(folder / name, str(folder / name)) for name in (row.source, row.edited))
+        if pace is not None:
+            pace.wait()
+        transcript: dict[str, str] = {}
+        # The scorer's loop runs each submission in the context that it was submitted from.
+        _TRANSCRIPT.set(transcript)
+        pending.append((row, transcript, scorer.submit(row.instruction, source, edited)))
+    for row, replies, future in pending:
+        yield scored(row, future.result(), replies)
+
+
+def scored(row: Prediction, outcome: Outcome, replies: dict[str, str]) -> ScoredSample:
+    """The row of the scores file for what came of a sample."""
+    status, value, parts, detail = SCORED, None, None, None
+    match outcome:
+        case Score():
+            value, parts = outcome.value, outcome.parts
+        case Unparsable():
+            status, detail = UNPARSABLE, outcome.reply
+        case Unavailable():
+            status, detail = UNAVAILABLE, outcome.reason
+    kept: dict[str, str] = {name: replies[name] for name in ("sc", "pq") if name in replies}
+    return scored_row(row, VIESCORE, status, value, parts=parts, answers=kept, detail=detail)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts of one run. `requests` are what the judge got, repetitions included; tokens are None where it does not
+    report them, `usd` is None without tokens or prices."""
+
+    judge: str
+    questions: int
+    answered_before: int
+    requests: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    usd: float | None
+
+
+def usage_of(judge: str, counters: dict[str, float], prices: tuple[float, float] | None) -> Usage:
+    """`counters` are the scorer's; `prices` are USD per million tokens of questions and of replies."""
+    sent = counters["asks"] - counters["cache_hits"] - counters["shared"] + counters["retries"] + counters["reasks"]
+    prompt, completion = (int(counters.get(name, 0)) or None for name in ("prompt_tokens", "completion_tokens"))
+    usd = None
+    if prices is not None and prompt is not None and completion is not None:
+        usd = (prices[0] * prompt + prices[1] * completion) / 1e6
+    return Usage(judge, int(counters["asks"]), int(counters["cache_hits"]), int(sent), prompt, completion, usd)
+
+
+def note_usage(folder: Path, usage: Usage) -> None:
+    """Print it, and append it to the folder's file if anything was sent."""
+    cost = f", {usage.usd:.4f} USD" if usage.usd is not None else ""
+    print(f"{usage.judge}: {usage.questions} questions, {usage.answered_before} answered before{cost}")
+    if usage.requests:
+        with (folder / USAGE_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(usage)) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score an editor's predictions.", allow_abbrev=False)
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
@@ -129,7 +255,7 @@ def main() -> None:
         "--usd-per-million-tokens",
         type=float,
         nargs=2,
-        metavar=("PROMPT", "ANSWER"),
+        metavar=("QUESTION", "REPLY"),
         help="for the cost in usage.jsonl",
     )
     parser.add_argument("--weights", type=Path, help="folder of the other metrics' weights")
@@ -140,7 +266,7 @@ def main() -> None:
         "--cache",
         dest="judge_cache",
         default=argparse.SUPPRESS,
-        help=f"file of the judge's replies (default: {ANSWERS_FILE} beside the predictions)",
+        help=f"file of the judge's replies (default: {REPLIES_FILE} beside the predictions)",
     )
     arguments = vars(parser.parse_args())
     print(run(judge=judge_from_flags(arguments), **arguments))

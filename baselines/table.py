@@ -23,7 +23,7 @@ from pathlib import Path
 from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample, read_records
 from baselines.tables.grid import UNKNOWN, Grid, cell, draw, to_latex, to_markdown
 from baselines.tables.paper import benchmarks, comparison_of, row_of
-from baselines.tables.statistics import RESAMPLES
+from baselines.tables.statistics import RESAMPLES, add_resampling_flags
 from baselines.tables.summary import (
     Row,
     main_rows,
@@ -194,8 +194,7 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, nargs="+", required=True, help="scores.parquet files, one per model")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--reference", help="model that differences are taken to")
-    parser.add_argument("--resamples", type=int, default=RESAMPLES)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling")
+    add_resampling_flags(parser)
     options = vars(parser.parse_args())
     run(**options)
     print((options["output_dir"] / "table.md").read_text(encoding="utf-8"))

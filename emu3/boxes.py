@@ -27,7 +27,7 @@ COLOURS = ("#e6194b", "#4363d8", "#f58231", "#911eb4", "#3cb44b", "#008f8f")
 
 @dataclass(frozen=True)
 class Box:
-    """A box in pixels, inside its picture, and where its text stands: `text[start:end]`."""
+    """A box in pixels, inside its image, and where its text stands: `text[start:end]`."""
 
     left: float
     top: float
@@ -42,7 +42,7 @@ class Box:
 
 
 def find_boxes(text: str, width: int, height: int) -> list[Box]:
-    """The boxes in `text` that lie in a picture of width x height pixels, in the order of the text."""
+    """The boxes in `text` that lie in an image of width x height pixels, in the order of the text."""
     boxes = []
     for match in BOX.finditer(text):
         numbers = [float(number) for number in match.groups()]
@@ -57,7 +57,7 @@ def find_boxes(text: str, width: int, height: int) -> list[Box]:
 def rescale_boxes(
     text: str, old_size: tuple[int, int], new_size: tuple[int, int], kept_size: tuple[int, int] | None = None
 ) -> str:
-    """`text` with every box in pixels of a picture of `old_size` in those of the resized one, as integers.
+    """`text` with every box in pixels of an image of `old_size` in those of the resized one, as integers.
 
     old_size, new_size: (width, height) before and after resizing. kept_size: (width, height) of what of it is kept,
     without a margin at the right and the bottom, default `new_size`; boxes end there. Boxes inside longer lists and
@@ -84,9 +84,9 @@ def colours_of(boxes: Sequence[Box]) -> list[str]:
     return [COLOURS[places.index(box.corners) % len(COLOURS)] for box in boxes]
 
 
-def draw_boxes(picture: Image.Image, boxes: Sequence[Box], scale: int) -> Image.Image:
-    """A copy of `picture` with frames in the boxes' colours; it is `scale` times as large as what the boxes count."""
-    drawn = picture.copy()
+def draw_boxes(image: Image.Image, boxes: Sequence[Box], scale: int) -> Image.Image:
+    """A copy of `image` with frames in the boxes' colours; it is `scale` times as large as what the boxes count."""
+    drawn = image.copy()
     pen = ImageDraw.Draw(drawn)
     line = max(2, max(drawn.size) // 128)
     for box, colour in zip(boxes, colours_of(boxes), strict=True):

@@ -1,7 +1,7 @@
-"""Edit pictures from the command line: `python -m emu3.edit --model M --vision V photo.jpg "..." -o out.png`.
+"""Edit images from the command line: `python -m emu3.edit --model M --vision V photo.jpg "..." -o out.png`.
 
-One picture goes to the PNG that `-o` names, `out-1.png`, `out-2.png`, ... with `--n` above 1. Several pictures, or an
-`-o` that is a folder already, go into that folder under their own names: `photo.png`, or `photo-1.png`, ... A picture
+One image goes to the PNG that `-o` names, `out-1.png`, `out-2.png`, ... with `--n` above 1. Several images, or an
+`-o` that is a folder already, go into that folder under their own names: `photo.png`, or `photo-1.png`, ... An image
 is written as soon as it is there, and no source is ever written over. `--model`, `--vision` and `--tokenizer` are
 folders or Hub ids (`org/name`, `org/name@revision`).
 """
@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
-from emu3.mllm.editor import Edit, Editor
+from emu3.mllm.editor import EditedImage, Editor
 from emu3.tokenizer.images import read_image
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def output_paths(images: list[Path], output: Path, n: int) -> list[list[Path]]:
-    """The `n` files of each picture.
+    """The `n` files of each image.
 
     Raises UserError if `output` is neither a PNG nor a folder, or a file would be written twice or over a source.
     """
@@ -32,7 +32,7 @@ def output_paths(images: list[Path], output: Path, n: int) -> list[list[Path]]:
             raise UserError(f"the output is a PNG or a folder: give {output} the ending .png, or create the folder")
         firsts = [output]
     elif output.suffix.lower() == ".png" or output.is_file():
-        raise UserError(f"{len(images)} pictures go into a folder: {output} is a file's name")
+        raise UserError(f"{len(images)} images go into a folder: {output} is a file's name")
     else:
         firsts = [output / f"{image.stem}.png" for image in images]
     paths = [
@@ -43,22 +43,22 @@ def output_paths(images: list[Path], output: Path, n: int) -> list[list[Path]]:
     seen: set[Path] = set()
     for path in (path for group in paths for path in group):
         if path.resolve() in sources:
-            raise UserError(f"{path} is a picture to edit: choose another output")
+            raise UserError(f"{path} is an image to edit: choose another output")
         if path in seen:
-            raise UserError(f"{path} would be written twice: rename one of the pictures")
+            raise UserError(f"{path} would be written twice: rename one of the images")
         seen.add(path)
     return paths
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m emu3.edit", description="Edit pictures by an instruction.")
-    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="the pictures to edit")
+    parser = argparse.ArgumentParser(prog="python -m emu3.edit", description="Edit images by an instruction.")
+    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="the images to edit")
     parser.add_argument("instruction", help='what to change, such as "make the sky purple"')
     parser.add_argument("--model", required=True, help="language model: checkpoint folder or Hub id")
-    parser.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one inside the model)")
+    parser.add_argument("--vision", help="vision tokenizer: folder or Hub id (default: the one inside the model)")
     parser.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="PNG to write; for several pictures a folder")
-    parser.add_argument("--n", type=int, default=1, help="number of edits of a picture (default: %(default)s)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="PNG to write; for several images a folder")
+    parser.add_argument("--n", type=int, default=1, help="number of edits of an image (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other edits (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--top-k", type=int, default=2048, help="codes to draw among, 0 is all (default: %(default)s)")
@@ -92,7 +92,7 @@ def main() -> None:
         arguments.engine,
     )
 
-    def write(index: int, edits: list[Edit]) -> None:
+    def write(index: int, edits: list[EditedImage]) -> None:
         for edit, path in zip(edits, paths[index], strict=True):
             with whole_file(path) as temporary:
                 edit.image.save(temporary, format="PNG")

@@ -5,7 +5,7 @@
     hf upload org/earl-shapes export/earl-shapes
 
 The folder gets the weights as safetensors (with an index if there are several files), the config, the tokenizer's
-files and a model card. A local image tokenizer is written beside it, as OUTPUT-vision, for a repository of its own.
+files and a model card. A local vision tokenizer is written beside it, as OUTPUT-vision, for a repository of its own.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ def export(
     license_name: str = "mit",
     max_shard_size: str = "5GB",
 ) -> list[Path]:
-    """Export `model`, a folder or Hub id, and the image tokenizer `vision` if it is a folder; returns the folders.
+    """Export `model`, a folder or Hub id, and the vision tokenizer `vision` if it is a folder; returns the folders.
 
     name: repository that the card is written for. tokenizer: where the text tokenizer is, if not beside the weights.
     scores: Markdown file whose text goes into the card. run: folder of the training run, by default the parent of
     `model`. dtype: of the exported weights. Raises UserError if something is missing or an output exists.
     """
     if HUB_ID.fullmatch(name) is None or "@" in name:
-        raise UserError(f"--name {name} is no repository id: want org/name")
+        raise UserError(f"--name {name} is no repository id: expected org/name")
     if not re.fullmatch(r"\d+(\.\d+)?[KMG]B", max_shard_size):
-        raise UserError(f"--max-shard-size {max_shard_size}: want a number with KB, MB or GB, such as 5GB")
+        raise UserError(f"--max-shard-size {max_shard_size}: expected a number with KB, MB or GB, such as 5GB")
     if scores is not None and not scores.is_file():
         raise UserError(f"--scores {scores} does not exist")
     vision_output = output.with_name(f"{output.name}-vision")
@@ -85,14 +85,14 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--name", required=True, help="repository it is for, org/name")
     parser.add_argument(
-        "--vision", required=True, help="image tokenizer it belongs to: a folder, exported too, or an id"
+        "--vision", required=True, help="vision tokenizer it belongs to: a folder, exported too, or an id"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
     parser.add_argument("--tokenizer", help="folder or Hub id of the text tokenizer (default: beside the weights)")
     parser.add_argument("--scores", type=Path, help="Markdown tables for the card, such as a run's table.md")
     parser.add_argument("--run", type=Path, help="folder of the training run (default: the parent of --model)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the weights (default: %(default)s)")
-    parser.add_argument("--image-area", type=int, default=65536, help="pixels of a picture (default: %(default)s)")
+    parser.add_argument("--image-area", type=int, default=65536, help="pixels of an image (default: %(default)s)")
     parser.add_argument("--license", dest="license_name", default="mit", help="(default: %(default)s)")
     parser.add_argument("--max-shard-size", default="5GB", help="largest weights file (default: %(default)s)")
     options = vars(parser.parse_args())

@@ -1,17 +1,21 @@
-"""Where a model's files are: a local folder, or a repository of the Hugging Face Hub by its id.
+"""Models and datasets of the Hugging Face Hub, by id: `org/name`, or `org/name@revision` (a branch, tag or commit).
 
-`org/name` is the default branch, `org/name@revision` a branch, tag or commit. Only files that cannot run code are
-fetched (JSON, safetensors, rank files, text): no Python, no pickle, whatever a caller asks for. The cache, the login
-and `HF_HUB_OFFLINE=1` are huggingface_hub's own. A folder that exists goes before a repository of the same name.
+Of a model only files that cannot run code are fetched (JSON, safetensors, rank files, text): no Python, no pickle,
+whatever a caller asks for; a folder that exists goes before a repository of the same name. Of a dataset the listing of
+a commit comes first, then the files that are asked for. The cache, the login and `HF_HUB_OFFLINE=1` are
+huggingface_hub's own; the listing of a commit is cached with its files, so offline, or without a network, the same
+calls are answered from the cache, and files that it lacks are noticed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from glob import escape
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -46,31 +50,73 @@ def local_folder(name: str | Path, allow: Sequence[str] | None = None) -> Path:
     match = HUB_ID.fullmatch(str(name))
     if match is None:
         raise UserError(f"folder {name} does not exist, and that is no Hub id (org/name or org/name@revision) either")
+    repository, revision, patterns = match["repository"], match["revision"], list(allow or SAFE_FILES)
     try:
-        return _fetch(match["repository"], match["revision"], list(allow or SAFE_FILES))
+        with hub_errors(repository, revision):
+            return Path(
+                snapshot_download(
+                    repository, revision=revision, allow_patterns=patterns, ignore_patterns=list(UNSAFE_FILES)
+                )
+            )
     except UserError as error:
         raise UserError(f"folder {name} does not exist, and as a Hub id: {error}") from error.__cause__
 
 
-def _fetch(repository: str, revision: str | None, allow: list[str]) -> Path:
+class HubDataset:
+    """One commit of a dataset on the Hub. names: its files, relative to its root.
+
+    name: `org/name`, or `org/name@revision`. Raises UserError if it cannot be reached.
+    """
+
+    def __init__(self, name: str) -> None:
+        match = HUB_ID.fullmatch(name)
+        if match is None:
+            raise UserError(f"{name} is no Hub id (org/name or org/name@revision); a dataset on disk: --source local")
+        self.repository, self._revision = match["repository"], match["revision"]
+        # The card alone: it brings the commit and, with it, the listing.
+        self.commit = self._download(self._revision, ["README.md"]).name
+        with self._errors():
+            tree = get_cached_repo_tree(self.repository, repo_type="dataset", revision=self.commit)
+        self.names = sorted(file.path for file in tree)
+
+    def fetch(self, names: Sequence[str]) -> Path:
+        """The root of the dataset on disk, with the files `names` in it. Raises UserError if one cannot be had."""
+        return self._download(self.commit, [escape(name) for name in names])
+
+    def _download(self, revision: str | None, patterns: list[str]) -> Path:
+        with self._errors():
+            return Path(
+                snapshot_download(self.repository, repo_type="dataset", revision=revision, allow_patterns=patterns)
+            )
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return hub_errors(f"dataset {self.repository}", self._revision, f"datasets/{self.repository}")
+
+
+@contextmanager
+def hub_errors(what: str, revision: str | None = None, page: str | None = None) -> Iterator[None]:
+    """Raises UserError for what huggingface_hub raises inside.
+
+    what: the repository, as a message names it. page: its address on the Hub, `what` by default.
+    """
+    at = f"{what} at {revision}" if revision else what
     try:
-        return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=allow, ignore_patterns=list(UNSAFE_FILES))
-        )
+        yield
+    except UserError:
+        raise
     except GatedRepoError as error:
         raise UserError(
-            f"{repository} is gated: ask for access at {constants.ENDPOINT}/{repository}, then `hf auth login`"
+            f"{what} is gated: ask for access at {constants.ENDPOINT}/{page or what}, then `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
-        raise UserError(f"{repository} has no branch, tag or commit {revision!r}") from error
+        raise UserError(f"{what} has no branch, tag or commit {revision!r}") from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"{repository} is not there, or private: check the spelling, or `hf auth login`") from error
+        raise UserError(f"{what} is not on the Hub, or private: check the spelling, or `hf auth login`") from error
     except HFValidationError as error:
         raise UserError(one_line(error)) from error
     except LocalEntryNotFoundError as error:
-        what = f"{repository} at {revision}" if revision else repository
         if constants.is_offline_mode():
-            raise UserError(f"offline (HF_HUB_OFFLINE is set) and {what} is not whole in the cache") from error
-        raise UserError(f"the Hub cannot be reached and {what} is not whole in the cache") from error
-    except Exception as error:  # transport, proxy and storage errors have no common class
-        raise UserError(f"{repository} could not be fetched: {type(error).__name__}: {one_line(error)}") from error
+            raise UserError(f"offline (HF_HUB_OFFLINE is set) and {at} is not whole in the cache") from error
+        raise UserError(f"the Hub cannot be reached and {at} is not whole in the cache") from error
+    except Exception as error:  # transport, proxy, cache and storage errors have no common class
+        raise UserError(f"{at} could not be fetched: {type(error).__name__}: {one_line(error)}") from error

@@ -1,9 +1,9 @@
-"""Whether a checkpoint on the Hub fits this project's loaders, told from its headers alone, before it is fetched.
+"""Whether a checkpoint on the Hub fits this project's loaders, by its headers alone, before it is fetched.
 
 Asked for are config.json, the index, and of each safetensors file the 8 bytes that say how long its header is and the
-header itself, by HTTP range requests: some 100 kB of 17 GB. What they say goes through the code that loads
-(`language_model.fitting_names`, `tokenizer.checkpoint.still_state`), with tensors that have shapes and no numbers; so
-a layout that is refused here is the one that would be refused after the download.
+header itself, by HTTP range requests: some 100 kB of 17 GB. They go through the code that loads
+(`language_model.fitting_names`, `tokenizer.checkpoint.still_state`), with tensors that have shapes and no values; so a
+layout that is refused here is the one that would be refused after the download.
 
 A server that answers a range request with the whole file is refused before its body is read. Address, login and
 proxies are huggingface_hub's (`HF_ENDPOINT`, `HF_TOKEN`), which sends the login to no other host.
@@ -26,15 +26,14 @@ from huggingface_hub.utils import build_hf_headers
 from emu3.errors import UserError, one_line
 from emu3.files import read_json
 from emu3.hub import HUB_ID
-from emu3.mllm.checkpoint_layouts import config_of
-from emu3.mllm.language_model import fitting_names
+from emu3.mllm.language_model import config_of, fitting_names
 from emu3.mllm.text_tokenizer import RANK_FILE, TOKENIZER_FILE, VISION_FILE, TextTokenizer
 from emu3.tensor_files import INDEX_FILE, WEIGHTS_FILE, Header, TensorFiles, TensorHeaders, places_in, shards_of
-from emu3.tokenizer.checkpoint import CONFIG_FILE, layout_in, still_state
 from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.vision_checkpoint import CONFIG_FILE, layout_in, still_state
 
 SECONDS = 20.0
-"""For one request to connect, and for each part of its answer."""
+"""For one request to connect, and for each part of its response."""
 LONGEST = 2**25
 """Bytes of the largest small file, and of the longest header, that is read."""
 PREFIX = 8
@@ -42,7 +41,7 @@ PREFIX = 8
 
 
 class HubUnreachable(UserError):
-    """No answer at all, of whatever kind."""
+    """No response at all, of whatever kind."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Fit:
 class HubFiles:
     """Small files and headers of the Hub repository `name` (`org/name` or `org/name@revision`).
 
-    received: bytes of answers so far. sizes: of the safetensors files whose headers were read. seconds: of a request.
+    received: bytes of responses so far. sizes: of the safetensors files whose headers were read. seconds: of a request.
     Every method raises UserError, in one line, where the Hub cannot be reached or refuses.
     """
 
@@ -133,16 +132,16 @@ class HubFiles:
     def _range(
         self, file: str, start: int, length: int, note: Callable[[Any], None] = lambda response: None
     ) -> bytes | None:
-        wanted = {"Range": f"bytes={start}-{start + length - 1}"}
-        content = self._get(file, wanted, 206, note)
+        extra = {"Range": f"bytes={start}-{start + length - 1}"}
+        content = self._get(file, extra, 206, note)
         if content is not None and len(content) != length:
             raise UserError(f"{self.repository}/{file}: asked for {length} bytes, got {len(content)}")
         return content
 
-    def _get(self, file: str, wanted: Mapping[str, str], status: int, note: Callable[[Any], None]) -> bytes | None:
-        """The body of an answer with `status`; no other one is read."""
+    def _get(self, file: str, extra: Mapping[str, str], status: int, note: Callable[[Any], None]) -> bytes | None:
+        """The body of a response with `status`; no other one is read."""
         url = hf_hub_url(self.repository, file, revision=self.revision)
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity", **wanted}
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity", **extra}
         try:
             with get_session().stream(
                 "GET", url, headers=headers, timeout=self._seconds, follow_redirects=True
@@ -165,22 +164,22 @@ class HubFiles:
         except Exception as error:  # transport and proxy errors have no common class
             raise HubUnreachable(f"the Hub cannot be reached: {type(error).__name__}: {one_line(error)}") from None
 
-    def _refuse(self, file: str, status: int, code: str, wanted: int) -> None:
+    def _refuse(self, file: str, status: int, code: str, expected: int) -> None:
         if status in (401, 403):
             why = "is gated: ask for access on its page" if code == "GatedRepo" else "is private, gated or not there"
             raise UserError(f"{self.repository} {why}, then `hf auth login` or HF_TOKEN (HTTP {status})")
         if status == 404 and code in ("RepoNotFound", "RevisionNotFound"):
             raise UserError(f"{self.repository} has no revision {self.revision!r}, or is not there: check the spelling")
-        if status == 200 and wanted == 206:
+        if status == 200 and expected == 206:
             raise UserError(
                 f"the server sends {self.repository}/{file} whole where a part was asked for (no range requests): "
                 "unset HF_ENDPOINT, or fetch the checkpoint to check it"
             )
-        if status not in (wanted, 404):
+        if status not in (expected, 404):
             raise UserError(f"{self.repository}/{file}: HTTP {status}")
 
 
-class Checkpoint:
+class RemoteCheckpoint:
     """A checkpoint by its config and its headers: in a folder, or on the Hub (`HubFiles`).
 
     Methods raise UserError as the loader of that part does, and where the Hub cannot be asked.

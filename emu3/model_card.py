@@ -1,7 +1,7 @@
 """The model card of an exported checkpoint: what it is, what it was trained on, how, and what it scored.
 
 Everything in it is read from the files of the run; a run without some of them gets a card that says so. Of paths only
-the last name is told, and no address of a judge: a card is for strangers.
+the last name is shown, and no address of a judge: a card is for strangers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def model_card(
     """README.md of the exported folder, with the Hub's metadata at its head.
 
     name: the repository it is for, such as "org/model". config: the language model's config.json. vision: the image
-    tokenizer it belongs to. image_area: pixels of its pictures. scores: Markdown tables, None if there are none.
+    tokenizer it belongs to. image_area: pixels of its images. scores: Markdown tables, None if there are none.
     """
     base = training.start if training.start and "/" in training.start else None
     head = ModelCardData(
@@ -76,7 +76,7 @@ def model_card(
     parts = [
         f"---\n{head.to_yaml()}\n---",
         f"# {name.rpartition('/')[2]}",
-        f"An Emu3-shaped language model that edits pictures by instruction, after [EARL]({PAPER}).",
+        f"An Emu3-shaped language model that edits images by instruction, after [EARL]({PAPER}).",
         "## Use",
         "```bash\n"
         f"python -m emu3.edit --model {name} --vision {vision} --image-area {image_area} \\\n"

@@ -173,10 +173,7 @@ class _Lock:
         self._file = -1
 
     def _is_ours(self) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._file), os.stat(self._path))
-        except OSError:
-            return False
+        return _same(self._file, self._path)
 
     def _refresh(self) -> None:
         while not self._ended.wait(BEAT):
@@ -280,8 +277,8 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def _same(file: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(file), os.stat(path))
-    except FileNotFoundError:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except OSError:
         return False
 
 

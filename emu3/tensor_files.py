@@ -2,7 +2,7 @@
 
 Names, shapes and dtypes come from the files' headers (`TensorHeaders`), which may be on the Hub (`emu3.hub_headers`);
 tensors one at a time when they are asked for, as views of the mapped files (`TensorFiles`): a part of a large
-checkpoint costs what that part costs. From the Hub only the files that hold wanted tensors are fetched.
+checkpoint costs what that part costs. From the Hub only the files that hold the needed tensors are fetched.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class TensorHeaders(Mapping[str, Tensor]):
         """
         listed = set(self._places.values())
         held = {(file, name) for file in self.files for name in self._header(file)}
-        for told, places in (("lists", listed - held), ("lacks", held - listed)):
+        for verb, places in (("lists", listed - held), ("lacks", held - listed)):
             if places:
                 file, name = min(places)
                 raise UserError(
-                    f"{file.parent / INDEX_FILE} does not fit its shards: it {told} {len(places)} tensors that they "
-                    f"{'do not hold' if told == 'lists' else 'hold'} (first: {name} in {file.name})"
+                    f"{file.parent / INDEX_FILE} does not fit its shards: it {verb} {len(places)} tensors that they "
+                    f"{'do not hold' if verb == 'lists' else 'hold'} (first: {name} in {file.name})"
                 )
 
     def without_numbers(self) -> TensorHeaders:
@@ -112,9 +112,9 @@ class TensorFiles(TensorHeaders):
             file = local_folder(name, (WEIGHTS_FILE,)) / WEIGHTS_FILE
             return cls(places_in(dict.fromkeys(_reader(file).keys(), file), prefixes))
         shards = shards_of(read_json(folder / INDEX_FILE), folder / INDEX_FILE)
-        wanted = places_in({full: Path(file) for full, file in shards.items()}, prefixes)
-        folder = local_folder(name, (INDEX_FILE, *sorted({file.name for file, _ in wanted.values()})))
-        return cls({short: (folder / file, full) for short, (file, full) in wanted.items()})
+        needed = places_in({full: Path(file) for full, file in shards.items()}, prefixes)
+        folder = local_folder(name, (INDEX_FILE, *sorted({file.name for file, _ in needed.values()})))
+        return cls({short: (folder / file, full) for short, (file, full) in needed.items()})
 
     def __getitem__(self, name: str) -> Tensor:
         file, full = self._places[name]

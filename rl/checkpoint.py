@@ -21,8 +21,8 @@ from emu3.files import read_json, sha256_of, write_json
 from emu3.mllm.language_model import save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.training import ranks
-from emu3.training.deepspeed import collected
 from emu3.training.lora import ADAPTER
+from emu3.training.state import collected
 from rl.config import Config
 from rl.training.policy import Trainer
 

@@ -31,8 +31,8 @@ class VllmConfig:
     """The vLLM engine of `rollout.engine=vllm`; a `local` one reads none of this."""
 
     memory_share: float = setting(
-        "of the device's memory that vLLM may take for weights, activations and key-value cache; on a CPU a bound on the "
-        "cache, as a share of main memory over all ranks",
+        "of the device's memory that vLLM may take for weights, activations and key-value cache; on a CPU a bound on "
+        "the cache, as a share of main memory over all ranks",
         0.45,
         above=0,
         most=1,
@@ -148,16 +148,16 @@ class ComputeConfig:
     )
     micro_batch: int = setting("rollouts per forward and backward", 8, least=1)
     zero: Literal[0, 2, 3] = setting(
-        "DeepSpeed's ZeRO stage, 0 for a whole copy of everything on each rank; 2 shards gradients and optimizer, 3 the "
-        "weights as well",
+        "DeepSpeed's ZeRO stage, 0 for a whole copy of everything on each rank; 2 shards gradients and optimizer, 3 "
+        "the weights as well",
         0,
     )
     offload_optimizer: bool = setting("keeps the sharded optimizer in main memory", False)
     gradient_checkpointing: bool = setting("computes each layer's activations again in the backward pass", False)
     reference: Literal["resident", "offloaded", "sharded", "adapter_off"] = setting(
         "the frozen model of the KL term: `resident` on every rank, `offloaded` to main memory but while its "
-        "log-probabilities are computed, `sharded` over the ranks (with zero), or `adapter_off`, the policy without its "
-        "LoRA",
+        "log-probabilities are computed, `sharded` over the ranks (with zero), or `adapter_off`, the policy without "
+        "its LoRA",
         "resident",
     )
     timeout: float = setting(

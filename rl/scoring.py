@@ -23,9 +23,9 @@ from rl.config import JudgeConfig, RewardConfig
 from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
 from rl.reward.endpoints import shown_addresses
-from rl.reward.metrics import ExpectedVieScore, GroundScore, Metric, VieScore, WeightedMean, prompts_from
 from rl.reward.scorer import Scorer
 from rl.reward.scores import Outcome, Score, Unavailable
+from rl.reward.viescore import ExpectedVieScore, GroundScore, Metric, VieScore, WeightedMean, prompts_from
 from rl.rollout.engine import Prompt, Rollout
 
 VIESCORE_ALONE = RewardConfig()
@@ -33,7 +33,7 @@ VIESCORE_ALONE = RewardConfig()
 
 @dataclass
 class Episode:
-    """A rollout, its pictures, and the score that is under way. target: only where the prompt has one."""
+    """A rollout, its images, and the score that is under way. target: only where the prompt has one."""
 
     prompt: Prompt
     rollout: Rollout
@@ -53,7 +53,7 @@ def start_scorer(judge: JudgeConfig, rank: int, reward: RewardConfig = VIESCORE_
     path = None if judge.cache is None else Path(f"{judge.cache}.{rank}" if rank else judge.cache)
     if reward.expected and judge.prompts is not None:
         raise UserError(
-            "reward.expected asks for one grade at a time, which judge.prompts has no texts for; leave it out"
+            "reward.expected asks for one score at a time, which judge.prompts has no texts for; leave it out"
         )
     with ReplyCache(path) as replies:
         client = Judge(judge, replies)
@@ -74,7 +74,7 @@ def reward_metric(judge: Judge, reward: RewardConfig, prompts: str | None) -> Me
 
 
 def submit_group(scorer: Scorer, codec: ImageCodec, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Episode]:
-    """Decode source, target (if the prompt has one) and answers in one batch and hand them to the judge; returns at
+    """Decode source, target (if the prompt has one) and rollouts in one batch and hand them to the judge; returns at
     once, in the group's order."""
     targets = [] if prompt.target is None else [prompt.target]
     source, *others = codec.decode([prompt.source, *targets, *(rollout.codes for rollout in rollouts)])
@@ -88,8 +88,8 @@ def submit_group(scorer: Scorer, codec: ImageCodec, prompt: Prompt, rollouts: Se
 def _submit(
     scorer: Scorer, prompt: Prompt, source: Image.Image, edited: Image.Image, target: Image.Image | None
 ) -> Future[Outcome]:
-    pictures = [source, edited] if target is None else [source, edited, target]
-    return scorer.submit(prompt.instruction, *pictures)
+    images = [source, edited] if target is None else [source, edited, target]
+    return scorer.submit(prompt.instruction, *images)
 
 
 def collect(
@@ -137,4 +137,4 @@ def _reason(lost: Sequence[Outcome]) -> str:
     if not lost:
         return ""
     last = lost[-1]
-    return f" ({last.reason if isinstance(last, Unavailable) else 'its answers hold no scores'})"
+    return f" ({last.reason if isinstance(last, Unavailable) else 'its replies hold no scores'})"

@@ -29,15 +29,15 @@ from torch import Tensor
 
 from emu3.errors import UserError, one_line, run_main
 from emu3.hub import SMALL_FILES, local_folder
-from emu3.mllm.checkpoint_layouts import read_config
+from emu3.mllm.language_model import read_config
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.mllm.vllm.start import check_installed
-from emu3.tokenizer.checkpoint import weights_digest
+from emu3.mllm.vllm.engine import check_installed
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
+from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.shards import check_alike
 from emu3.training import ranks as all_ranks
-from emu3.training.zero_state import WRITE_ERRORS
+from emu3.training.state import WRITE_ERRORS
 from rl import checkpoint
 from rl.config import Config
 from rl.config_file import load_config, record_config

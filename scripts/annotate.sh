@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Chains of thought for a data set of edits, written by a vision-language model: five numbered steps with boxes.
+# Chains of thought for a dataset of edits, written by a vision-language model: five numbered steps with boxes.
 # Call it again after an interruption: nothing is asked twice.
 #
 #   vllm serve Qwen/Qwen2.5-VL-72B-Instruct --tensor-parallel-size 4 --limit-mm-per-prompt '{"image": 2}' &

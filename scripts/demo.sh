@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A page in the browser that edits pictures: installs what is missing, then serves it to this machine alone.
+# A page in the browser that edits images: installs what is missing, then serves it to this machine alone.
 #
 #   bash scripts/demo.sh --model MODEL --vision VISION                           then open http://127.0.0.1:7860
 #   bash scripts/demo.sh --model runs/quickstart/sft_s__rl_sc/final --vision runs/quickstart/vision --image-area 1536

@@ -24,7 +24,7 @@ install_project() {
     cp "$root/pyproject.toml" "$venv/installed.toml"
 }
 
-# is_installed EXTRA: whether this pyproject.toml was installed, and every package that it wants is there now, with those
+# is_installed EXTRA: whether this pyproject.toml was installed, and every package that it needs is there now, with those
 # of EXTRA. What is there is asked, since another extra, vLLM or a hand may have replaced a package in between.
 is_installed() {
     cmp -s "$root/pyproject.toml" "$root/.venv/installed.toml" || return
@@ -37,12 +37,12 @@ from packaging.requirements import Requirement
 
 with open(sys.argv[1], "rb") as file:
     project = tomllib.load(file)["project"]
-wanted = [*project["dependencies"], *(project["optional-dependencies"][sys.argv[2]] if sys.argv[2] else [])]
-while wanted:
-    requirement = Requirement(wanted.pop())
+needed = [*project["dependencies"], *(project["optional-dependencies"][sys.argv[2]] if sys.argv[2] else [])]
+while needed:
+    requirement = Requirement(needed.pop())
     if requirement.name == project["name"]:
         for extra in requirement.extras:
-            wanted += project["optional-dependencies"][extra]
+            needed += project["optional-dependencies"][extra]
     elif not requirement.specifier.contains(version(requirement.name), prereleases=True):
         sys.exit(1)
 PYTHON

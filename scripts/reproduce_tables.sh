@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# From checkpoints to the paper's tables: pictures, scores, tables beside the published figures, and a report.
+# From checkpoints to the paper's tables: predictions, scores, tables beside the published scores, and a report.
 #
 #   OPENAI_API_KEY=... bash scripts/reproduce_tables.sh
 #   MODELS=my_models.txt BENCHMARKS="aurora vismin" JUDGE_URL=http://127.0.0.1:4877/v1 JUDGE_MODEL= \
 #       RESULTS=runs/mine bash scripts/reproduce_tables.sh --limit 50
 #
-# Arguments go to baselines.evaluate. Call it again after an interruption: finished pictures, answers and scores stay.
+# Arguments go to baselines.evaluate. Call it again after an interruption: finished predictions, replies and scores stay.
 # Writes $RESULTS/BENCHMARK/NAME-seedN with everything that led to a number, $RESULTS/table.md, $RESULTS/paper/tables.md
-# and $RESULTS/report.html. The published figures were made with the judge named here and with its authors' wording:
+# and $RESULTS/report.html. The published scores were made with the judge named here and with its authors' wording:
 # give PROMPTS for that.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"

@@ -54,7 +54,7 @@ if answers; then
 fi
 rm -f "$ADDRESS_FILE"
 
-# The limits of the published server: a question is two pictures and a page of text, and all runs ask at once.
+# The limits of the published server: a question is two images and a page of text, and all runs ask at once.
 vllm serve "$MODEL" \
     --host "$HOST" \
     --port "$PORT" \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pictures -> shards of codes and a manifest. Call it again after an interruption: finished shards are kept.
+# Images -> shards of codes and a manifest. Call it again after an interruption: finished shards are kept.
 #
 #   bash scripts/tokenize.sh --dataset-name TIGER-Lab/OmniEdit-Filtered-1.2M --source HF --split train \
 #       --output-path data/omniedit --model-path models/vision --original-image-key src_img \

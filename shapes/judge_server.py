@@ -1,11 +1,11 @@
 """The verifier behind the OpenAI protocol, so that a reward takes the path that a vLLM endpoint would get.
 
     python -m shapes.judge_server --port 4877
-    python -m shapes.judge_server --any-picture      pixel statistics, no judgement: to try the path on photographs
+    python -m shapes.judge_server --any-image        pixel statistics, no judgement: to try the path on photographs
 
-Answers /v1/models and /v1/chat/completions; `shapes.grading` tells which questions it knows. Anything else is a 400, as
+Answers /v1/models and /v1/chat/completions; `shapes.judges` says which questions it knows. Anything else is a 400, as
 it would be from a real server, and so is an instruction from outside the embedded world, whose sample then counts as
-not judged. With `--any-picture` another grader takes over (`shapes.any_picture`); it has a name of its own, so its
+not judged. With `--any-image` another judge takes over (`shapes.any_image`); it has a name of its own, so its
 scores cannot pass for the verifier's in a cache, a table or a report. Of the sampling settings only `logprobs`
 matters: these judges are deterministic.
 """
@@ -22,22 +22,22 @@ from aiohttp import web
 
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
-from shapes.grading import ANY_PICTURE, VERIFIER, BadQuestion, Grader, choice
+from shapes.judges import ANY_IMAGE, VERIFIER, BadQuestion, WorldJudge, choice
 
 LARGEST_REQUEST = 64 * 2**20  # bytes
-_GRADER = web.AppKey("grader", Grader)
+_JUDGE = web.AppKey("judge", WorldJudge)
 
 
 async def _models(request: web.Request) -> web.Response:
-    model = {"id": request.app[_GRADER].model, "object": "model", "owned_by": "shapes"}
+    model = {"id": request.app[_JUDGE].model, "object": "model", "owned_by": "shapes"}
     return web.json_response({"object": "list", "data": [model]})
 
 
 async def _chat(request: web.Request) -> web.Response:
-    grader = request.app[_GRADER]
+    judge = request.app[_JUDGE]
     try:
         question = await request.json()
-        answer = choice(grader, question)
+        chosen = choice(judge, question)
     except (BadQuestion, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         message = str(error) if isinstance(error, BadQuestion) else f"malformed request: {error!r}"
         return web.json_response({"error": {"message": message, "type": "invalid_request_error"}}, status=400)
@@ -47,23 +47,23 @@ async def _chat(request: web.Request) -> web.Response:
             "id": "chatcmpl-shapes",
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": grader.model,
-            "choices": [answer],
+            "model": judge.model,
+            "choices": [chosen],
             "usage": usage,
         }
     )
 
 
-def application(grader: Grader) -> web.Application:
+def application(judge: WorldJudge) -> web.Application:
     app = web.Application(client_max_size=LARGEST_REQUEST)
-    app[_GRADER] = grader
+    app[_JUDGE] = judge
     app.add_routes([web.get("/v1/models", _models), web.post("/v1/chat/completions", _chat)])
     return app
 
 
-async def serve(grader: Grader, host: str, port: int, address_file: Path | None) -> None:
+async def serve(judge: WorldJudge, host: str, port: int, address_file: Path | None) -> None:
     """Serve until cancelled. The base URL is printed and, if asked for, written to a file once requests are taken."""
-    runner = web.AppRunner(application(grader), access_log=None)
+    runner = web.AppRunner(application(judge), access_log=None)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)
@@ -72,7 +72,7 @@ async def serve(grader: Grader, host: str, port: int, address_file: Path | None)
         except OSError as error:
             raise UserError(f"cannot listen on {host}:{port}: {error.strerror}") from None
         url = f"http://{host}:{runner.addresses[0][1]}/v1"
-        print(f"judge: {grader.model} at {url}", flush=True)
+        print(f"judge: {judge.model} at {url}", flush=True)
         if address_file is not None:
             with whole_file(address_file) as temporary:
                 temporary.write_text(url + "\n")
@@ -87,13 +87,14 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=4877, help="0 takes a free one (default 4877)")
     parser.add_argument("--port-file", type=Path, help="file that gets the base URL once the server listens")
     parser.add_argument(
-        "--any-picture",
+        "--any-image",
+        "--any-picture",  # its former name
         action="store_true",
-        help="mark any picture by pixel statistics, which is no judgement of the edit",
+        help="score any image by pixel statistics, which is no judgement of the edit",
     )
     options = parser.parse_args()
-    grader = ANY_PICTURE if options.any_picture else VERIFIER
-    asyncio.run(serve(grader, options.host, options.port, options.port_file))
+    judge = ANY_IMAGE if options.any_image else VERIFIER
+    asyncio.run(serve(judge, options.host, options.port, options.port_file))
 
 
 if __name__ == "__main__":

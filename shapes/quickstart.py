@@ -1,4 +1,4 @@
-"""The whole pipeline in the embedded world: from nothing to a table and a page of pictures, on two CPU cores.
+"""The whole pipeline in the embedded world: from nothing to a table and a page of images, on two CPU cores.
 
     python -m shapes.quickstart                    about a third of an hour
     python -m shapes.quickstart --preset smoke     three minutes, too short to learn much
@@ -24,7 +24,7 @@ from typing import Any
 from baselines import figure, report, table
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
-from emu3.mllm.vllm.start import check_installed
+from emu3.mllm.vllm.engine import check_installed
 from shapes.scene import HEIGHT, WIDTH
 from shapes.stages import Command, Stages, module
 from shapes.write_data import DataSpec
@@ -56,7 +56,7 @@ class Preset:
 PRESETS = {
     "full": Preset(),
     "smoke": Preset(
-        # The tokenizer is not cut short: a judge cannot read the pictures of a poor one.
+        # The tokenizer is not cut short: a judge cannot read the images of a poor one.
         data=DataSpec(simple=800, complex=100, held_out=24),
         pretrain_steps=250,
         sft_steps=250,
@@ -74,16 +74,16 @@ def run(preset: Preset, folder: Path, seed: int, engine: str = "local") -> dict[
 
     sizes = {name: value for name, value in asdict(preset.data).items() if name != "seed"}
     stages.run("data", module("shapes.write_data", output_dir=data, seed=seed, **sizes))
-    pictures = data / "pictures.parquet"
+    crowded = data / "pictures.parquet"
     stages.run(
         "vision",
-        module("emu3.tokenizer.train", data=pictures, output_dir=vision, steps=preset.tokenizer_steps, seed=seed),
+        module("emu3.tokenizer.train", data=crowded, output_dir=vision, steps=preset.tokenizer_steps, seed=seed),
     )
     pairs = [data / f"{name}.parquet" for name in ("simple", "complex", "complex_clean")]
     stages.run(
-        "tokenise",
+        "tokenize",
         module("shapes.new_model", data=pairs, vision=vision, output_dir=folder / "init", seed=seed),
-        *(_tokenise(file, tokens / file.stem, vision) for file in pairs),
+        *(_tokenize(file, tokens / file.stem, vision) for file in pairs),
     )
     simple, noisy, clean = (tokens / file.stem for file in pairs)
     shares = [1.0, preset.complex_share]
@@ -109,10 +109,10 @@ def run(preset: Preset, folder: Path, seed: int, engine: str = "local") -> dict[
         stages.run("evaluate", *(_evaluate(folder, name, models.get(name), seed) for name in names))
         predictions = [folder / "eval" / name for name in names]
         stages.run("score", *(module("baselines.score", predictions=path, judge_url=url) for path in predictions))
-    return _summarise(folder, names, stages, seed)
+    return _summarize(folder, names, stages, seed)
 
 
-def _tokenise(data: Path, output: Path, vision: Path) -> Command:
+def _tokenize(data: Path, output: Path, vision: Path) -> Command:
     return module(
         "emu3.train_image_editing.prepare_data",
         source="local",
@@ -196,7 +196,7 @@ def _evaluate(folder: Path, name: str, model: Path | None, seed: int) -> Command
     )
 
 
-def _summarise(folder: Path, names: list[str], stages: Stages, seed: int) -> dict[str, Any]:
+def _summarize(folder: Path, names: list[str], stages: Stages, seed: int) -> dict[str, Any]:
     scores = [folder / "eval" / name / "scores.parquet" for name in names]
     rows = table.run(scores, folder, reference="sft_s")
     summary = {

@@ -2,7 +2,7 @@
 
 Every pixel takes the nearest colour of the palette; the background is what covers most of the slots' borders; a slot
 holds the shape whose stencil overlaps its coloured pixels best. What the reading cannot explain (pixels that differ
-from the redrawn scene) is kept: it is what a judge of picture quality looks at.
+from the redrawn scene) is kept: it is what a judge of image quality looks at.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CLOSE = 60.0  # distance in RGB up to which a pixel counts as drawn right
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows.
+    """What an image shows.
 
     overlap: intersection over union of each shape found with its stencil, 0 to 1, keyed by slot.
     wrong: share of the pixels that are further than `CLOSE` from the redrawn scene, 0 to 1.
@@ -51,11 +51,11 @@ class Reading:
     wrong: float
 
 
-def read(picture: Image.Image) -> Reading:
-    """Read a picture of any size (it is brought to 48x32 first)."""
-    if picture.size != (WIDTH, HEIGHT):
-        picture = picture.resize((WIDTH, HEIGHT), Image.Resampling.BOX)
-    return _read(picture.convert("RGB").tobytes())
+def read(image: Image.Image) -> Reading:
+    """Read an image of any size (it is brought to 48x32 first)."""
+    if image.size != (WIDTH, HEIGHT):
+        image = image.resize((WIDTH, HEIGHT), Image.Resampling.BOX)
+    return _read(image.convert("RGB").tobytes())
 
 
 @lru_cache(maxsize=1024)

@@ -1,6 +1,6 @@
 """Scenes of the embedded world and how they are drawn.
 
-A picture is 48 pixels wide and 32 high: six slots of 16x16, each empty or holding one shape. A shape has a colour, a
+An image is 48 pixels wide and 32 high: six slots of 16x16, each empty or holding one shape. A shape has a colour, a
 form and a size; the background has one of three tones, and light noise lies over all. In a source scene no two shapes
 share a colour (in a crowd of more than four, no colour and form), so "the red circle" always names one thing.
 """
@@ -108,19 +108,19 @@ def stencil(form: str, size: str) -> np.ndarray:
 
 def draw(scene: Scene) -> np.ndarray:
     """The scene without noise, uint8 (32, 48, 3)."""
-    picture = np.empty((HEIGHT, WIDTH, 3), np.uint8)
-    picture[:] = BACKGROUNDS[scene.background]
+    image = np.empty((HEIGHT, WIDTH, 3), np.uint8)
+    image[:] = BACKGROUNDS[scene.background]
     for slot in scene.filled():
         shape = scene.slots[slot]
         assert shape is not None
         top, left = slot // COLUMNS * TILE, slot % COLUMNS * TILE
-        tile = picture[top : top + TILE, left : left + TILE]
+        tile = image[top : top + TILE, left : left + TILE]
         tile[stencil(shape.form, shape.size)] = COLOURS[shape.colour]
-    return picture
+    return image
 
 
 def grain(rng: np.random.Generator) -> np.ndarray:
-    """The light noise of one picture, float (32, 48, 3) in 8-bit steps. An edit keeps it, as a retouched photograph
+    """The light noise of one image, float (32, 48, 3) in 8-bit steps. An edit keeps it, as a retouched photograph
     keeps its grain."""
     return rng.normal(0.0, NOISE, (HEIGHT, WIDTH, 3))
 

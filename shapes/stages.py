@@ -24,6 +24,7 @@ Command = list[str | Path]
 
 _STARTUP = 60.0  # seconds a server may take until it writes its address
 _FAREWELL = 10.0  # seconds a process gets to end before it is killed
+_FORMER_NAMES = {"tokenise": "tokenize"}  # of stages, in folders of older runs
 
 
 class Stages:
@@ -34,7 +35,8 @@ class Stages:
         self.cores = cores
         self.file = folder / "stages.json"
         (folder / "logs").mkdir(parents=True, exist_ok=True)
-        self.done: dict[str, dict[str, float]] = read_json(self.file) if self.file.exists() else {}
+        done = read_json(self.file) if self.file.exists() else {}
+        self.done: dict[str, dict[str, float]] = {_FORMER_NAMES.get(name, name): cost for name, cost in done.items()}
 
     def run(self, name: str, *commands: Command) -> None:
         """Run the commands of a stage, at most `cores` at once. Raises UserError with the end of the log if one
@@ -95,7 +97,7 @@ class Stages:
 
 
 class _Progress:
-    """One line that tells the stage, its age and the last line of its log; on a terminal only."""
+    """One line with the stage, its age and the last line of its log; on a terminal only."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,11 +1,11 @@
 """A strict judge of edits in the embedded world, from pixels and the words of the instruction alone.
 
 It gives the four parts of VIEScore, each a whole number from 0 to 10:
-- edit success: the share of what was asked for that is there; an unchanged picture has 0;
+- edit success: the share of what was asked for that is there; an unchanged image has 0;
 - overedit: 10 for nothing else touched, less `SLOT_COST` for every other slot that changed, `BACKGROUND_COST` for a
   background that changed unasked;
 - naturalness: how well the worst shape fits a true form;
-- no artifacts: how few pixels the picture has that no scene explains.
+- no artifacts: how few pixels the image has that no scene explains.
 And beside an edit that is taken as right:
 - agreement: 10 for the same scene, less `DIFFERENCE_COST` for every slot, and for a background, that is another.
 """
@@ -27,23 +27,14 @@ MOST_WRONG, FEW_WRONG = 0.08, 0.005  # no artifacts 0 and 10
 
 
 @dataclass(frozen=True)
-class Marks:
-    """Two marks from 0 to 10 and one sentence that gives the reason."""
+class Verdict:
+    """One or two scores, whole numbers from 0 to 10, and one sentence that gives the reason."""
 
-    first: int
-    second: int
+    scores: tuple[int, ...]
     reason: str
 
 
-@dataclass(frozen=True)
-class Mark:
-    """A mark from 0 to 10 and one sentence that gives the reason."""
-
-    value: int
-    reason: str
-
-
-def judge_edit(instruction: str, source: Image.Image, edited: Image.Image) -> Marks:
+def judge_edit(instruction: str, source: Image.Image, edited: Image.Image) -> Verdict:
     """Edit success and overedit. Raises ValueError for an instruction that is not of this world or does not fit."""
     edit = parse(instruction)
     if edit is None:
@@ -64,26 +55,28 @@ def judge_edit(instruction: str, source: Image.Image, edited: Image.Image) -> Ma
     reason = f"{edit.kind}: {success:.2f} of the edit is done, {len(other)} other places changed" + (
         "" if tone_kept else ", the background changed"
     )
-    return Marks(round(10 * success), round(max(0.0, 10 - lost)), reason)
+    return Verdict((round(10 * success), round(max(0.0, 10 - lost))), reason)
 
 
-def judge_quality(edited: Image.Image) -> Marks:
+def judge_quality(edited: Image.Image) -> Verdict:
     """Naturalness and absence of artifacts."""
     reading = read(edited)
     worst = min(reading.overlap.values(), default=1.0)
-    natural = _grade(worst, WORST_OVERLAP, GOOD_OVERLAP)
-    clean = _grade(reading.wrong, MOST_WRONG, FEW_WRONG)
-    return Marks(natural, clean, f"the worst form fits to {worst:.2f}, {reading.wrong:.1%} of the pixels are stray")
+    natural = _scaled(worst, WORST_OVERLAP, GOOD_OVERLAP)
+    clean = _scaled(reading.wrong, MOST_WRONG, FEW_WRONG)
+    reason = f"the worst form fits to {worst:.2f}, {reading.wrong:.1%} of the pixels are stray"
+    return Verdict((natural, clean), reason)
 
 
-def judge_agreement(target: Image.Image, edited: Image.Image) -> Mark:
+def judge_agreement(target: Image.Image, edited: Image.Image) -> Verdict:
     """Agreement with `target`."""
-    wanted, found = read(target).scene, read(edited).scene
-    others = sum(want != have for want, have in zip(wanted.slots, found.slots, strict=True))
-    others += wanted.background != found.background
-    return Mark(round(max(0.0, 10 - DIFFERENCE_COST * others)), f"{others} places are not as in the example")
+    expected, found = read(target).scene, read(edited).scene
+    others = sum(one != other for one, other in zip(expected.slots, found.slots, strict=True))
+    others += expected.background != found.background
+    score = round(max(0.0, 10 - DIFFERENCE_COST * others))
+    return Verdict((score,), f"{others} places are not as in the example")
 
 
-def _grade(value: float, worst: float, best: float) -> int:
+def _scaled(value: float, worst: float, best: float) -> int:
     """10 at `best`, 0 at `worst`, linear between, as a whole number."""
     return round(10 * min(1.0, max(0.0, (value - worst) / (best - worst))))

@@ -24,10 +24,10 @@ from PIL import Image
 
 from baselines.benchmarks.spec import SPLIT_COLUMN, Benchmark
 from emu3.errors import UserError
-from emu3.hub import HUB_ID
+from emu3.hub import HUB_ID, HubDataset
 from emu3.tokenizer.images import read_image
 from emu3.train_image_editing.image_rows import BadRow, Columns, read_row, row_id
-from emu3.train_image_editing.open_rows import HubData, of_split
+from emu3.train_image_editing.open_rows import of_split
 
 _BATCH_ROWS = 32
 
@@ -69,21 +69,21 @@ def find_files(
     try:
         return _from_hub(benchmark.hub + revision, benchmark.files, None)
     except UserError as error:
-        raise UserError(f"benchmark {benchmark.name}: {error} (of files on disk, tell --data-dir)") from error
+        raise UserError(f"benchmark {benchmark.name}: {error} (files on disk: --data-dir)") from error
 
 
 def _from_hub(name: str, patterns: Sequence[str] | None, split: str | None) -> DataFiles:
-    data = HubData(name)
+    data = HubDataset(name)
     present = [file for file in data.names if file.endswith(".parquet")]
     if patterns is None and split is None:
         raise UserError(f"{name} is on the Hub: name its split, --split; it has {_some(present)}")
     if patterns is None:
-        chosen, wanted = of_split(present, split or ""), f"of split {split!r}"
+        chosen, which = of_split(present, split or ""), f"of split {split!r}"
     else:
         chosen = [file for file in present if any(fnmatch(file, pattern) for pattern in patterns)]
-        wanted = " or ".join(patterns)
+        which = " or ".join(patterns)
     if not chosen:
-        raise UserError(f"{name} has no files {wanted}; it has {_some(present)}")
+        raise UserError(f"{name} has no files {which}; it has {_some(present)}")
     root = data.fetch(chosen)
     return DataFiles(tuple(root / file for file in chosen), f"{name.partition('@')[0]}@{root.name}")
 
@@ -121,7 +121,7 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One row; images are RGB. `target` is the image that the data set calls right, or None.
+    """One row; images are RGB. `target` is the image that the dataset calls right, or None.
 
     `source_set` is the part of the benchmark that the row comes from, "" where it has no parts. The captions describe
     the image before and after the edit; `mask`, of mode L and the source's size, is white where the edit belongs.
@@ -179,12 +179,12 @@ class Samples(Sequence[Sample]):
         return [index for index, row in enumerate(self._numbers) if valid[self._places[row]]]
 
     def size(self, index: int) -> tuple[int, int]:
-        """Width and height of a source as its file says, undecoded; (0, 0) if that cannot be told."""
+        """Width and height of a source as its file says, undecoded; (0, 0) if that is not known."""
         cell = self._values(index)[self.benchmark.source]
         try:
             with Image.open(io.BytesIO(cell["bytes"] if isinstance(cell, dict) else cell)) as image:
                 return image.size
-        except Exception:  # whatever is wrong with it is told when the row is read
+        except Exception:  # what is wrong with it is reported when the row is read
             return (0, 0)
 
     def __len__(self) -> int:
@@ -254,14 +254,14 @@ class Samples(Sequence[Sample]):
 
     def _read_rows(self, files: Sequence[Path]) -> pa.Table:
         """The rows that count, in ascending order of their numbers."""
-        wanted = np.array(sorted(self._numbers))
+        chosen_rows = np.array(sorted(self._numbers))
         tables, start = [], 0
         for file in files:
             parquet = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
             optional = [SPLIT_COLUMN] if SPLIT_COLUMN in parquet.schema_arrow.names else []
             names = list(dict.fromkeys([*self._names, *optional]))
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=names):
-                here = wanted[(wanted >= start) & (wanted < start + len(batch))]
+                here = chosen_rows[(chosen_rows >= start) & (chosen_rows < start + len(batch))]
                 self._file_of_row |= dict.fromkeys(here.tolist(), file)
                 if len(here):
                     tables.append(pa.Table.from_batches([batch]).take(here - start))

@@ -40,7 +40,7 @@ class Benchmark:
     """Column names of a benchmark, None where it has no such column, and the rules that choose and mend its rows.
 
     `source` and `target` hold images, `target` may be null in single rows. Without `id` the row number is the id.
-    `source_set` tells the part of the benchmark that a row comes from. The captions describe the image before and
+    `source_set` names the part of the benchmark that a row comes from. The captions describe the image before and
     after the edit; `mask` holds an image of the source's size, white where the edit belongs. They may be null, too.
 
     hub: id on the Hugging Face Hub; None for data of one's own. revision: None takes the default branch. files: the

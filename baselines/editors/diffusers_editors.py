@@ -3,7 +3,7 @@
 InstructPix2Pix (Brooks et al., 2023) and what was trained from it, MagicBrush and AURORA, are Stable Diffusion 1.5 with
 the source as further input channels, one pipeline of diffusers. The published evaluation took the pipeline's defaults
 (100 steps, guidance 7.5 for the text and 1.5 for the image), the ancestral Euler sampler for the first two and the
-checkpoint's own for AURORA, and ran at the data set's size without seeds. It put images of several sizes into one call,
+checkpoint's own for AURORA, and ran at the dataset's size without seeds. It put images of several sizes into one call,
 which brings all of them to the size of the first; here a call has one.
 
 OmniGen (Xiao et al., 2024) gets every source at 512x512 whatever its shape, with guidance 2 for the text and 1.6 for
@@ -27,8 +27,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from baselines.editors.editing import ChosenEditor, Edited, EditResult, ImageEditor, NoImage, local_device
-from baselines.editors.options import AURORA, INSTRUCT_PIX2PIX, MAGICBRUSH, OMNIGEN, EditorOptions
+from baselines.editors.editing import (
+    AURORA,
+    INSTRUCT_PIX2PIX,
+    MAGICBRUSH,
+    OMNIGEN,
+    ChosenEditor,
+    Edited,
+    EditorOptions,
+    EditResult,
+    ImageEditor,
+    NoImage,
+    local_device,
+)
 from baselines.results.records import identity
 from emu3.errors import UserError, one_line
 from emu3.hub import local_folder

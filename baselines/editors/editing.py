@@ -1,4 +1,5 @@
-"""What an editor is, which samples it edits together, and the one size of all images of a sample.
+"""What an editor is, what can be said of it on the command line, which samples it edits together, and the one size of
+all images of a sample.
 
 An `ImageEditor` is handed images and instructions and nothing else of a sample, so no model can look at a target. The
 ground truth and a folder of finished images need more, and no model: a `Lookup` finds the image that belongs to a
@@ -7,26 +8,32 @@ sample.
 Batches and seeds follow from the rows and the settings, not from how many processes there are or what is done already:
 an interrupted run and a run on four GPUs give the images of an uninterrupted run on one.
 
+An option that a kind of editor does not know is an error, not ignored.
+
 Whoever edits, a judge sees images of one size. The source is brought to the image area and cropped to whole cells of
-the image tokenizer, as our own models' images are. An editor that works at the data set's size, or near it, gets its
+the image tokenizer, as our own models' images are. An editor that works at the dataset's size, or near it, gets its
 image resized once, to where the source went.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
 from baselines.benchmarks.samples import Sample, Samples
+from baselines.results.records import GROUND_TRUTH, NO_EDIT
 from emu3.errors import UserError
 from emu3.tokenizer.images import fit_image, scale_image
+from rl.reward.config import JudgeConfig, add_judge_flags
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +43,26 @@ FACTOR = 8
 
 PATCH = 16
 """Editors that work in patches round the sides of an image by up to this many pixels; that is the same frame still."""
+
+
+EMU3 = "emu3"
+INSTRUCT_PIX2PIX, MAGICBRUSH, AURORA, OMNIGEN = "instruct-pix2pix", "magicbrush", "aurora", "omnigen"
+COMMAND, FOLDER = "command", "folder"
+DIFFUSERS = (INSTRUCT_PIX2PIX, MAGICBRUSH, AURORA, OMNIGEN)
+EDITORS = (EMU3, *DIFFUSERS, COMMAND, FOLDER, NO_EDIT, GROUND_TRUTH)
+
+TIME_LIMIT = 600.0
+"""Seconds that a command gets for one image."""
+
+_SAMPLING = ("temperature", "top_k", "engine", "think", "best_of")
+_TAKES: Mapping[str, tuple[str, ...]] = {
+    EMU3: ("model", "vision", "tokenizer", *_SAMPLING, "judge"),
+    **dict.fromkeys(DIFFUSERS, ("model", "steps")),
+    COMMAND: ("command", "time_limit"),
+    FOLDER: ("images",),
+    NO_EDIT: (),
+    GROUND_TRUTH: (),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +92,7 @@ Lookup = Callable[[Sample], EditResult]
 class ImageEditor(Protocol):
     """Edits a batch.
 
-    `edit` takes RGB images at the size that the data set has (the editor brings them to its own), one instruction per
+    `edit` takes RGB images at the size that the dataset has (the editor brings them to its own), one instruction per
     image and the batch's seed, and gives one result per input, in order. The same arguments give the same images.
     """
 
@@ -86,6 +113,60 @@ class ChosenEditor:
     batch_size: int
     equal_sizes: bool
     load: Callable[[], AbstractContextManager[ImageEditor | Lookup]]
+
+
+@dataclass(frozen=True)
+class EditorOptions:
+    """None takes the editor's default.
+
+    model, vision, tokenizer: folders or Hub ids, `@revision` behind an id. temperature: 0 is greedy. top_k: 0 draws
+    among all codes. engine: what samples, "local" (the model itself) or "vllm" with its weights. think: write a chain
+    of thought before each image. best_of: keep the best of so many, by `judge`. steps: of a diffusion model. command:
+    see `baselines.editors.fixed`. time_limit: seconds for one image of it. images: folder of finished images.
+    """
+
+    model: str | None = None
+    vision: str | None = None
+    tokenizer: str | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    engine: Literal["local", "vllm"] | None = None
+    think: bool = False
+    best_of: int | None = None
+    judge: JudgeConfig | None = None
+    steps: int | None = None
+    command: str | None = None
+    time_limit: float | None = None
+    images: Path | None = None
+
+    def check(self, kind: str) -> None:
+        """Raise `UserError` if there is no editor `kind`, or it does not take one of the options that are set."""
+        if kind not in EDITORS:
+            raise UserError(f"no editor {kind!r}; there are {', '.join(EDITORS)}")
+        for option, value in asdict(self).items():
+            if value is not None and value is not False and option not in _TAKES[kind]:
+                flag = "judge-..." if option == "judge" else option.replace("_", "-")
+                raise UserError(f"editor {kind} does not take --{flag}")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of `EditorOptions`, those of its judge as all commands have them."""
+    group = parser.add_argument_group("editor", "an editor takes what it has a use for and refuses the rest")
+    group.add_argument("--model", help="folder or Hub id, ORG/NAME@REVISION (default: the published one, if any)")
+    group.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one inside the model)")
+    group.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
+    group.add_argument("--temperature", type=float, help="0 is greedy (default: 1)")
+    group.add_argument("--top-k", type=int, help="codes to draw among, 0 is all (default: 2048)")
+    group.add_argument("--engine", choices=("local", "vllm"), help="what samples (default: local, the model itself)")
+    group.add_argument("--think", action="store_true", help="write a chain of thought before each image")
+    group.add_argument("--best-of", type=int, help="make so many edits and keep the one that a judge likes best")
+    group.add_argument("--steps", type=int, help="of a diffusion model (default: as published)")
+    group.add_argument(
+        "--command", help="a program with {input}, {output}, {instruction}: see baselines/editors/fixed.py"
+    )
+    group.add_argument("--time-limit", type=float, help=f"seconds for one image of it (default: {TIME_LIMIT:g})")
+    group.add_argument("--images", "--pictures", dest="images", type=Path, help="folder of finished images, ID.png")
+    add_judge_flags(parser.add_argument_group("judge", "of --best-of; it has to be named"))
 
 
 def local_device() -> torch.device:
@@ -177,5 +258,5 @@ class SourceFrame:
         return mask.resize(self._scaled, Image.Resampling.NEAREST).crop(self._box)
 
     def fit_target(self, target: Image.Image) -> Image.Image:
-        """A target, which data sets may have at any shape: as an edit if it has the source's, else by itself."""
+        """A target, which datasets may have at any shape: as an edit if it has the source's, else by itself."""
         return self.fit(target) if self.holds(target.size) else fit_image(target, self._area, FACTOR)

@@ -20,14 +20,22 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from baselines.editors.editing import ChosenEditor, Edited, EditResult, NoImage, SourceFrame, local_device
-from baselines.editors.options import EMU3, EditorOptions
+from baselines.editors.editing import (
+    EMU3,
+    ChosenEditor,
+    Edited,
+    EditorOptions,
+    EditResult,
+    NoImage,
+    SourceFrame,
+    local_device,
+)
 from baselines.results.records import identity
 from emu3.errors import UserError
 from emu3.hub import SAFE_FILES, SMALL_FILES, local_folder
 from rl.reward.config import DEFAULT, JudgeConfig
-from rl.reward.metrics import EditPrompts, VieScore, prompts_from
 from rl.reward.scores import Outcome, Score, Unavailable
+from rl.reward.viescore import EditPrompts, VieScore, prompts_from
 
 if TYPE_CHECKING:
     from emu3.mllm.editor import Editor

@@ -4,8 +4,8 @@ A program is one that edits an image from the command line, such as a checkout o
 
     --command 'python editar_one.py --image {input} --text={instruction} --save {output} --seed {seed}'
 
-The command is split once, by the shell's rules for quotes, then the marks are filled in, each within its own
-argument, and it runs without a shell: an instruction cannot become a command. `{input}` is a PNG at the data set's
+The command is split once, by the shell's rules for quotes, then the placeholders are filled in, each within its own
+argument, and it runs without a shell: an instruction cannot become a command. `{input}` is a PNG at the dataset's
 size, `{output}` the PNG to write, of the same shape at any size, `{seed}` a number below 2**32; `{input}`, `{output}`
 and `{instruction}` have to be there. A program loads its model once per image this way: for a long evaluation write
 all images with its own tools and evaluate the folder (`--editor folder`).
@@ -28,14 +28,25 @@ from typing import IO
 from PIL import Image
 
 from baselines.benchmarks.samples import Sample
-from baselines.editors.editing import ChosenEditor, Edited, EditResult, ImageEditor, Lookup, NoImage
-from baselines.editors.options import COMMAND, FOLDER, GROUND_TRUTH, TIME_LIMIT, EditorOptions
+from baselines.editors.editing import (
+    COMMAND,
+    FOLDER,
+    GROUND_TRUTH,
+    TIME_LIMIT,
+    ChosenEditor,
+    Edited,
+    EditorOptions,
+    EditResult,
+    ImageEditor,
+    Lookup,
+    NoImage,
+)
 from emu3.errors import UserError
 from emu3.tokenizer.images import read_image
 from emu3.train_image_editing.image_rows import BadRow, ImageFile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_MARK = re.compile(r"\{(input|output|instruction|seed)\}")
+_PLACEHOLDER = re.compile(r"\{(input|output|instruction|seed)\}")
 
 
 def choose_fixed(kind: str, options: EditorOptions) -> ChosenEditor:
@@ -47,9 +58,9 @@ def choose_fixed(kind: str, options: EditorOptions) -> ChosenEditor:
         # One image per batch: each is kept as soon as it is there.
         return ChosenEditor(COMMAND, COMMAND, {"command": options.command}, 1, False, lambda: nullcontext(editor))
     if kind == FOLDER:
-        if options.pictures is None:
-            raise UserError(f"editor {FOLDER} needs --pictures")
-        return _without_settings(FOLDER, finished_in(options.pictures), Path(options.pictures).resolve().name)
+        if options.images is None:
+            raise UserError(f"editor {FOLDER} needs --images")
+        return _without_settings(FOLDER, finished_in(options.images), Path(options.images).resolve().name)
     return _without_settings(kind, ground_truth if kind == GROUND_TRUTH else NoEdit(), kind)
 
 
@@ -96,7 +107,7 @@ class CommandEditor:
     """Runs `command` once per image and waits at most `time_limit` seconds for it.
 
     What goes wrong with one image is a `NoImage` of it: another exit code than 0, the time limit, no output, an output
-    that is no image. Raises `UserError` for a command without the marks and for one that cannot be started.
+    that is no image. Raises `UserError` for a command without the placeholders and for one that cannot be started.
     """
 
     def __init__(self, command: str, time_limit: float) -> None:
@@ -104,8 +115,8 @@ class CommandEditor:
             self._words = shlex.split(command)
         except ValueError as error:
             raise UserError(f"the command {command!r} cannot be split: {error}") from None
-        marks = set(_MARK.findall(command))
-        if missing := {"input", "output", "instruction"} - marks:
+        found = set(_PLACEHOLDER.findall(command))
+        if missing := {"input", "output", "instruction"} - found:
             raise UserError(f"the command {command!r} has no place for {{{sorted(missing)[0]}}}")
         self._time_limit = time_limit
 
@@ -120,8 +131,8 @@ class CommandEditor:
             source, edited = Path(name) / "input.png", Path(name) / "output.png"
             image.save(source)
             values = {"input": str(source), "output": str(edited), "instruction": instruction, "seed": str(seed)}
-            # One pass: a mark inside an instruction stays what it is.
-            words = [_MARK.sub(lambda mark: values[mark[1]], word) for word in self._words]
+            # One pass: a placeholder inside an instruction stays what it is.
+            words = [_PLACEHOLDER.sub(lambda match: values[match[1]], word) for word in self._words]
             if (trouble := self._finish(words)) is not None:
                 return NoImage(trouble)
             try:

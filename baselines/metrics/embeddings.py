@@ -32,10 +32,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, Dinov2Model
 
-from baselines.metrics.image_metric import Against, EditedSample, Missing, reference_of
+from baselines.metrics.image_metric import Against, EditedSample, Missing, over_known, reference_of
 from baselines.metrics.metric_weights import device, folder_digest, load_model, model_folder, version_of
 from emu3.errors import UserError, one_line
-from emu3.tokenizer.quantizer import plain_float32
+from emu3.tokenizer.blocks import plain_float32
 
 # ViT-B/32 is what the paper compares images by, ViT-L/14 what PIE-Bench compares images and captions by. The first
 # has its safetensors in a pull request.
@@ -162,19 +162,15 @@ class ImageSimilarity:
         self._encoder = encoder
 
     def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
-        references = [reference_of(row, self._against) for row in rows]
-        pairs = {
-            place: (row.edited, reference)
-            for place, (row, reference) in enumerate(zip(rows, references, strict=True))
-            if not isinstance(reference, Missing)
-        }
-        scores: dict[int, float | Missing] = {
-            place: reference for place, reference in enumerate(references) if isinstance(reference, Missing)
-        }
-        if pairs:
-            edited, reference = (self._encoder.images([pair[side] for pair in pairs.values()]) for side in (0, 1))
-            scores |= zip(pairs, (edited * reference).sum(1).tolist(), strict=True)
-        return [scores[place] for place in range(len(rows))]
+        pairs: list[tuple[Image.Image, Image.Image] | Missing] = []
+        for row in rows:
+            reference = reference_of(row, self._against)
+            pairs.append(reference if isinstance(reference, Missing) else (row.edited, reference))
+        return over_known(pairs, self._cosines)
+
+    def _cosines(self, pairs: list[tuple[Image.Image, Image.Image]]) -> list[float]:
+        edited, reference = (self._encoder.images([pair[side] for pair in pairs]) for side in (0, 1))
+        return (edited * reference).sum(1).tolist()
 
 
 class ClipText:
@@ -189,16 +185,16 @@ class ClipText:
         self._encoder = encoder
 
     def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
-        what = "caption of the edited picture" if self.name == "clip_t" else "instruction"
+        what = "caption of the edited image" if self.name == "clip_t" else "instruction"
         texts = [row.target_caption if self.name == "clip_t" else row.instruction for row in rows]
-        kept = {place: text for place, text in enumerate(texts) if text}
-        scores: list[float | Missing] = [Missing(f"the sample has no {what}")] * len(rows)
-        if kept:
-            images = self._encoder.images([rows[place].edited for place in kept])
-            cosines = (images * self._encoder.texts(list(kept.values()))).sum(1)
-            for place, value in zip(kept, cosines.tolist(), strict=True):
-                scores[place] = value
-        return scores
+        pairs = zip(rows, texts, strict=True)
+        return over_known(
+            [(row.edited, text) if text else Missing(f"the sample has no {what}") for row, text in pairs], self._cosines
+        )
+
+    def _cosines(self, pairs: list[tuple[Image.Image, str]]) -> list[float]:
+        images, texts = zip(*pairs, strict=True)
+        return (self._encoder.images(images) * self._encoder.texts(texts)).sum(1).tolist()
 
 
 class ClipDirection:
@@ -213,17 +209,17 @@ class ClipDirection:
         self._encoder = encoder
 
     def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
-        kept = [place for place, row in enumerate(rows) if row.source_caption and row.target_caption]
-        scores: list[float | Missing] = [Missing("the sample has no captions of source and edited picture")] * len(rows)
-        if not kept:
-            return scores
-        images = [[getattr(rows[place], side) for place in kept] for side in ("source", "edited")]
-        captions = [[getattr(rows[place], side) for place in kept] for side in ("source_caption", "target_caption")]
-        seen = self._encoder.images(images[1]) - self._encoder.images(images[0])
-        told = self._encoder.texts(captions[1]) - self._encoder.texts(captions[0])
-        for place, image_step, text_step in zip(kept, seen, told, strict=True):
-            if min(image_step.norm(), text_step.norm()) < NO_STEP:
-                scores[place] = Missing("edit or captions change nothing that CLIP sees: there is no direction")
-            else:
-                scores[place] = cosine_similarity(image_step, text_step, dim=0).item()
-        return scores
+        absent = Missing("the sample has no captions of source and edited image")
+        return over_known([row if row.source_caption and row.target_caption else absent for row in rows], self._cosines)
+
+    def _cosines(self, rows: list[EditedSample]) -> list[float | Missing]:
+        def step(embed: Callable[[list[Any]], Tensor], before: str, after: str) -> Tensor:
+            return embed([getattr(row, after) for row in rows]) - embed([getattr(row, before) for row in rows])
+
+        seen = step(self._encoder.images, "source", "edited")
+        described = step(self._encoder.texts, "source_caption", "target_caption")
+        still = Missing("edit or captions change nothing that CLIP sees: there is no direction")
+        return [
+            still if min(one.norm(), other.norm()) < NO_STEP else cosine_similarity(one, other, dim=0).item()
+            for one, other in zip(seen, described, strict=True)
+        ]

@@ -23,7 +23,7 @@ from torch import nn
 
 from baselines.metrics.image_metric import EditedSample, Missing, as_tensor, batches
 from baselines.metrics.metric_weights import device, library, tensors, torch_file, version_of
-from emu3.tokenizer.quantizer import plain_float32
+from emu3.tokenizer.blocks import plain_float32
 
 INCEPTION = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -63,7 +63,7 @@ class Fid:
                     for places in batches({place: image.size for place, image in images.items()}):
                         frechet.update(as_tensor([images[place] for place in places], device()), real=real)
             if count < 2:
-                return Missing(f"a Fréchet distance needs 2 samples with a target picture, there are {count}")
+                return Missing(f"a Fréchet distance needs 2 samples with a target image, there are {count}")
             value = float(frechet.compute())
         if count < self._features:
             warnings.warn(

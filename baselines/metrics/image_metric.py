@@ -1,6 +1,6 @@
 """What a metric is: images in, and for each sample a number or the reason why there is none.
 
-A metric never answers with a stand-in. Weights or a package that are not there, a sample without the image or the
+A metric never gives a stand-in. Weights or a package that are not there, a sample without the image or the
 caption that is compared with, a ratio that is infinite: each is `Missing` with its reason, which the next step counts.
 Means over samples are not taken here.
 
@@ -15,16 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from emu3.tokenizer.quantizer import plain_float32
+from emu3.tokenizer.blocks import plain_float32
 
 Against = Literal["target", "source"]
+Item = TypeVar("Item")
 
 # A side of 80 pixels or more that was cropped to a multiple of 8 stays within it.
 ASPECT_TOLERANCE = 0.1
@@ -88,7 +89,7 @@ class SetMetric(_Described, Protocol):
 
 @dataclass(frozen=True)
 class _Absent:
-    """Stands for a metric whose weights or packages are not there: every answer is `Missing(reason)`."""
+    """Stands for a metric whose weights or packages are not there: every result is `Missing(reason)`."""
 
     name: str
     higher_is_better: bool
@@ -110,11 +111,20 @@ class AbsentSetMetric(_Absent):
         return Missing(self.reason)
 
 
+def over_known(
+    items: Sequence[Item | Missing], score: Callable[[list[Item]], Sequence[float | Missing]]
+) -> list[float | Missing]:
+    """`score` of the items that are there, put back into their places; what is missing stays as it is."""
+    known = [item for item in items if not isinstance(item, Missing)]
+    values = iter(score(known) if known else [])
+    return [item if isinstance(item, Missing) else next(values) for item in items]
+
+
 def reference_of(row: EditedSample, against: Against) -> Image.Image | Missing:
     """The image that the edited one is compared with."""
     if against == "source":
         return row.source
-    return row.target if row.target is not None else Missing("the sample has no target picture")
+    return row.target if row.target is not None else Missing("the sample has no target image")
 
 
 def framed_pair(row: EditedSample, against: Against) -> tuple[Image.Image, Image.Image] | Missing:
@@ -127,7 +137,7 @@ def framed_pair(row: EditedSample, against: Against) -> tuple[Image.Image, Image
         stretch = edited.width * reference.height / (edited.height * reference.width)
         if max(stretch, 1 / stretch) > 1 + ASPECT_TOLERANCE:
             sizes = " and ".join(f"{image.width}x{image.height}" for image in (edited, reference))
-            return Missing(f"edited picture and {against} have different aspect ratios: {sizes}")
+            return Missing(f"edited image and {against} have different aspect ratios: {sizes}")
         edited = edited.resize(reference.size, Image.Resampling.BICUBIC)
     return edited, reference
 
@@ -159,18 +169,15 @@ def score_pairs(
 
     Rows without a pair are `Missing`; so is, for the reason `undefined`, what comes back as NaN or infinite.
     """
-    scores: dict[int, float | Missing] = {}
-    pairs: dict[int, tuple[Image.Image, Image.Image]] = {}
-    for place, row in enumerate(rows):
-        pair = framed_pair(row, against)
-        if isinstance(pair, Missing):
-            scores[place] = pair
-        else:
-            pairs[place] = pair
-    for places in batches({place: edited.size for place, (edited, _) in pairs.items()}):
-        edited, reference = (as_tensor([pairs[place][side] for place in places], device) for side in (0, 1))
-        with torch.inference_mode(), plain_float32():
-            values = distance(edited, reference).tolist()
-        for place, value in zip(places, values, strict=True):
-            scores[place] = value if isfinite(value) else Missing(undefined)
-    return [scores[place] for place in range(len(rows))]
+
+    def score(pairs: list[tuple[Image.Image, Image.Image]]) -> list[float | Missing]:
+        scores: dict[int, float | Missing] = {}
+        for places in batches({place: edited.size for place, (edited, _) in enumerate(pairs)}):
+            edited, reference = (as_tensor([pairs[place][side] for place in places], device) for side in (0, 1))
+            with torch.inference_mode(), plain_float32():
+                values = distance(edited, reference).tolist()
+            for place, value in zip(places, values, strict=True):
+                scores[place] = value if isfinite(value) else Missing(undefined)
+        return [scores[place] for place in range(len(pairs))]
+
+    return over_known([framed_pair(row, against) for row in rows], score)

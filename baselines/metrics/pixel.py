@@ -34,7 +34,15 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from baselines.metrics.image_metric import Against, EditedSample, ImageMetric, Missing, framed_pair, score_pairs
+from baselines.metrics.image_metric import (
+    Against,
+    EditedSample,
+    ImageMetric,
+    Missing,
+    framed_pair,
+    over_known,
+    score_pairs,
+)
 from baselines.metrics.metric_weights import device, library, version_of
 
 PixelName = Literal["l1", "l2", "psnr", "ssim"]
@@ -93,7 +101,7 @@ class PixelMetric:
             self._distance = {"l1": l1, "l2": l2, "psnr": psnr}[name]
             self.version = "float64, RGB in [0, 1]"
         self._undefined = {
-            "psnr": f"edited picture and {against} are equal: the PSNR is infinite",
+            "psnr": f"edited image and {against} are equal: the PSNR is infinite",
             "ssim": f"a side is shorter than the SSIM's window of {WINDOW} pixels",
         }.get(name, "the value is not finite")
 
@@ -114,13 +122,7 @@ class Masked:
         self._part = part
 
     def score(self, rows: Sequence[EditedSample]) -> list[float | Missing]:
-        parts = [_only(row, self._part) for row in rows]
-        kept = [place for place, part in enumerate(parts) if not isinstance(part, Missing)]
-        scores: list[float | Missing] = [part if isinstance(part, Missing) else Missing("") for part in parts]
-        values = self._metric.score([part for part in parts if not isinstance(part, Missing)])
-        for place, value in zip(kept, values, strict=True):
-            scores[place] = value
-        return scores
+        return over_known([_only(row, self._part) for row in rows], self._metric.score)
 
 
 def _only(row: EditedSample, part: Region) -> EditedSample | Missing:

@@ -98,7 +98,7 @@ def make_gallery(found: RunFolder, page: Path) -> dict[str, Any]:
         "noEdit": places.get(found.model_of("no-edit") or ""),
         "groundTruth": places.get(found.model_of("ground-truth") or ""),
         "scale": found.scale,
-        "pictures": album.images,
+        "images": album.images,
         "samples": list(samples.values()),
     }
 
@@ -132,7 +132,7 @@ def _digest(path: Path) -> str:
     try:
         return sha256_of(path)[:24]
     except OSError as error:
-        raise UserError(f"the picture {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"the image {path} cannot be read: {error.strerror}") from None
 
 
 def _fill(folder: Path, images: dict[str, Path]) -> None:

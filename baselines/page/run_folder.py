@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from baselines.editors.options import GROUND_TRUTH, NO_EDIT
 from baselines.results.records import (
+    GROUND_TRUTH,
+    NO_EDIT,
     PREDICTIONS_FILE,
     SCORES_FILE,
     VIESCORE,
@@ -26,7 +27,7 @@ from baselines.tables.summary import metrics_of, models_of, of_metric
 from emu3.errors import UserError
 from emu3.report.charts import Curve
 from emu3.report.metrics_file import NAME, read_lines
-from emu3.report.page import Line, StepMetric, curves
+from emu3.report.run_page import Line, StepMetric, curves
 
 SCALE_END = 10.0
 """The end of a judge's scale."""
@@ -43,7 +44,7 @@ TRAINING = tuple(
         "reward": "Reward",
         "kl": "KL to the reference",
         "entropy": "Entropy",
-        "answer_tokens": "Answer length in tokens",
+        "answer_tokens": "Completion length in tokens",
     }.items()
 )
 """Metrics of a training run that are drawn, in this order."""

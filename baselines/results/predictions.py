@@ -20,9 +20,9 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from baselines.benchmarks.samples import Sample, Samples
@@ -141,31 +141,31 @@ class _Worker:
             for batch in batches:
                 drawn = [self._samples[row] for row in batch.rows]
                 began = time.perf_counter()
-                answers: Sequence[EditResult]
+                results: Sequence[EditResult]
                 if callable(editor):  # a lookup
-                    answers = [editor(sample) for sample in drawn]
+                    results = [editor(sample) for sample in drawn]
                 else:
                     sources, instructions = [one.source for one in drawn], [one.instruction for one in drawn]
-                    answers = editor.edit(sources, instructions, batch.seed(self._settings.seed))
+                    results = editor.edit(sources, instructions, batch.seed(self._settings.seed))
                 seconds = (time.perf_counter() - began) / len(batch.rows)
-                if len(answers) != len(drawn):  # which image belongs to which sample cannot be told
+                if len(results) != len(drawn):  # which image belongs to which sample cannot be told
                     ids = f"{drawn[0].id} to {drawn[-1].id}" if len(drawn) > 1 else drawn[0].id
-                    gave = f"{self._editor.name} gave {len(answers)} images for {len(drawn)} samples ({ids})"
+                    gave = f"{self._editor.name} gave {len(results)} images for {len(drawn)} samples ({ids})"
                     raise UserError(f"{gave}: none was kept")
                 trouble: UserError | None = None
-                for row, sample, answer in zip(batch.rows, drawn, answers, strict=True):
+                for row, sample, result in zip(batch.rows, drawn, results, strict=True):
                     if row in done:
                         continue
-                    if isinstance(answer, NoImage):
-                        self._failures[sample.id] = answer.reason
+                    if isinstance(result, NoImage):
+                        self._failures[sample.id] = result.reason
                         self._failures_in_a_row += 1
                         continue
                     try:
-                        images = self._images(sample, answer)
+                        images = self._images(sample, result)
                     except UserError as error:
                         trouble = trouble or error
                         continue
-                    self._keep(batch, row, sample, answer, images, seconds, log)
+                    self._keep(batch, row, sample, result, images, seconds, log)
                     self._failures_in_a_row = 0
                     done.add(row)
                 if trouble is not None:
@@ -175,19 +175,19 @@ class _Worker:
                     break
         self._tell_failures()
 
-    def _images(self, sample: Sample, answer: Edited) -> dict[str, Any]:
+    def _images(self, sample: Sample, result: Edited) -> dict[str, Any]:
         """What a judge or a reader sees of a sample, by kind, all of one size rule."""
         try:
             frame = SourceFrame(sample.source, self._settings.image_area)
         except UserError as error:
             raise UserError(f"sample {sample.id}: {error}") from None
-        size = answer.image.size
+        size = result.image.size
         if size != frame.shown.size and not frame.holds(size):
             raise UserError(
-                f"sample {sample.id}: {self._settings.name} gave a picture of {size[0]}x{size[1]} pixels for one of "
+                f"sample {sample.id}: {self._settings.name} gave an image of {size[0]}x{size[1]} pixels for one of "
                 f"{sample.source.width}x{sample.source.height}, which is another shape"
             )
-        images = {"source": frame.shown, "edited": frame.fit(answer.image)}
+        images = {"source": frame.shown, "edited": frame.fit(result.image)}
         if sample.target is not None:
             images["target"] = frame.fit_target(sample.target)
         if sample.mask is not None:
@@ -199,7 +199,7 @@ class _Worker:
         batch: SampleBatch,
         row: int,
         sample: Sample,
-        answer: Edited,
+        result: Edited,
         images: dict[str, Any],
         seconds: float,
         log: SampleLog,
@@ -228,12 +228,12 @@ class _Worker:
             editor=settings.editor,
             seed=settings.seed,
             seconds=seconds,
-            reasoning=answer.reasoning,
+            reasoning=result.reasoning,
             source_caption=sample.source_caption,
             target_caption=sample.target_caption,
             mask=paths.get("mask"),
         )
-        log.append(row, prediction, answer.candidates)
+        log.append(row, prediction, result.candidates)
 
     def _tell_failures(self) -> None:
         file = self._output_dir / f"failures-{self._share.index}.json"
@@ -245,10 +245,10 @@ class _Worker:
         id, reason = next(iter(self._failures.items()))
         others = f"; {len(self._failures) - 1} more without one" if len(self._failures) > 1 else ""
         kept = f", listed in {file}; all others are kept" if file.exists() else ""
-        raise UserError(f"{self._settings.name} gave no picture for sample {id}: {reason}{others}{kept}")
+        raise UserError(f"{self._settings.name} gave no image for sample {id}: {reason}{others}{kept}")
 
 
-class SampleLog:
+class SampleLog(AbstractContextManager["SampleLog"]):
     """Appends to OUT/rows-N.jsonl, made at the first line; N is the number of the process."""
 
     def __init__(self, output_dir: Path, number: int) -> None:
@@ -272,12 +272,7 @@ class SampleLog:
                 self._file.write(b"\n")
         self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
-    def __enter__(self) -> SampleLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()

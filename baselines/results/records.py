@@ -32,6 +32,8 @@ SCORES_FILE = "scores.parquet"
 
 SCORED, UNPARSABLE, UNAVAILABLE, MISSING = "score", "unparsable", "unavailable", "missing"
 VIESCORE = "viescore"
+NO_EDIT, GROUND_TRUTH = "no-edit", "ground-truth"
+"""Kinds of editors that compete with nobody."""
 WHOLE_SET = "*"
 _SETTINGS = b"settings"
 
@@ -103,14 +105,11 @@ def scored_row(
     detail: str | None = None,
 ) -> ScoredSample:
     """The row of a scores file about the prediction `row`."""
+    shared = {
+        name: getattr(row, name) for name in ("id", "benchmark", "split", "task", "source_set", "model", "editor")
+    }
     return ScoredSample(
-        id=row.id,
-        benchmark=row.benchmark,
-        split=row.split,
-        task=row.task,
-        source_set=row.source_set,
-        model=row.model,
-        editor=row.editor,
+        **{name: getattr(row, name) for name in shared},
         metric=metric,
         status=status,
         value=value,
@@ -171,12 +170,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     return json.loads((pq.read_schema(path).metadata or {}).get(_SETTINGS, b"{}"))
 
 
-def refuse_other_settings(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def refuse_other_settings(where: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raise `UserError` naming the first setting in which a run that is already there differs from this one."""
-    for key in sorted(found.keys() | wanted.keys()):
-        if found.get(key) != wanted.get(key):
+    for key in sorted(found.keys() | expected.keys()):
+        if found.get(key) != expected.get(key):
             raise UserError(
-                f"{where} already holds a run with {key}={found.get(key)!r}, this one has {key}={wanted.get(key)!r}: "
+                f"{where} already holds a run with {key}={found.get(key)!r}, this one has {key}={expected.get(key)!r}: "
                 "choose another folder or delete that one"
             )
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The published baselines on the benchmarks of the paper: pictures only; scores and tables are the next steps.
+# The published baselines on the benchmarks of the paper: images only; scores and tables are the next steps.
 #
 #   bash baselines/scripts/baseline_eval.sh
 #   BASELINE="InstructPix2Pix Omnigen" DATA_DIR=data/benchmarks bash baselines/scripts/baseline_eval.sh
@@ -14,7 +14,7 @@ source "$(dirname "$0")/../../scripts/environment.sh"
 BASELINE=${BASELINE:-InstructPix2Pix MagicBrush Aurora Omnigen}
 BENCHMARKS=${BENCHMARKS:-aurora emuedit i2ebench magicbrush omniedit vismin}
 DATA_DIR=${DATA_DIR:-}        # a folder with the benchmarks' Parquet files; empty: from the Hub
-BATCH_SIZE=${BATCH_SIZE:-}    # pictures at once; empty: what suits the model
+BATCH_SIZE=${BATCH_SIZE:-}    # images at once; empty: what suits the model
 SAVE_DIR=${SAVE_DIR:-results}
 GPUS=${GPUS:-$(gpu_count)}
 

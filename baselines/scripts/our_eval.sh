@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Our models on the benchmarks of the paper: pictures only; scores and tables are the next steps.
+# Our models on the benchmarks of the paper: images only; scores and tables are the next steps.
 #
 #   MODEL_PATHS="mair-lab/sft-simple mair-lab/sft-simple.rl-simple-n-complex" TOKENIZER_PATH=BAAI/Emu3-Gen \
 #       bash baselines/scripts/our_eval.sh
@@ -17,7 +17,7 @@ VISION_PATH=${VISION_PATH-BAAI/Emu3-VisionTokenizer}       # empty: inside the m
 TOKENIZER_PATH=${TOKENIZER_PATH:-}                          # empty: inside the model; SFT checkpoints have none
 BENCHMARKS=${BENCHMARKS:-aurora emuedit i2ebench magicbrush omniedit vismin}
 DATA_DIR=${DATA_DIR:-}        # a folder with the benchmarks' Parquet files; empty: from the Hub
-BATCH_SIZE=${BATCH_SIZE:-64}  # pictures at once
+BATCH_SIZE=${BATCH_SIZE:-64}  # images at once
 MODE=${MODE:-E}               # E: edit; CE: write a chain of thought, then edit
 SAVE_DIR=${SAVE_DIR:-results}
 GPUS=${GPUS:-$(gpu_count)}

@@ -153,7 +153,7 @@ def _ampersands(cells: Sequence[str]) -> str:
 def draw(grid: Grid, path: Path) -> Path:
     """Write `grid` as a PNG of its natural size; returns `path`. Raises `ValueError` for a grid without rows."""
     if not grid.rows:
-        raise ValueError("a grid without rows has no picture")
+        raise ValueError("a grid without rows has no image")
     # Imported here: what prints text needs no drawing library.
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -30,7 +30,7 @@ from emu3.errors import UserError
 FILE = Path(__file__).with_name("published.json")
 MAIN_TABLE = 2
 OUTSIDE = "*"
-NOTE = f"Ours with its 95% bootstrap interval; {OUTSIDE} marks a published figure outside it."
+NOTE = f"Ours with its 95% bootstrap interval; {OUTSIDE} marks a published score outside it."
 
 ScoreIndex = dict[tuple[str, str, str], list[ScoredSample]]
 
@@ -188,7 +188,7 @@ def comparison_of(
     if not lines:
         return None
     return Grid(
-        "Beside the published figures", ["", "", *(column.title for column in main.columns)], lines, NOTE, blocks=True
+        "Beside the published scores", ["", "", *(column.title for column in main.columns)], lines, NOTE, blocks=True
     )
 
 

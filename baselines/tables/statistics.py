@@ -13,6 +13,7 @@ resamples in which that happens are left out of the interval.
 
 from __future__ import annotations
 
+import argparse
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -44,6 +45,12 @@ PUBLISHED_STATISTICS = {
     "NO_ARTIFACT": "no_artifacts",
 }
 """Published name of each statistic, and the part of a VIEScore that it is of; None is the score itself."""
+
+
+def add_resampling_flags(parser: argparse.ArgumentParser, resamples: int = RESAMPLES) -> None:
+    """`--resamples` and `--seed` of the bootstrap."""
+    parser.add_argument("--resamples", type=int, default=resamples, help=f"of the bootstrap (default: {resamples})")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling")
 
 
 def mean_interval(

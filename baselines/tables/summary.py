@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from baselines.editors.options import GROUND_TRUTH, NO_EDIT
-from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample
+from baselines.results.records import GROUND_TRUTH, NO_EDIT, VIESCORE, WHOLE_SET, ScoredSample
 from baselines.tables.paper import benchmarks, in_published_order, title_of
 from baselines.tables.statistics import RESAMPLES, Interval, average_interval, mean_interval
 from emu3.errors import UserError

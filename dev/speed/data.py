@@ -113,20 +113,20 @@ def tokenize(turns: int) -> list[Speed]:
             )
 
         ours_s, peer_s = seconds(ours, lambda: _loop(vqvae, root / "pairs.parquet", next(outputs)), turns)
-    peer_is = f"one picture at a time through transformers.Emu3VQVAE, one .pth per pair; {SIDE}x{SIDE}"
-    return [Speed("tokenise_pipeline", ours_s / TOKENIZED, peer_s / TOKENIZED, "s/pair", None, peer_is)]
+    peer_is = f"one image at a time through transformers.Emu3VQVAE, one .pth per pair; {SIDE}x{SIDE}"
+    return [Speed("tokenize_pipeline", ours_s / TOKENIZED, peer_s / TOKENIZED, "s/pair", None, peer_is)]
 
 
 def _write_pairs(path: Path) -> None:
     rng = np.random.default_rng(0)
 
-    def picture() -> dict[str, object]:
+    def image() -> dict[str, object]:
         file = io.BytesIO()
         coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
         coarse.resize((512, 512), Image.Resampling.BICUBIC).save(file, "JPEG")
         return {"bytes": file.getvalue(), "path": None}
 
-    rows = [{"input": picture(), "output": picture(), "instruction": "make it brighter"} for _ in range(TOKENIZED)]
+    rows = [{"input": image(), "output": image(), "instruction": "make it brighter"} for _ in range(TOKENIZED)]
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 

@@ -1,6 +1,7 @@
 """What a GRPO step saves, each against the plain way to the same numbers; part of `scripts/speed.sh`.
 
-The shape has prompt and answer of about one length and 8 answers per prompt, as at full size; the network is small.
+The shape has prompt and completion of about one length and 8 completions per prompt, as at full size; the network is
+small.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers import Emu3ForCausalLM
 
 from dev.speed.measure import Speed, machine, record, seconds, table
 from emu3.errors import run_main
-from emu3.mllm.generate import Request, Sample, generate
+from emu3.mllm.generate import Completion, Request, generate
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
@@ -62,7 +63,7 @@ def _model() -> Emu3ForCausalLM:
 def _requests(prompts: int) -> list[Request]:
     rng = np.random.default_rng(0)
     grammar = GridGrammar(LAYOUT, *GRID, size_ids=(1, 2, 3))
-    source = grammar.answer(rng.integers(0, LAYOUT.codebook_size, GRID).tolist())
+    source = grammar.completion(rng.integers(0, LAYOUT.codebook_size, GRID).tolist())
     return [
         Request((LAYOUT.bos, LAYOUT.boi, *source[:-1], *range(20)), grammar, tuple((i, g) for g in range(GROUP)))
         for i in range(prompts)
@@ -70,21 +71,21 @@ def _requests(prompts: int) -> list[Request]:
 
 
 def _rows() -> list[tuple[Prompt, Rollout]]:
-    """One group with random answers."""
+    """One group with random completions."""
     [request] = _requests(1)
     rng = np.random.default_rng(1)
     prompt = Prompt("0", request.prompt, request.grammar, np.zeros(GRID, np.uint16), "", None)
     grids = rng.integers(0, LAYOUT.codebook_size, (GROUP, *GRID))
-    answers = [[LAYOUT.boi, *request.grammar.answer(grid.tolist())] for grid in grids]
-    nothing = np.zeros(len(answers[0]), np.float32)
+    completions = [[LAYOUT.boi, *request.grammar.completion(grid.tolist())] for grid in grids]
+    nothing = np.zeros(len(completions[0]), np.float32)
     return [
         (prompt, Rollout(tokens, nothing, grid.astype(np.uint16), None))
-        for tokens, grid in zip(answers, grids, strict=True)
+        for tokens, grid in zip(completions, grids, strict=True)
     ]
 
 
 def train_ways() -> tuple[Work, Work]:
-    """Forward and backward of a group, its prompt once, and its prompt once per answer."""
+    """Forward and backward of a group, its prompt once, and its prompt once per completion."""
     model, rows = _model(), _rows()
     model.set_attn_implementation(ATTENTION)
     batch = pack(rows, "grammar", 0)
@@ -96,7 +97,7 @@ def train_ways() -> tuple[Work, Work]:
         token_logprobs(model, batch, 1.0)[0].sum().backward()
 
     def plain() -> None:
-        """All answers in one batch, each behind its own copy of the prompt; the head only where a token is scored."""
+        """All completions in one batch, each behind its own copy of the prompt; the head for scored tokens alone."""
         model.zero_grad()
         ids = torch.tensor([[*prompt.ids, *rollout.tokens] for prompt, rollout in rows])
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, places].flatten(0, 1)
@@ -108,7 +109,7 @@ def train_ways() -> tuple[Work, Work]:
 
 def train(turns: int) -> list[Speed]:
     """Time and memory of a training step's pass over one group."""
-    peer_is = f"the prompt once per answer, {GROUP} answers"
+    peer_is = f"the prompt once per completion, {GROUP} completions"
     return [
         Speed("train_shared_prefix", *seconds(*train_ways(), turns), "s", 1.6, peer_is),
         Speed("train_memory", _peak(train_ways, "ours"), _peak(train_ways, "peer"), "MB", None, peer_is),
@@ -116,15 +117,17 @@ def train(turns: int) -> list[Speed]:
 
 
 def sample_shared_prompt(turns: int) -> Speed:
-    """Sampling a group, its prompt once, against its prompt once per answer."""
+    """Sampling a group, its prompt once, against its prompt once per completion."""
     model = _model()
     requests = _requests(2)
 
-    def sample(share: bool) -> list[list[Sample]]:
+    def sample(share: bool) -> list[list[Completion]]:
         return generate(model, LAYOUT, requests, share_prompt=share)
 
     ours_s, peer_s = seconds(partial(sample, True), partial(sample, False), turns)
-    return Speed("sample_shared_prompt", ours_s, peer_s, "s", 1.3, f"the prompt once per answer, {GROUP} answers")
+    return Speed(
+        "sample_shared_prompt", ours_s, peer_s, "s", 1.3, f"the prompt once per completion, {GROUP} completions"
+    )
 
 
 def head_ways() -> tuple[Work, Work]:
@@ -157,7 +160,7 @@ def head(turns: int) -> list[Speed]:
 
 
 def grammar(turns: int) -> Speed:
-    """Which ids are legal at each token of an answer, against a list of them compared with the previous one, as the
+    """Which ids are legal at each token of a completion, against a list of them compared with the previous one, as the
     published mask does."""
     rule = GridGrammar(FULL, 32, 32, size_ids=(1, 2, 3, 4, 5))
     codes = list(range(FULL.first_code, FULL.vocab_size))
@@ -199,8 +202,8 @@ def judge_overlap(turns: int) -> Speed:
         judge = partial(pool.submit, time.sleep, alone / prompts)
 
         def both() -> None:
-            for answer in sampling(judge):
-                answer.result()
+            for reply in sampling(judge):
+                reply.result()
 
         both_s, alone_s = seconds(both, lambda: sampling(None), turns)
     return Speed("judge_overlap", both_s, max(alone_s, alone), "s", 1 / 1.15, "the longer of sampling and judging")

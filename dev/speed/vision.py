@@ -17,7 +17,7 @@ from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.random_vision import random_vqvae
 
 SIDE = 256
-PEER = f"transformers.Emu3VQVAE, one {SIDE}x{SIDE} picture"
+PEER = f"transformers.Emu3VQVAE, one {SIDE}x{SIDE} image"
 QUANTIZER_ROWS = 4096
 
 # Peak of a process that does nothing but one search; the codebook is in both.
@@ -26,7 +26,7 @@ import sys, torch
 from transformers import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAEVectorQuantizer
 from dev.speed.measure import added_memory
-from emu3.tokenizer.quantizer import nearest_codes
+from emu3.tokenizer.blocks import nearest_codes
 torch.manual_seed(0)
 quantizer = Emu3VQVAEVectorQuantizer(Emu3VQVAEConfig())
 rows = int(sys.argv[2])
@@ -38,14 +38,14 @@ with torch.no_grad(): print(added_memory(lambda: work[sys.argv[1]](rows)))
 
 
 def times(turns: int) -> list[Speed]:
-    """Seconds to encode and to decode one picture in float32."""
+    """Seconds to encode and to decode one image in float32."""
     peer = random_vqvae()
     ours = StillVQ.from_transformers(peer)
-    pictures = torch.rand(1, 3, SIDE, SIDE) * 2 - 1
+    images = torch.rand(1, 3, SIDE, SIDE) * 2 - 1
     sizes = torch.tensor([[SIDE, SIDE]])
     with torch.no_grad():
-        codes = ours.encode(pictures)
-        encode = seconds(lambda: ours.encode(pictures), lambda: peer.encode(pictures, sizes), turns)
+        codes = ours.encode(images)
+        encode = seconds(lambda: ours.encode(images), lambda: peer.encode(images, sizes), turns)
         decode = seconds(lambda: ours.decode(codes), lambda: peer.decode(codes), turns)
     return [
         Speed("vq_encode", *encode, "s", 3.5, PEER),
@@ -57,12 +57,12 @@ def operations() -> list[Speed]:
     """Floating-point operations of the same, counted on the meta device; the search for the nearest code left out."""
     with torch.device("meta"):
         ours, peer = StillVQ(StillVQConfig()).eval(), Emu3VQVAE(Emu3VQVAEConfig()).eval()
-        picture, codes = torch.rand(1, 3, SIDE, SIDE), torch.zeros(1, SIDE // 8, SIDE // 8, dtype=torch.long)
-    clip = picture[:, None].repeat(1, peer.config.temporal_downsample_factor, 1, 1, 1)
+        image, codes = torch.rand(1, 3, SIDE, SIDE), torch.zeros(1, SIDE // 8, SIDE // 8, dtype=torch.long)
+    clip = image[:, None].repeat(1, peer.config.temporal_downsample_factor, 1, 1, 1)
     return [
         Speed(
             "vq_encode_flops",
-            _gigaflops(lambda: ours.latents(picture)),
+            _gigaflops(lambda: ours.latents(image)),
             _gigaflops(lambda: peer.quant_conv(peer.encoder(clip).permute(0, 2, 1, 3, 4))),
             "GFLOP",
             3.9,

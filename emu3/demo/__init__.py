@@ -1,1 +1,1 @@
-"""A page in the browser: a picture and an instruction in, edits beside their source out."""
+"""A page in the browser: an image and an instruction in, edits beside their source out."""

@@ -25,9 +25,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m emu3.demo", description="A page that edits pictures.")
+    parser = argparse.ArgumentParser(prog="python -m emu3.demo", description="A page that edits images.")
     parser.add_argument("--model", required=True, help="language model: checkpoint folder or Hub id")
-    parser.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one inside the model)")
+    parser.add_argument("--vision", help="vision tokenizer: folder or Hub id (default: the one inside the model)")
     parser.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
     parser.add_argument("--image-area", type=int, default=65536, help="pixels of an edit (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
@@ -36,7 +36,7 @@ def main() -> None:
 
     if arguments.image_area < 1:
         raise UserError(f"--image-area is {arguments.image_area}; it is 1 or more")
-    # Before the model is loaded, which takes minutes: a port in use is told at once, an early visitor waits.
+    # Before the model is loaded, which takes minutes: a port in use is reported at once, an early visitor waits.
     with listen(arguments.host, arguments.port) as listener:
         host, port = listener.getsockname()
         editor = Editor.from_pretrained(arguments.model, arguments.vision, tokenizer=arguments.tokenizer)

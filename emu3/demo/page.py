@@ -12,11 +12,11 @@ import gradio as gr
 from gradio.data_classes import ImageData
 
 from emu3.boxes import COLOURS
-from emu3.demo.session import MAX_SAMPLES, Result, Settings, edit_picture
+from emu3.demo.session import MAX_SAMPLES, Comparison, Settings, edit_image
 from emu3.errors import UserError
 from emu3.mllm.editor import Editor
 
-TITLE = "EARL: edit a picture by an instruction"
+TITLE = "EARL: edit an image by an instruction"
 DAY_S = 86400
 THEME = gr.themes.Default(
     primary_hue="slate",
@@ -26,7 +26,7 @@ THEME = gr.themes.Default(
     font=["system-ui", "sans-serif"],
     font_mono=["monospace"],
 )
-# Whole pictures at any aspect, in one screen of 1280x900; a long chain of thought scrolls in its own box, as running
+# Whole images at any aspect, in one screen of 1280x900; a long chain of thought scrolls in its own box, as running
 # text (font size 0: gradio's markup has spaces between the pieces).
 SOURCE_HEIGHT, COMPARE_HEIGHT, EDITS_HEIGHT, THOUGHT_HEIGHT = 231, 400, 162, 190
 CSS = f"""
@@ -46,18 +46,18 @@ CSS = f"""
 
 
 def uploaded_path(payload: ImageData | None) -> str | None:
-    """Gradio's own reading of a file that holds no picture ends in a traceback: it is left to this project's."""
+    """Gradio's own reading of a file that holds no image ends in a traceback: it is left to this project's."""
     return payload.path if payload else None
 
 
 def build_page(editor: Editor, area: int, caption: str) -> gr.Blocks:
     """The page for an editor.
 
-    area: pixels of an edited picture, about. caption: a line of Markdown below the title.
+    area: pixels of an edited image, about. caption: a line of Markdown below the title.
     """
 
     def edit(
-        picture: str | None,
+        image: str | None,
         instruction: str,
         n: float,
         temperature: float,
@@ -65,13 +65,13 @@ def build_page(editor: Editor, area: int, caption: str) -> gr.Blocks:
         think: bool,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # how gradio is told to hand one over
     ) -> Any:
-        progress(0, desc="Reading the picture")
+        progress(0, desc="Reading the image")
         settings = Settings(int(n), temperature, seed, think)
         try:
-            result = edit_picture(
+            result = edit_image(
                 editor,
                 area,
-                picture,
+                image,
                 instruction,
                 settings,
                 lambda done, most: progress(done / most, desc=f"{done} of at most {most} tokens"),
@@ -89,16 +89,16 @@ def build_page(editor: Editor, area: int, caption: str) -> gr.Blocks:
         )
         return {results: result, edits: gallery, **chosen(result, 0)}
 
-    def choose(result: Result, event: gr.SelectData) -> dict[Any, Any]:
+    def choose(result: Comparison, event: gr.SelectData) -> dict[Any, Any]:
         return chosen(result, event.index)
 
-    def chosen(result: Result, index: int) -> dict[Any, Any]:
+    def chosen(result: Comparison, index: int) -> dict[Any, Any]:
         thought = result.thought(index)
-        picture, text = thought or (None, [])
+        image, text = thought or (None, [])
         return {
             compare: gr.update(value=result.before_after(index), label=f"Before and after: edit {index + 1}"),
             reasoning: gr.update(visible=thought is not None),
-            boxes: picture,
+            boxes: image,
             chain: text,
         }
 
@@ -108,7 +108,7 @@ def build_page(editor: Editor, area: int, caption: str) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 source = gr.Image(
-                    label="Picture", sources=["upload", "clipboard"], height=SOURCE_HEIGHT, elem_id="source"
+                    label="Image", sources=["upload", "clipboard"], height=SOURCE_HEIGHT, elem_id="source"
                 )
                 source.preprocess = uploaded_path  # type: ignore[method-assign]
                 instruction = gr.Textbox(label="Instruction", placeholder="make the sky purple", lines=2, max_lines=4)
@@ -124,7 +124,7 @@ def build_page(editor: Editor, area: int, caption: str) -> gr.Blocks:
                     label="Before and after",
                     format="png",
                     height=COMPARE_HEIGHT,
-                    max_height=COMPARE_HEIGHT - 2,  # less its border, or the two pictures do not cover each other
+                    max_height=COMPARE_HEIGHT - 2,  # less its border, or the two images do not cover each other
                     buttons=["fullscreen"],
                     elem_id="compare",
                 )

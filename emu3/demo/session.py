@@ -1,4 +1,4 @@
-"""What happens between the button and the page: checks, the edit with its progress, and the pictures to show.
+"""What happens between the button and the page: checks, the edit with its progress, and the images to show.
 
 Nothing of the page's framework is imported here.
 """
@@ -16,7 +16,7 @@ from transformers import Emu3ForCausalLM
 
 from emu3.boxes import draw_boxes, find_boxes, marked_text
 from emu3.errors import UserError
-from emu3.mllm.editor import Edit, Editor
+from emu3.mllm.editor import EditedImage, Editor
 from emu3.mllm.generate import THINK_TOKENS
 from emu3.tokenizer.images import fit_image, read_image
 
@@ -35,20 +35,20 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Result:
-    """The fitted source picture and its edits, all of one size."""
+class Comparison:
+    """The fitted source image and its edits, all of one size."""
 
     source: Image.Image
-    edits: list[Edit]
+    edits: list[EditedImage]
 
     @property
     def scale(self) -> int:
-        """How many times as large the pictures are shown: small ones fill about `VIEW_SIDE` pixels."""
+        """How many times as large the images are shown: small ones fill about `VIEW_SIDE` pixels."""
         return max(1, VIEW_SIDE // max(self.source.size))
 
-    def view(self, picture: Image.Image) -> Image.Image:
-        """`picture` with each of its pixels as scale x scale: nothing is lost and nothing blurred."""
-        return picture.resize((picture.width * self.scale, picture.height * self.scale), Image.Resampling.NEAREST)
+    def view(self, image: Image.Image) -> Image.Image:
+        """`image` with each of its pixels as scale x scale: nothing is lost and nothing blurred."""
+        return image.resize((image.width * self.scale, image.height * self.scale), Image.Resampling.NEAREST)
 
     def before_after(self, index: int) -> tuple[Image.Image, Image.Image]:
         return self.view(self.source), self.view(self.edits[index].image)
@@ -62,26 +62,26 @@ class Result:
         return draw_boxes(self.view(self.source), boxes, self.scale), marked_text(text, boxes)
 
 
-def edit_picture(
+def edit_image(
     editor: Editor,
     area: int,
-    picture: str | None,
+    image: str | None,
     instruction: str,
     settings: Settings,
     progress: Callable[[int, int], None],
-) -> Result:
-    """Edit the picture in a file; a sample is the one that `emu3.edit` gives for the same seed.
+) -> Comparison:
+    """Edit the image in a file; a sample is the one that `emu3.edit` gives for the same seed.
 
-    area: pixels of the fitted picture. progress: called with the tokens written per sample so far and the most there
+    area: pixels of the fitted image. progress: called with the tokens written per sample so far and the most there
     can be. Raises UserError for what the person at the page can mend.
     """
-    if picture is None:
-        raise UserError("There is no picture yet: upload one")
+    if image is None:
+        raise UserError("There is no image yet: upload one")
     if not instruction.strip():
         raise UserError("The instruction is empty: say what to change")
     if settings.seed is None:
         raise UserError("The seed is empty: give a whole number")
-    upload = read_image(Path(picture), "The picture")
+    upload = read_image(Path(image), "The image")
     try:
         source = fit_image(upload, area, editor.codec.factor)
         cells = source.width * source.height // editor.codec.factor**2
@@ -99,7 +99,7 @@ def edit_picture(
     except UserError as error:
         message = str(error).removeprefix("image 0: ")
         raise UserError(message[:1].upper() + message[1:]) from error
-    return Result(source, edits)
+    return Comparison(source, edits)
 
 
 @contextmanager

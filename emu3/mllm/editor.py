@@ -1,7 +1,7 @@
-"""Pictures and instructions in, edited pictures out.
+"""Images and instructions in, edited images out.
 
-source -> scaled to the area -> codes -> prompt -> sampled codes -> picture. The edited picture has the scaled source's
-size in whole cells (`fit_image`). All requests are checked before the first is sampled, so that a bad picture costs
+source -> scaled to the area -> codes -> prompt -> sampled codes -> image. The edited image has the scaled source's
+size in whole cells (`fit_image`). All requests are checked before the first is sampled, so that a bad image costs
 no computing time.
 """
 
@@ -22,13 +22,12 @@ from transformers import Emu3ForCausalLM
 
 from emu3.errors import UserError
 from emu3.hub import SMALL_FILES, local_folder
-from emu3.mllm.checkpoint_layouts import CONVERTED, read_config
-from emu3.mllm.generate import THINK_TOKENS, Request, Sample, check_fits, check_settings, generate
-from emu3.mllm.language_model import load_language_model
+from emu3.mllm.generate import THINK_TOKENS, Completion, Request, check_fits, check_settings, generate
+from emu3.mllm.language_model import CONVERTED, load_language_model, read_config
 from emu3.mllm.sequence import THINK_END, THINK_PREFILL, edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import RANK_FILE, TOKENIZER_FILE, TextTokenizer
+from emu3.mllm.vllm.engine import check_installed
 from emu3.mllm.vllm.sampler import VllmSampler, sampler_of
-from emu3.mllm.vllm.start import check_installed
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import scale_image
 from emu3.tokenizer.model import StillVQ
@@ -38,19 +37,19 @@ SAMPLES_AT_ONCE = 64
 
 # Where the published checkpoints that lack a part have it from.
 TOKENIZER = "BAAI/Emu3-Gen"
-IMAGE_TOKENIZER = "BAAI/Emu3-VisionTokenizer"
+VISION_TOKENIZER = "BAAI/Emu3-VisionTokenizer"
 
 
 @dataclass(frozen=True)
-class Edit:
-    """One edited picture, and the chain of thought before it (None without `think`)."""
+class EditedImage:
+    """One edited image, and the chain of thought before it (None without `think`)."""
 
     image: Image.Image
     reasoning: str | None
 
 
 class Editor:
-    """A language model, its text tokenizer and an image tokenizer at work together.
+    """A language model, its text tokenizer and a vision tokenizer at work together.
 
     start: makes a vLLM engine that holds the model's weights and samples in its place. That takes a minute and most of
     the device, so it is called when the first requests have been found to be right. None samples with the model.
@@ -74,7 +73,7 @@ class Editor:
             raise UserError(f"the model has {model.config.vocab_size} token ids, its tokenizer {layout.vocab_size}")
         if codec.vq.config.codebook_size != layout.codebook_size:
             raise UserError(
-                f"the image tokenizer has {codec.vq.config.codebook_size} codes, the model's text tokenizer counts "
+                f"the vision tokenizer has {codec.vq.config.codebook_size} codes, the model's text tokenizer counts "
                 f"{layout.codebook_size}: they do not belong together"
             )
 
@@ -88,12 +87,12 @@ class Editor:
         dtype: torch.dtype | None = None,
         engine: Literal["local", "vllm"] = "local",
     ) -> Self:
-        """Load a language model, an image tokenizer and a text tokenizer, each from a folder or by its Hub id.
+        """Load a language model, a vision tokenizer and a text tokenizer, each from a folder or by its Hub id.
 
         vision: None takes the one inside `model`, which a converted `Emu3ForConditionalGeneration` has.
         tokenizer: None takes the files beside the weights of `model`, which fine-tuned checkpoints often lack.
         device: the first GPU if there is one, else the CPU. dtype: of the language model, bfloat16 on a GPU and float32
-        elsewhere if None; the image tokenizer is in float32 always. engine: what samples, the model itself or vLLM with
+        elsewhere if None; the vision tokenizer is always float32. engine: what samples, the model itself or vLLM with
         its weights. Raises UserError if a part is missing or not what it should be, or device or engine cannot be used.
         """
         device = _usable_device(device)
@@ -105,7 +104,7 @@ class Editor:
         if tokenizer is None and not any((folder / name).is_file() for name in (RANK_FILE, TOKENIZER_FILE)):
             raise UserError(f"{model} holds no text tokenizer: name one as `tokenizer`, such as {TOKENIZER}")
         if vision is None and model_type != CONVERTED:
-            raise UserError(f"{model} holds no image tokenizer: name one as `vision`, such as {IMAGE_TOKENIZER}")
+            raise UserError(f"{model} holds no vision tokenizer: name one as `vision`, such as {VISION_TOKENIZER}")
         text_tokenizer = TextTokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
         vq = StillVQ.from_pretrained(model if vision is None else vision, dtype=torch.float32)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -127,17 +126,17 @@ class Editor:
         think: bool = False,
         image_area: int = 65536,
         progress: bool = False,
-        ready: Callable[[int, list[Edit]], None] | None = None,
-    ) -> list[list[Edit]]:
-        """`n` edits of each picture by the instruction of the same index.
+        ready: Callable[[int, list[EditedImage]], None] | None = None,
+    ) -> list[list[EditedImage]]:
+        """`n` edits of each image by the instruction of the same index.
 
         temperature: 0 is greedy. top_k: None draws among all codes. think: write a chain of thought first.
         image_area: pixels of the scaled source. progress: show a bar on a terminal, but for vLLM. ready: called with
-        the index and the edits of each picture in order, as soon as they are there. Sample s of picture i depends on
-        (seed, i, s), the picture, the instruction and the settings, not on the other pictures.
+        the index and the edits of each image in order, as soon as they are there. Sample s of image i depends on
+        (seed, i, s), the image, the instruction and the settings, not on the other images.
 
-        Raises ValueError if there are not as many instructions as pictures, and UserError, naming the picture's index,
-        for an unreadable or too thin picture, an empty instruction, or a prompt that does not fit the model.
+        Raises ValueError if there are not as many instructions as images, and UserError, naming the image's index,
+        for an unreadable or too thin image, an empty instruction, or a prompt that does not fit the model.
         """
         if len(images) != len(instructions):
             raise ValueError(f"{len(images)} images and {len(instructions)} instructions")
@@ -145,19 +144,19 @@ class Editor:
             raise UserError(f"n and image area must be 1 or more and seed 0 or more, got {n}, {image_area}, {seed}")
         check_settings(temperature, top_k)
         requests = self._requests(images, instructions, n, seed, think, image_area)
-        edits: list[list[Edit]] = []
+        edits: list[list[EditedImage]] = []
         at_once = max(1, SAMPLES_AT_ONCE // n)
         with token_bar(self.model, requests) if progress and self._start is None else nullcontext():
             for start in range(0, len(requests), at_once):
                 groups = self._sample(requests[start : start + at_once], temperature, top_k)
-                pictures = iter(self.codec.decode([sample.codes for group in groups for sample in group]))
+                decoded = iter(self.codec.decode([sample.codes for group in groups for sample in group]))
                 for group in groups:
-                    edits.append([Edit(next(pictures), self._text(sample.reasoning)) for sample in group])
+                    edits.append([EditedImage(next(decoded), self._text(sample.reasoning)) for sample in group])
                     if ready is not None:
                         ready(len(edits) - 1, edits[-1])
         return edits
 
-    def _sample(self, requests: Sequence[Request], temperature: float, top_k: int | None) -> list[list[Sample]]:
+    def _sample(self, requests: Sequence[Request], temperature: float, top_k: int | None) -> list[list[Completion]]:
         if self._start is not None:
             self._sampler = self._sampler or self._start()
             return list(self._sampler.sample(requests, temperature=temperature, top_k=top_k, think_tokens=THINK_TOKENS))

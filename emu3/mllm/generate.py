@@ -40,9 +40,9 @@ MAX_LANES = 16
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and the samples wanted of it.
+    """One prompt and how many completions of it are sampled.
 
-    prompt: token ids up to the answer, without `boi`; with `think`, up to the last token of the thinking prefill.
+    prompt: token ids up to the completion, without `boi`; with `think`, up to the last token of the thinking prefill.
     seeds: one tuple of non-negative integers per sample; the group size is their number.
     """
 
@@ -53,8 +53,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One answer.
+class Completion:
+    """One completion.
 
     tokens: all that follows the request's prompt: the thinking ids if any, `boi`, ..., `eos`.
     logprobs: one per token, float32 (float64 from a float64 model), natural logarithm, under the distribution over
@@ -78,20 +78,21 @@ def generate(
     top_k: int | None = None,
     think_tokens: int = THINK_TOKENS,
     share_prompt: bool = True,
-) -> list[list[Sample]]:
-    """Answer every request: one list of samples per request, one sample per seed, in order.
+) -> list[list[Completion]]:
+    """Complete every request: one list of samples per request, one sample per seed, in order.
 
     temperature: 0 is greedy. top_k: None draws among all legal tokens. think_tokens: most thinking ids per sample.
     share_prompt: False computes the prompt for each sample, the slow reference.
     All requests of one grid are computed at once; the caller bounds memory by how many it hands over.
 
     Runs in evaluation mode and leaves the model in the mode it was in. Raises UserError if a setting is out of range
-    or an answer does not fit the model's positions, FloatingPointError if the model's probabilities are not finite.
+    or a completion does not fit the model's positions, FloatingPointError if the model's probabilities are not finite.
     """
     check_settings(temperature, top_k)
     for number, request in enumerate(requests):
         check_fits(model, request, think_tokens, f"request {number}")
 
+    # Groups of at most `lanes` samples; those of one grid, size and kind are computed together.
     lanes = MAX_LANES if share_prompt else 1
     batches: dict[tuple[GridGrammar, int, bool], list[tuple[int, int]]] = {}
     for index, request in enumerate(requests):
@@ -99,13 +100,13 @@ def generate(
             key = request.grammar, len(request.seeds[start : start + lanes]), request.think
             batches.setdefault(key, []).append((index, start))
 
-    found: dict[tuple[int, int], list[Sample]] = {}
+    found: dict[tuple[int, int], list[Completion]] = {}
     training = model.training
     model.eval()
     try:
         for places in batches.values():
             parts = [replace(requests[i], seeds=requests[i].seeds[start : start + lanes]) for i, start in places]
-            groups = _answer(model, layout, parts, temperature, top_k, think_tokens)
+            groups = _complete(model, layout, parts, temperature, top_k, think_tokens)
             found.update(zip(places, groups, strict=True))
     finally:
         model.train(training)
@@ -124,34 +125,37 @@ def check_settings(temperature: float, top_k: int | None) -> None:
 
 
 def check_fits(model: Emu3ForCausalLM, request: Request, think_tokens: int, name: str) -> None:
-    """Raise UserError, naming `name`, if the longest answer to `request` goes beyond the model's positions."""
+    """Raise UserError, naming `name`, if the longest completion of `request` goes beyond the model's positions."""
     limit = model.config.max_position_embeddings
-    answer = (think_tokens if request.think else 0) + 1 + request.grammar.length
-    if len(request.prompt) + answer > limit:
+    completion = (think_tokens if request.think else 0) + 1 + request.grammar.length
+    if len(request.prompt) + completion > limit:
         raise UserError(
-            f"{name}: a prompt of {len(request.prompt)} tokens and an answer of up to {answer} do not fit the "
+            f"{name}: a prompt of {len(request.prompt)} tokens and a completion of up to {completion} do not fit the "
             f"model's {limit} positions; take a smaller image or a shorter instruction"
         )
 
 
-def _answer(
+def _complete(
     model: Emu3ForCausalLM,
     layout: TokenLayout,
     requests: Sequence[Request],
     temperature: float,
     top_k: int | None,
     think_tokens: int,
-) -> list[list[Sample]]:
-    """Answer requests that have grammar, group size and `think` in common, in lock step."""
+) -> list[list[Completion]]:
+    """Complete requests that have grammar, group size and `think` in common, in lock step."""
     grammar, thinks, group = requests[0].grammar, requests[0].think, len(requests[0].seeds)
     budget = think_tokens if thinks else 0
     free = grammar.free_offsets()
+    # Every uniform number that a sample may need, drawn beforehand: (P, G, budget + H * W).
     uniforms = torch.from_numpy(
         np.stack([[uniform_numbers(seed, budget + len(free)) for seed in request.seeds] for request in requests])
     ).to(model.device)
+    # What the grammar forces in front of the first code: boi, "H*W", img.
     header = [layout.boi, *(grammar.legal(offset)[0] for offset in range(free[0]))]
     capacity = budget + len(header) + grammar.length
 
+    # With a chain of thought the header is fed behind it, to each lane; without one it goes with the prompt's pass.
     if thinks:
         lanes = Lanes(model, [request.prompt for request in requests], group, capacity)
         thoughts = think(model, layout, lanes, uniforms[..., :budget], temperature, top_k)
@@ -181,9 +185,11 @@ def _draw_codes(
     codes: list[Tensor] = []
     logprobs: list[Tensor] = []
     for cell, uniform in enumerate(uniforms.unbind(-1)):
+        # 1. a code from the rows of the head that are codes
         code, logprob = choose(head_logits(lanes.hidden, head), uniform, temperature, top_k)
         codes.append(code)
         logprobs.append(logprob)
+        # 2. fed together with what is forced behind it (the end of a row); nothing follows the last code
         if cell + 1 < len(free):
             forced = [grammar.legal(offset)[0] for offset in range(free[cell] + 1, free[cell + 1])]
             tokens = [code + layout.first_code, *(torch.full_like(code, token) for token in forced)]
@@ -193,22 +199,22 @@ def _draw_codes(
 
 def _samples(
     grammar: GridGrammar, thinks: bool, thoughts: list[list[Thought]], codes: np.ndarray, logprobs: np.ndarray
-) -> list[list[Sample]]:
-    """Put the samples together. codes, logprobs: (P, G, H * W)."""
+) -> list[list[Completion]]:
+    """Put the completions together. codes, logprobs: (P, G, H * W)."""
     if not np.isfinite(logprobs).all() or not all(np.isfinite(t.logprobs).all() for row in thoughts for t in row):
         raise FloatingPointError("the model's probabilities are not finite: its weights have diverged")
     free = grammar.free_offsets()
     shape = (*codes.shape[:2], grammar.length)
-    answers = np.full(shape, grammar.answer(np.zeros((grammar.height, grammar.width), dtype=int).tolist()))
-    answers[..., free] = codes + grammar.layout.first_code
-    answer_logprobs = np.zeros(shape, dtype=logprobs.dtype)
-    answer_logprobs[..., free] = logprobs
+    completions = np.full(shape, grammar.completion(np.zeros((grammar.height, grammar.width), dtype=int).tolist()))
+    completions[..., free] = codes + grammar.layout.first_code
+    completion_logprobs = np.zeros(shape, dtype=logprobs.dtype)
+    completion_logprobs[..., free] = logprobs
     grids = codes.astype(np.uint16).reshape(*codes.shape[:2], grammar.height, grammar.width)
     return [
         [
-            Sample(
-                tokens=[*thought.ids, grammar.layout.boi, *answers[p, g].tolist()],
-                logprobs=np.concatenate([thought.logprobs, answer_logprobs[p, g]], dtype=logprobs.dtype),
+            Completion(
+                tokens=[*thought.ids, grammar.layout.boi, *completions[p, g].tolist()],
+                logprobs=np.concatenate([thought.logprobs, completion_logprobs[p, g]], dtype=logprobs.dtype),
                 codes=grids[p, g],
                 reasoning=thought.ids if thinks else None,
             )
@@ -246,11 +252,13 @@ def think(
     tokens: list[Tensor] = []
     logprobs: list[Tensor] = []
     for uniform in uniforms.unbind(-1):
+        # 1. a text id, or `boi`, which stands last among the logits
         logits = torch.cat([head_logits(lanes.hidden, rows) for rows in (text, boi)], dim=-1)
         index, logprob = choose(logits, uniform, temperature, top_k)
         token = index.masked_fill(index == layout.pad, layout.boi)
         tokens.append(token)
         logprobs.append(logprob)
+        # 2. a lane that has opened its image stands still; the others are fed
         alive = alive & (token != layout.boi)
         if not alive.any():
             break

@@ -1,7 +1,7 @@
 """What may come next in an edited image: a pure function of the position.
 
 An image block is `boi`, the text "H*W", `img`, H rows of W codes each closed by `eol`, then `eof`, `eoi`; `eos`
-ends the answer. Once `boi` is there the grid of the source image fixes everything but the codes, so each position
+ends the completion. Once `boi` is there the grid of the source image fixes everything but the codes, so each position
 has either a single legal id (forced: no choice, no gradient, log-probability 0) or all visual codes.
 No framework is imported here.
 """
@@ -16,7 +16,7 @@ from emu3.mllm.layout import TokenLayout
 
 @dataclass(frozen=True)
 class GridGrammar:
-    """The tokens that follow `boi` in an answer whose image has `height` x `width` codes.
+    """The tokens that follow `boi` in a completion whose image has `height` x `width` codes.
 
     size_ids: token ids of the text "height*width". Offsets count from the first token after `boi`.
     """
@@ -42,7 +42,7 @@ class GridGrammar:
         Raises IndexError outside 0 <= offset < length.
         """
         if not 0 <= offset < self.length:
-            raise IndexError(f"offset {offset} is outside an answer of {self.length} tokens")
+            raise IndexError(f"offset {offset} is outside a completion of {self.length} tokens")
         token = self._forced(offset)
         if token is None:
             return self.layout.first_code, self.layout.vocab_size
@@ -66,33 +66,33 @@ class GridGrammar:
             for column in range(self.width)
         ]
 
-    def answer(self, codes: Sequence[Sequence[int]]) -> list[int]:
+    def completion(self, codes: Sequence[Sequence[int]]) -> list[int]:
         """The `length` tokens that follow `boi` for a grid of codes, height rows of width integers, else ValueError."""
         widths = [len(row) for row in codes]
         if widths != [self.width] * self.height:
-            raise ValueError(f"want {self.height} rows of {self.width} codes, got rows of {widths}")
+            raise ValueError(f"expected {self.height} rows of {self.width} codes, got rows of {widths}")
         tokens = [*self.size_ids, self.layout.img]
         for row in codes:
             tokens += [self.layout.first_code + int(code) for code in row]
             tokens.append(self.layout.eol)
         return [*tokens, self.layout.eof, self.layout.eoi, self.layout.eos]
 
-    def codes(self, answer: Sequence[int]) -> list[list[int]]:
+    def codes(self, completion: Sequence[int]) -> list[list[int]]:
         """The grid of codes in the tokens that follow `boi`. Raises ValueError if they break the grammar."""
-        if len(answer) != self.length:
-            raise ValueError(f"a {self.height}x{self.width} grid wants {self.length} tokens, got {len(answer)}")
+        if len(completion) != self.length:
+            raise ValueError(f"a {self.height}x{self.width} grid has {self.length} tokens, got {len(completion)}")
         first = self.layout.first_code
         starts = range(self.header_length, self.length - 3, self.width + 1)
-        grid = [[token - first for token in answer[start : start + self.width]] for start in starts]
+        grid = [[token - first for token in completion[start : start + self.width]] for start in starts]
         in_codebook = all(min(row) >= 0 and max(row) < self.layout.codebook_size for row in grid)
-        if not in_codebook or self.answer(grid) != list(answer):
-            raise ValueError(self._fault(answer))
+        if not in_codebook or self.completion(grid) != list(completion):
+            raise ValueError(self._fault(completion))
         return grid
 
-    def _fault(self, answer: Sequence[int]) -> str:
+    def _fault(self, completion: Sequence[int]) -> str:
         """The first token that breaks the grammar."""
-        for offset, token in enumerate(answer):
+        for offset, token in enumerate(completion):
             low, high = self.legal(offset)
             if not low <= token < high:
                 return f"token {token} at offset {offset} is outside the legal range [{low}, {high})"
-        raise AssertionError("the answer keeps the grammar")
+        raise AssertionError("the completion keeps the grammar")

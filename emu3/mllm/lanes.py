@@ -70,28 +70,35 @@ class Lanes:
         if ALL_MASK_ATTENTION_FUNCTIONS.get(attention) not in (sdpa_mask, eager_mask):
             raise ValueError(f"sampling needs an attention that takes 4-D masks, as sdpa and eager do, not {attention}")
         self._trunk = model.model
-        self._group = group
+        self._blocked = torch.finfo(model.dtype).min
+        device = model.device
+
+        # Room for the longest prompt and for every token that any lane will be fed, in one piece.
         self._used = longest = max(len(prompt) for prompt in prompts)
         slots = longest + group * capacity
         self._cache = Cache(layers=[_SlotLayer(slots) for _ in range(model.config.num_hidden_layers)])
 
-        device = model.device
-        self._blocked = torch.finfo(model.dtype).min
+        # Prompts of one length, padded on the left: their last tokens stand in one column.
         padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)  # (P,)
         tokens = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         column = torch.arange(longest, device=device)
         real = column >= padding[:, None]  # (P, longest)
 
+        # What a lane sees of the cache: the real tokens of its prompt, and its own slot of every step to come. The mask
+        # is made once for all steps; `feed` takes the part that is filled.
         own = torch.eye(group, dtype=torch.bool, device=device).repeat(1, capacity)  # (G, G * capacity)
         seen = torch.cat([real[:, None].expand(-1, group, -1), own.expand(len(prompts), -1, -1)], dim=-1)
         self._mask = self._additive(seen[:, None], model.dtype)  # (P, 1, G, slots)
+        # A lane's tokens stand behind its own prompt, not behind the longest one.
         self._positions = torch.tensor([len(prompt) for prompt in prompts], device=device)[:, None].repeat(1, group)
 
-        # A padding token sees itself: a row of the mask without any key would turn its keys and values into NaN.
+        # The prompts' own pass, causal. A padding token sees itself: a row of the mask without any key would turn its
+        # keys and values into NaN.
         causal = (column[:, None] >= column) & (real[:, None] | (column[:, None] == column))  # (P, longest, longest)
         hidden = self._forward(
             tokens, self._additive(causal[:, None], model.dtype), (column - padding[:, None]).clamp_min(0)
         )
+        # All lanes of a prompt begin where it ends.
         self.hidden = hidden[:, -1:].expand(-1, group, -1)
 
     def feed(self, tokens: Tensor, alive: Tensor | None = None) -> None:
@@ -101,11 +108,12 @@ class Lanes:
         means nothing until it is fed again.
         """
         prompts, steps, group = tokens.shape
+        # The next `steps` slots of every lane: step by step, in each the lanes side by side.
         start, self._used = self._used, self._used + steps * group
         step = torch.arange(steps, device=tokens.device)
         positions = self._positions[:, None] + step[:, None]  # (P, T, G)
         mask = self._mask[..., : self._used]
-        if steps > 1:
+        if steps > 1:  # among the new tokens a lane sees its earlier ones only
             mask = mask.repeat(1, steps, 1, 1)  # (P, T, G, used)
             later = step.repeat_interleave(group) > step[:, None]  # (T, T * G)
             mask[..., start:].masked_fill_(later[:, None], self._blocked)
@@ -113,7 +121,7 @@ class Lanes:
         self.hidden = self._forward(tokens.flatten(1), mask, positions.flatten(1))[:, -group:]
         if alive is None:
             self._positions += steps
-        else:
+        else:  # who is not alive never sees these slots again, and its next token takes the same position
             self._mask[..., start : self._used].masked_fill_(~alive[:, None, :, None], self._blocked)
             self._positions += steps * alive
 

@@ -1,8 +1,8 @@
-"""What the model reads and what it should answer, as token ids.
+"""What the model reads and what it should write, as token ids.
 
 prompt: bos, image block of the source, instruction. No chat template and no separator.
-answer: image block of the edited image, eos; with reasoning its text comes first. The two "thinking" marks are
-ordinary text. Prompt and answer are encoded apart, so that no BPE merge crosses the line between them.
+completion: image block of the edited image, eos; with reasoning its text comes first. The two "thinking" marks are
+ordinary text. Prompt and completion are encoded apart, so that no BPE merge crosses the line between them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ THINK_END = "<|end thinking|>"
 
 
 def grid_grammar(tokenizer: TextTokenizer, height: int, width: int) -> GridGrammar:
-    """The grammar of an answer whose image has `height` x `width` codes."""
+    """The grammar of a completion whose image has `height` x `width` codes."""
     return GridGrammar(tokenizer.layout, height, width, tokenizer.size_ids(height, width))
 
 
@@ -34,7 +34,7 @@ def edit_prompt(tokenizer: TextTokenizer, source_codes: np.ndarray, instruction:
 
 
 def edit_target(tokenizer: TextTokenizer, edited_codes: np.ndarray, reasoning: str | None) -> list[int]:
-    """Ids of the answer: `reasoning` (from `reasoning_text`) if there is one, the edited image's block, eos.
+    """Ids of the completion: `reasoning` (from `reasoning_text`) if there is one, the edited image's block, eos.
 
     edited_codes: integers (height, width) in [0, codebook size), else ValueError.
     """
@@ -43,7 +43,7 @@ def edit_target(tokenizer: TextTokenizer, edited_codes: np.ndarray, reasoning: s
 
 
 def reasoning_text(cot: Mapping[str, str], keys: Sequence[str], limit: int = 1750) -> str | None:
-    """The text before a reasoned answer: "key: text" of each of `keys` that the row has, cut at `limit` characters.
+    """The text before a reasoned completion: "key: text" of each of `keys` that the row has, cut at `limit` characters.
 
     None if the row has none of them. The limit holds for the chain without the marks around it. It starts with
     `THINK_PREFILL`, whose ids alone are also the first ids of the whole text, so a model trained on the one
@@ -57,8 +57,8 @@ def _image_block(tokenizer: TextTokenizer, codes: np.ndarray) -> list[int]:
     """boi, "H*W", img, rows closed by eol, eof, eoi."""
     if codes.ndim != 2 or codes.size == 0 or not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f"an image is a grid of integer codes, got shape {codes.shape} of {codes.dtype}")
-    answer = grid_to_ids(grid_grammar(tokenizer, *codes.shape), codes)
-    return [tokenizer.layout.boi, *answer[:-1].tolist()]
+    completion = grid_to_ids(grid_grammar(tokenizer, *codes.shape), codes)
+    return [tokenizer.layout.boi, *completion[:-1].tolist()]
 
 
 def grid_to_ids(grammar: GridGrammar, codes: np.ndarray) -> np.ndarray:
@@ -67,11 +67,11 @@ def grid_to_ids(grammar: GridGrammar, codes: np.ndarray) -> np.ndarray:
     Raises ValueError for another shape and for codes outside the codebook.
     """
     if codes.shape != (grammar.height, grammar.width):
-        raise ValueError(f"want {grammar.height} rows of {grammar.width} codes, got shape {codes.shape}")
+        raise ValueError(f"expected {grammar.height} rows of {grammar.width} codes, got shape {codes.shape}")
     if codes.min() < 0 or codes.max() >= grammar.layout.codebook_size:
         raise ValueError(f"codes run from 0 to {grammar.layout.codebook_size - 1}, got {codes.min()} to {codes.max()}")
-    answer, free = _template(grammar)
-    ids = answer.copy()
+    completion, free = _template(grammar)
+    ids = completion.copy()
     ids[free] += codes.reshape(-1)
     return ids
 
@@ -81,10 +81,10 @@ def ids_to_grid(grammar: GridGrammar, ids: np.ndarray) -> np.ndarray:
 
     Raises ValueError if they break the grammar.
     """
-    answer, free = _template(grammar)
-    if ids.shape != answer.shape:
-        raise ValueError(f"a {grammar.height}x{grammar.width} grid wants {len(answer)} tokens, got {ids.shape}")
-    difference = ids - answer
+    completion, free = _template(grammar)
+    if ids.shape != completion.shape:
+        raise ValueError(f"a {grammar.height}x{grammar.width} grid has {len(completion)} tokens, got {ids.shape}")
+    difference = ids - completion
     codes = difference[free]
     difference[free] = 0
     if difference.any() or codes.min() < 0 or codes.max() >= grammar.layout.codebook_size:
@@ -94,8 +94,8 @@ def ids_to_grid(grammar: GridGrammar, ids: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _template(grammar: GridGrammar) -> tuple[np.ndarray, np.ndarray]:
-    """The answer of a grid of zeros, and the places of its codes."""
+    """The completion of a grid of zeros, and the places of its codes."""
     zeros = [[0] * grammar.width] * grammar.height
-    answer, free = np.array(grammar.answer(zeros)), np.array(grammar.free_offsets())
-    answer.flags.writeable = False
-    return answer, free
+    completion, free = np.array(grammar.completion(zeros)), np.array(grammar.free_offsets())
+    completion.flags.writeable = False
+    return completion, free

@@ -6,7 +6,7 @@ that BPE already (`emu3.mllm.vocabulary_files` reads both).
 
 Two pipelines share that BPE. One knows no special token, so `<|image start|>` typed by a person stays text. The
 other has the special tokens added; it is the one that is saved, and it serves `encode_with_specials`. The visual
-codes are in neither: their ids are arithmetic (`emu3.mllm.layout`), and files only tell how many there are.
+codes are in neither: their ids are arithmetic (`emu3.mllm.layout`), and files only give their number.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class TextTokenizer:
     def from_pretrained(cls, name: Path | str) -> TextTokenizer:
         """Load from a folder or Hub id (`emu3.hub`) with `tokenizer.json` or else, slower, `emu3.tiktoken`.
 
-        `emu3_vision_tokens.txt` is wanted too, unless `tokenizer.json` names the visual codes itself.
+        `emu3_vision_tokens.txt` has to be there too, unless `tokenizer.json` names the visual codes itself.
         Raises UserError if a file is missing or malformed, two files name different numbers of codes, or special
         tokens have other ids than the layout gives them.
         """

@@ -1,12 +1,12 @@
 """The files that a vocabulary comes in: tiktoken ranks, names of the visual codes, `tokenizer.json`.
 
 tiktoken rank files are lines of a base64 token and its rank. tiktoken joins, again and again, the leftmost pair whose
-joined bytes have the lowest rank. A BPE model instead wants named pairs. One pair per rank is enough: nothing outside a
+joined bytes have the lowest rank. A BPE model instead takes named pairs. One pair per rank is enough: nothing outside a
 token's bytes can change in which order the pairs inside merge, so a token is only ever built in the step that builds it
 from its own bytes alone. A rank that greedy merging of its own bytes does not reach has no pair; it can only stand for
 a whole piece, which tiktoken looks up first.
 
-`emu3_vision_tokens.txt` lists the names that published files give the visual codes. They only tell how many codes
+`emu3_vision_tokens.txt` lists the names that published files give the visual codes. They only say how many codes
 there are: their ids are arithmetic (`emu3.mllm.layout`), and no code is ever looked for in a text.
 
 Of `tokenizer.json` two kinds occur. Ours stands beside `emu3_vision_tokens.txt`. transformers' conversion of a release
@@ -155,7 +155,7 @@ def _check_specials(path: Path, added: Mapping[str, Any], layout: TokenLayout) -
     for token in (layout.eol, layout.eof, layout.bos, layout.eos, layout.img, layout.boi, layout.eoi):
         form = forms[token - layout.pad]
         if added.get(form) != token:
-            raise UserError(f"{path} gives {form} the id {added.get(form)}, the Emu3 layout wants {token}")
+            raise UserError(f"{path} gives {form} the id {added.get(form)}, expected {token}")
 
 
 def _bpe(path: Path, model: Mapping[str, Any], text_ranks: int) -> models.BPE:

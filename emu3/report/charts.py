@@ -36,7 +36,7 @@ class Curve:
 
 
 class _Frame:
-    """From steps and values to places in the picture, and the lines that say where they are."""
+    """From steps and values to places in the drawing, and the lines that say where they are."""
 
     def __init__(self, steps: tuple[float, float], bounds: tuple[float, float]) -> None:
         self.y_ticks = nice_ticks(*bounds)

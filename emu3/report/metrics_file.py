@@ -1,12 +1,20 @@
-"""`metrics.jsonl`: one JSON object per line, each of a step, appended as the run goes.
+"""Where a run's metrics go: `metrics.jsonl`, and wandb or trackio beside it.
+
+The file has one JSON object per line, each of a step, appended as the run goes.
 
 The file continues over a resume: the run first cuts it back to the steps that it keeps, so it reads like the file of a
-run that was never interrupted (but for its seconds). Here is as well how a run bears trouble with this and the other
-files that only show it (`Spared`), and the flat form in which pages and trackers show nested values (`flat`).
+run that was never interrupted (but for its seconds). Here is as well what a run does when this file, or another
+that only shows it, cannot be written (`Spared`), and the flat form of nested values for pages and trackers (`flat`).
+
+wandb and trackio, for those who watch many runs at once, both have the interface that wandb began; they differ in what
+names a run: wandb has ids, trackio takes the name. A run that is started again continues its curves there. Neither
+forgets: of steps that are done again after a crash wandb keeps the first values, trackio both; `metrics.jsonl` is the
+one that reads like an uninterrupted run.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -87,7 +95,7 @@ class Spared:
 
     @contextmanager
     def output(self, name: str) -> Iterator[None]:
-        """Around the writing of `name`. Bears OSError (a full disk) and UserError (an unreadable file) alone."""
+        """Around the writing of `name`. Only OSError (a full disk) and UserError (an unreadable file) are caught."""
         try:
             yield
         except (OSError, UserError) as error:
@@ -114,6 +122,41 @@ def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
         name: re.sub(r"//[^/\s]*@", "//", value) if isinstance(value, str) else value
         for name, value in settings.items()
     }
+
+
+class Tracker:
+    """A run in `wandb` or `trackio`, whichever is the module's `name`; it has to be installed.
+
+    settings: of the run, nested; shown there without the secrets in their addresses. Raises UserError if the tracker
+    cannot begin (no login, no network); the message names `option`, which chose it.
+    """
+
+    def __init__(self, name: str, project: str, run_name: str, settings: Mapping[str, Any], option: str) -> None:
+        self._module = importlib.import_module(name)
+        identity = {"id": run_name} if name == "wandb" else {}
+        try:
+            self._module.init(
+                project=project,
+                name=run_name,
+                resume="allow",
+                config=without_secrets(flat(settings, ".")),
+                **identity,
+            )
+        except Exception as error:  # their errors have no common class
+            raise UserError(
+                f"{option}={name} could not begin: {type(error).__name__}: {one_line(error)}; "
+                f"log in to it, or set {option}=null"
+            ) from error
+
+    def log(self, metrics: Mapping[str, Any], image: Path | None) -> None:
+        """A step's line, with the grid of images that was drawn for it."""
+        values: dict[str, Any] = {name: value for name, value in flat(metrics, "/").items() if name != "step"}
+        if image is not None:
+            values["pictures"] = self._module.Image(str(image))
+        self._module.log(values, step=metrics["step"])
+
+    def close(self) -> None:
+        self._module.finish()
 
 
 def _dumped(line: Mapping[str, Any]) -> str:

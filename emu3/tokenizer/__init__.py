@@ -1,1 +1,1 @@
-"""Images to codes and back: the MoVQGAN for still pictures."""
+"""Images to codes and back: the MoVQGAN for still images."""

@@ -1,4 +1,4 @@
-"""Pictures to code grids and back, many at a time, on one device.
+"""Images to code grids and back, many at a time, on one device.
 
 Equal sizes go through together and nothing is padded: padding would change the codes, since norms and attention see
 it. Encoding never runs in bf16 or TF32, whose latents fall nearest to other codes; decoding may.
@@ -24,7 +24,7 @@ BATCH_PIXELS = 2**19
 class ImageCodec:
     """A `StillVQ` at work on a device.
 
-    vq: moved to `device` and kept there. batch_pixels: bound on the pixels of one batch (a larger picture goes alone).
+    vq: moved to `device` and kept there. batch_pixels: bound on the pixels of one batch (a larger image goes alone).
     decode_dtype: dtype of autocast while decoding; None decodes in the network's own.
     """
 
@@ -46,11 +46,11 @@ class ImageCodec:
         return self.vq.config.factor
 
     def encode(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
-        """RGB pictures of any sizes from one cell on (`scale_image`) -> uint16 grids (h, w), in order.
+        """RGB images of any sizes from one cell on (`scale_image`) -> uint16 grids (h, w), in order.
 
         h and w are the sides in whole cells; rows and columns beyond them are seen but get no code (`StillVQ.latents`),
         as far as the network takes them: one with `patch_size` above 1 sees whole patches only.
-        Raises ValueError for smaller pictures, and for a network in bf16.
+        Raises ValueError for smaller images, and for a network in bf16.
         """
         codebook = self.vq.quantizer.codebook
         if codebook.dtype == torch.bfloat16:
@@ -65,7 +65,7 @@ class ImageCodec:
         return [grids[index] for index in range(len(images))]
 
     def decode(self, codes: Sequence[np.ndarray]) -> list[Image.Image]:
-        """Integer grids (h, w) -> RGB pictures of h * factor rows and w * factor columns, in order.
+        """Integer grids (h, w) -> RGB images of h * factor rows and w * factor columns, in order.
 
         Raises ValueError if a code is outside the codebook.
         """
@@ -73,13 +73,13 @@ class ImageCodec:
         for index, grid in enumerate(codes):
             if grid.min() < 0 or grid.max() >= size:
                 raise ValueError(f"grid {index} holds codes {grid.min()}..{grid.max()}, the codebook has {size}")
-        pictures: dict[int, Image.Image] = {}
+        images: dict[int, Image.Image] = {}
         for batch in self._batches([grid.shape for grid in codes], pixels_per_item=self.factor**2):
             tensor = torch.from_numpy(np.stack([codes[index] for index in batch]).astype(np.int64)).to(self.device)
             with torch.autocast(self.device.type, self.decode_dtype, enabled=self.decode_dtype is not None):
                 pixels = self.vq.decode(tensor)
-            pictures.update(zip(batch, to_pil(pixels), strict=True))
-        return [pictures[index] for index in range(len(codes))]
+            images.update(zip(batch, to_pil(pixels), strict=True))
+        return [images[index] for index in range(len(codes))]
 
     def _batches(self, shapes: Sequence[tuple[int, ...]], pixels_per_item: int) -> Iterator[list[int]]:
         """Indices of items of one shape, as many as the budget allows."""
@@ -93,19 +93,19 @@ class ImageCodec:
 
 
 def to_tensor(images: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of one size -> float32 (B, 3, H, W) in [-1, 1]. Raises ValueError if the sizes differ."""
+    """RGB images of one size -> float32 (B, 3, H, W) in [-1, 1]. Raises ValueError if the sizes differ."""
     sizes = {image.size for image in images}
     if len(sizes) != 1:
-        raise ValueError(f"pictures of one size are wanted, got {sorted(sizes)}")
+        raise ValueError(f"expected images of one size, got {sorted(sizes)}")
     pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:
-    """Float (B, 3, H, W) -> RGB pictures; values outside [-1, 1] are clipped, the rest truncated to a step, as the
+    """Float (B, 3, H, W) -> RGB images; values outside [-1, 1] are clipped, the rest truncated to a step, as the
     published image processor does in this order of operations."""
     levels = (((pixels.detach().float() + 1) / 2) * 255).clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]
+    return [Image.fromarray(image) for image in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def _whole_patches(image: Image.Image, side: int) -> Image.Image:

@@ -1,10 +1,10 @@
-"""Shape of a still-image tokenizer.
+"""Shape of a still-vision tokenizer.
 
 The defaults are the published Emu3 vision tokenizer (270.7 million parameters, spatial factor 8). The tiny one of a
 4x6 grid is the same class with five departures:
 - `patch_size` 8 folds 8x8 pixels into channels before the first convolution, so no level works at full resolution;
 - `kernel_size` 1 keeps every cell to itself: an edit then changes the codes of the cells that it changes, no others;
-- `norm` "position" normalises each cell over its channels. A group norm takes its statistics over the grid, and on
+- `norm` "position" normalizes each cell over its channels. A group norm takes its statistics over the grid, and on
   24 cells one object moves the codes of all the others;
 - `middle_attention` off, for the same reason;
 - `unit_codes` keeps latents and codes on the unit sphere, which trains well with few codes.
@@ -20,7 +20,7 @@ MAX_CODES = 2**16
 POSITIVE = ("base_channels", "embed_dim", "codebook_size", "temporal_downsample_factor", "patch_size", "kernel_size")
 
 Parts = Literal["both", "encoder", "decoder"]
-"""What of a tokenizer is wanted: whoever only encodes or only decodes needs half of the weights."""
+"""Which half of a tokenizer is loaded: whoever only encodes or only decodes needs half of the weights."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""From the published temporal tokenizer to the still one: the same function of one picture, as 2-D weights.
+"""From the published temporal tokenizer to the still one: the same function of one image, as 2-D weights.
 
-A still is F equal frames to the encoder, and the decoder's frame 0 is the picture. GroupNorm, attention and the 2-D
+A still is F equal frames to the encoder, and the decoder's frame 0 is the image. GroupNorm, attention and the 2-D
 convolutions see single frames, and batch norm is affine, so only the causal temporal convolutions remain to be folded:
 - with one frame in time, or for frame 0 of the decoder, all taps but the last see padding: the last tap is the 2-D
   kernel;
@@ -9,7 +9,7 @@ convolutions see single frames, and batch norm is affine, so only the causal tem
 A batch norm that follows a convolution is folded into it, and the affine of a spatial norm into its two 1x1
 convolutions. All of it is exact; it is computed in fp64 and rounded once.
 
-Names are those of `transformers.Emu3VQVAE`; `published` says how other checkpoints spell them.
+Names are those of `transformers.Emu3VQVAE`; `vision_checkpoint` says how other checkpoints spell them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Pictures from files, and the one size rule for every stage. No framework is imported here.
+"""Images from files, and the one size rule for every stage. No framework is imported here.
 
-As published, a picture is scaled to an area with its aspect kept, to whole pixels (`scale_image`), and goes into the
+As published, an image is scaled to an area with its aspect kept, to whole pixels (`scale_image`), and goes into the
 tokenizer at that size: its image processor is called with do_resize=False, so it neither rounds nor crops. Up to
 factor - 1 rows at the bottom and columns at the right then get no code, but take part in the codes of the others.
-`fit_image` crops those: the picture of which source, target and output have the same size, for whoever compares them.
+`fit_image` crops those: the image of which source, target and output have the same size, for whoever compares them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from emu3.errors import UserError
 
 
 def read_image(file: Path | IO[bytes], name: str) -> Image.Image:
-    """The RGB picture in `file`, upright if the camera noted its orientation.
+    """The RGB image in `file`, upright if the camera noted its orientation.
 
-    Raises UserError, beginning with `name`, if there is no such file or it holds no whole picture.
+    Raises UserError, beginning with `name`, if there is no such file or it holds no whole image.
     """
     try:
         with Image.open(file) as image:
@@ -34,7 +34,7 @@ def read_image(file: Path | IO[bytes], name: str) -> Image.Image:
 
 
 def scale_image(image: Image.Image, area: int, factor: int) -> Image.Image:
-    """RGB picture of about `area` pixels, as it goes into the tokenizer: a grid of height // factor by width // factor.
+    """RGB image of about `area` pixels, as it goes into the tokenizer: a grid of height // factor by width // factor.
 
     Scaled (bicubic) to round(side * sqrt(area / pixels)); not cropped and not rounded to multiples of `factor`. Raises
     UserError where a side would be shorter than one cell.
@@ -43,7 +43,7 @@ def scale_image(image: Image.Image, area: int, factor: int) -> Image.Image:
     width, height = round(image.width * scale), round(image.height * scale)
     if min(width, height) < factor:
         raise UserError(
-            f"a {image.width}x{image.height} picture becomes {width}x{height} at an area of {area} pixels, "
+            f"a {image.width}x{image.height} image becomes {width}x{height} at an area of {area} pixels, "
             f"less than one cell of {factor}x{factor}"
         )
     scaled = image.convert("RGB")
@@ -53,7 +53,7 @@ def scale_image(image: Image.Image, area: int, factor: int) -> Image.Image:
 def fit_image(image: Image.Image, area: int, factor: int) -> Image.Image:
     """What of `scale_image` has a code: cropped at the bottom and the right to multiples of `factor`.
 
-    That is the size of the picture after encoding and decoding. Encoding the crop itself gives other codes than
+    That is the size of the image after encoding and decoding. Encoding the crop itself gives other codes than
     encoding the whole, unless nothing had to be cropped. Raises UserError as `scale_image`.
     """
     scaled = scale_image(image, area, factor)

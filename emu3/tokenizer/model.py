@@ -1,4 +1,4 @@
-"""The still-image tokenizer: pictures to codes and back, as a pure 2-D network.
+"""The still-vision tokenizer: images to codes and back, as a pure 2-D network.
 
 A published Emu3 tokenizer treats a still as four equal frames and keeps one of the four it decodes. Here nothing is
 repeated: `fold` turns its temporal layers into the 2-D ones below, which gives the same codes and pixels for a
@@ -20,12 +20,20 @@ from torch import Tensor, nn
 from emu3.errors import UserError, one_line
 from emu3.files import whole_folder, write_json
 from emu3.tensor_files import WEIGHTS_FILE
-from emu3.tokenizer.blocks import Downsample, LatentBlock, Level, Middle, Norm, Upsample, same_conv
-from emu3.tokenizer.checkpoint import CONFIG_FILE, read_checkpoint
+from emu3.tokenizer.blocks import (
+    Downsample,
+    LatentBlock,
+    Level,
+    Middle,
+    Norm,
+    Quantizer,
+    Upsample,
+    plain_float32,
+    same_conv,
+)
 from emu3.tokenizer.config import Parts, StillVQConfig
 from emu3.tokenizer.fold import fold, still_stages
-from emu3.tokenizer.published import OWN_MODEL_TYPE, still_config
-from emu3.tokenizer.quantizer import Quantizer, plain_float32
+from emu3.tokenizer.vision_checkpoint import CONFIG_FILE, OWN_MODEL_TYPE, read_checkpoint, still_config
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and only whoever holds such a network needs it
     from transformers import Emu3VQVAE
@@ -140,10 +148,10 @@ class StillVQ(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def latents(self, images: Tensor) -> Tensor:
-        """What the quantiser sees, (B, embed_dim, H // factor, W // factor), differentiable.
+        """What the quantizer sees, (B, embed_dim, H // factor, W // factor), differentiable.
 
         Rows and columns that fill no whole cell get no code, but convolutions and norms see them, as in the published
-        tokenizer: cropped before, the picture has other codes.
+        tokenizer: cropped before, the image has other codes.
 
         Raises ValueError unless H and W are multiples of `config.patch_size` (1 in the published shape) and make at
         least one cell.
@@ -196,8 +204,7 @@ class StillVQ(nn.Module):
     def from_pretrained(cls, name: Path | str, dtype: torch.dtype | None = None, parts: Parts = "both") -> Self:
         """The tokenizer in a folder or of a Hub id (`org/name`, `org/name@revision`), on the CPU.
 
-        Reads what `save_pretrained` wrote, BAAI/Emu3-VisionTokenizer, a saved `transformers.Emu3VQVAE`, and the vision
-        part of a saved `transformers.Emu3ForConditionalGeneration`; see `published`. dtype: None is that of the files.
+        Reads each of the layouts in `vision_checkpoint`. dtype: None is that of the files.
         parts: only this half is read (and, from the Hub, only the files that hold the tokenizer).
 
         Raises UserError as `read_checkpoint`.

@@ -1,7 +1,7 @@
 """A vision tokenizer with random weights, written as the published one is.
 
 For measuring speed and for trying the whole path without the download. Every weight matters, biases and running
-statistics too, and the codes lie where the latents are, so that pictures get many different codes and any difference
+statistics too, and the codes lie where the latents are, so that images get many different codes and any difference
 between two implementations shows. What it decodes is noise.
 """
 
@@ -15,12 +15,18 @@ from huggingface_hub import save_torch_state_dict
 from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
 from emu3.files import whole_folder, write_json
-from emu3.tokenizer.checkpoint import CONFIG_FILE
 from emu3.tokenizer.model import StillVQ
-from emu3.tokenizer.published import BAAI_FIELDS, BAAI_MODEL_TYPE, NOT_IN_BAAI, PUBLISHED, baai_name
+from emu3.tokenizer.vision_checkpoint import (
+    BAAI_FIELDS,
+    BAAI_MODEL_TYPE,
+    CONFIG_FILE,
+    NOT_IN_BAAI,
+    PUBLISHED,
+    baai_name,
+)
 
 SAMPLE = (2, 3, 40, 40)
-"""The pictures whose latents say where the codes lie."""
+"""The images whose latents say where the codes lie."""
 
 
 def random_vqvae(seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any) -> Emu3VQVAE:
@@ -48,8 +54,8 @@ def random_vqvae(seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any
                 tensor.normal_(0.0, 0.3, generator=generator)
         codes = vqvae.quantize.embedding.weight
         codes.normal_(generator=generator)
-        pictures = torch.rand(SAMPLE, generator=generator, dtype=dtype) * 2 - 1
-        latents = StillVQ.from_transformers(vqvae, parts="encoder").latents(pictures)
+        images = torch.rand(SAMPLE, generator=generator, dtype=dtype) * 2 - 1
+        latents = StillVQ.from_transformers(vqvae, parts="encoder").latents(images)
         deviation, mean = torch.std_mean(latents, dim=(0, 2, 3))
         codes.mul_(deviation).add_(mean)
     return vqvae.eval()

@@ -1,6 +1,6 @@
-"""Train a small still-image tokenizer from pictures in Parquet files.
+"""Train a small still-vision tokenizer from images in Parquet files.
 
-    python -m emu3.tokenizer.train --data pictures.parquet --image-key input --output-dir vision
+    python -m emu3.tokenizer.train --data images.parquet --image-key input --output-dir vision
 
 The published tokenizer is only ever loaded; this is for worlds small enough to train their own in a minute. Three
 phases share one loop: an autoencoder without codes for the first third; then codes, started by k-means++ on latents
@@ -57,7 +57,7 @@ TINY = StillVQConfig(
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """steps of `batch_size` pictures; learning rate falls from `learning_rate` to a tenth along a cosine."""
+    """steps of `batch_size` images; learning rate falls from `learning_rate` to a tenth along a cosine."""
 
     steps: int = 1800
     batch_size: int = 16
@@ -65,10 +65,10 @@ class TrainSpec:
     seed: int = 0
 
 
-def train(pictures: Tensor, config: StillVQConfig, spec: TrainSpec) -> StillVQ:
-    """Train on `pictures`, float (N, 3, H, W) in [-1, 1]; the same arguments give the same weights on one machine.
+def train(images: Tensor, config: StillVQConfig, spec: TrainSpec) -> StillVQ:
+    """Train on `images`, float (N, 3, H, W) in [-1, 1]; the same arguments give the same weights on one machine.
 
-    The codebook of the result may be smaller than that of `config`, see `without_twins`. Seeds torch's generator.
+    The codebook of the result may be smaller than that of `config`, see `without_equal_codes`. Seeds torch's generator.
     """
     torch.manual_seed(spec.seed)
     model = StillVQ(config)
@@ -76,23 +76,26 @@ def train(pictures: Tensor, config: StillVQConfig, spec: TrainSpec) -> StillVQ:
     codes = RunningCodes(model)
     begin_codes = int(AUTOENCODER_SHARE * spec.steps)
     for step in tqdm(range(spec.steps), desc="tokenizer", unit="step", mininterval=5):
-        batch = pictures[torch.randint(len(pictures), (spec.batch_size,))]
+        batch = images[torch.randint(len(images), (spec.batch_size,))]
+        # 1. after the first phase latents are replaced by their codes; the gradient passes straight through
         if step == begin_codes:
-            codes.start(pictures)
+            codes.start(images)
         latents = model.latents(batch)
         loss = torch.zeros(())
         if step >= begin_codes:
             nearest = codes.update(latents.detach(), restart=step % RESTART_EVERY == 0)
             loss = COMMITMENT * F.mse_loss(latents, nearest) * config.embed_dim
             latents = latents + (nearest - latents).detach()
+        # 2. reconstruction
         loss = loss + F.mse_loss(model.decode_latents(latents), batch)
+        # 3. learning rate: a cosine down to a tenth
         for group in optimizer.param_groups:
             group["lr"] = spec.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * step / spec.steps)))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    return without_twins(model.eval(), codes.uses)
+    return without_equal_codes(model.eval(), codes.uses)
 
 
 class RunningCodes:
@@ -104,10 +107,10 @@ class RunningCodes:
         self.uses = torch.ones(len(self.codebook))
         self.sums = self.codebook.clone()
 
-    def start(self, pictures: Tensor) -> None:
-        """Spread the codes over the latents of a few hundred pictures by k-means++."""
+    def start(self, images: Tensor) -> None:
+        """Spread the codes over the latents of a few hundred images by k-means++."""
         with torch.no_grad():
-            sample = torch.cat([_rows(self.model.latents(part)) for part in pictures[:1024].split(64)])
+            sample = torch.cat([_rows(self.model.latents(part)) for part in images[:1024].split(64)])
         chosen = sample[torch.randint(len(sample), (1,))]
         distance = ((sample - chosen) ** 2).sum(1)
         for _ in range(len(self.codebook) - 1):
@@ -136,7 +139,7 @@ class RunningCodes:
 
 
 @torch.no_grad()
-def without_twins(model: StillVQ, uses: Tensor) -> StillVQ:
+def without_equal_codes(model: StillVQ, uses: Tensor) -> StillVQ:
     """The model with one code in place of several that decode alike, and a codebook of that size.
 
     uses: how often each code is used, (K,). Only for cells that do not see each other (kernel size 1).
@@ -154,19 +157,19 @@ def _rows(latents: Tensor) -> Tensor:
     return latents.permute(0, 2, 3, 1).flatten(0, 2).float()
 
 
-def psnr(model: StillVQ, pictures: Tensor) -> float:
-    """Peak signal to noise ratio in dB of pictures (N, 3, H, W) after encode and decode; 1.0 is the peak of [0, 1]."""
-    errors = [((model.decode(model.encode(part)) - part) / 2).square().sum() for part in pictures.split(64)]
-    return float(-10 * torch.log10(torch.stack(errors).sum() / pictures.numel()))
+def psnr(model: StillVQ, images: Tensor) -> float:
+    """Peak signal to noise ratio in dB of images (N, 3, H, W) after encode and decode; 1.0 is the peak of [0, 1]."""
+    errors = [((model.decode(model.encode(part)) - part) / 2).square().sum() for part in images.split(64)]
+    return float(-10 * torch.log10(torch.stack(errors).sum() / images.numel()))
 
 
-def read_pictures(files: list[Path], keys: list[str], limit: int, factor: int) -> Tensor:
-    """Up to `limit` pictures from the columns `keys` of Parquet files, shuffled, float (N, 3, H, W) in [-1, 1].
+def read_images(files: list[Path], keys: list[str], limit: int, factor: int) -> Tensor:
+    """Up to `limit` images from the columns `keys` of Parquet files, shuffled, float (N, 3, H, W) in [-1, 1].
 
-    Raises UserError for a file that is missing or no Parquet, a missing column, a cell without a readable picture, and
-    unless there are at least two pictures, all of one size that `factor` divides.
+    Raises UserError for a file that is missing or no Parquet, a missing column, a cell without a readable image, and
+    unless there are at least two images, all of one size that `factor` divides.
     """
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for file in files:
         if not file.is_file():
             raise UserError(f"{file} does not exist")
@@ -179,15 +182,15 @@ def read_pictures(files: list[Path], keys: list[str], limit: int, factor: int) -
                 raise UserError(f"{file} has no column {key!r}; it has {', '.join(table.column_names)}")
             for row, cell in enumerate(table[key].to_pylist()):
                 data = cell.get("bytes") if isinstance(cell, dict) else cell
-                pictures.append(read_image(io.BytesIO(data or b""), f"{file}, row {row}, {key}"))
-    sizes = sorted({picture.size for picture in pictures})
-    if len(pictures) < 2 or len(sizes) != 1 or any(side % factor for side in sizes[0]):
+                images.append(read_image(io.BytesIO(data or b""), f"{file}, row {row}, {key}"))
+    sizes = sorted({image.size for image in images})
+    if len(images) < 2 or len(sizes) != 1 or any(side % factor for side in sizes[0]):
         raise UserError(
-            f"{', '.join(map(str, files))}: training wants two pictures or more, all of one size, in multiples of "
-            f"{factor} pixels; there are {len(pictures)} of sizes {sizes[:3]}"
+            f"{', '.join(map(str, files))}: expected two images or more, all of one size, in multiples of "
+            f"{factor} pixels; there are {len(images)} of sizes {sizes[:3]}"
         )
-    order = np.random.default_rng(0).permutation(len(pictures))[:limit]
-    return to_tensor([pictures[i] for i in order])
+    order = np.random.default_rng(0).permutation(len(images))[:limit]
+    return to_tensor([images[i] for i in order])
 
 
 def main() -> None:
@@ -196,19 +199,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="Parquet files with image columns")
     parser.add_argument("--image-key", nargs="+", default=["input"], help="image columns (default: input)")
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--limit", type=int, default=8000, help="pictures to train on at most (default 8000)")
+    parser.add_argument("--limit", type=int, default=8000, help="images to train on at most (default 8000)")
     parser.add_argument("--steps", type=int, default=default.steps)
-    parser.add_argument("--batch-size", type=int, default=default.batch_size, help="pictures in a step")
+    parser.add_argument("--batch-size", type=int, default=default.batch_size, help="images in a step")
     parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
     parser.add_argument("--seed", type=int, default=default.seed)
     options = parser.parse_args()
     if min(options.limit - 1, options.steps, options.batch_size) < 1 or options.seed < 0:
         raise UserError("--limit must be at least 2, --steps and --batch-size 1, --seed 0")
-    pictures = read_pictures(options.data, options.image_key, options.limit, TINY.factor)
-    held_out = max(1, min(256, len(pictures) // 10))
+    images = read_images(options.data, options.image_key, options.limit, TINY.factor)
+    held_out = max(1, min(256, len(images) // 10))
     spec = TrainSpec(options.steps, options.batch_size, options.learning_rate, options.seed)
-    model = train(pictures[held_out:], TINY, spec)
-    quality = f"{psnr(model, pictures[:held_out]):.1f} dB on {held_out} pictures that it has not seen"
+    model = train(images[held_out:], TINY, spec)
+    quality = f"{psnr(model, images[:held_out]):.1f} dB on {held_out} images that it has not seen"
     print(f"tokenizer: {model.config.codebook_size} codes, {quality}")
     model.save_pretrained(options.output_dir)
 

@@ -1,1 +1,1 @@
-"""Tokenised data sets (write, read, mix) and supervised fine-tuning."""
+"""Tokenized datasets (write, read, mix) and supervised fine-tuning."""

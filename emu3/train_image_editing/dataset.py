@@ -45,7 +45,7 @@ class Example:
 
 
 class EncodedRows:
-    """The rows of one data set that can be trained on, as token ids.
+    """The rows of one dataset that can be trained on, as token ids.
 
     cot_keys: train to reason first, with these texts; rows that have none of them are dropped, like rows without
     a target. `dropped` counts both by reason.
@@ -112,7 +112,7 @@ def _encode(
 
 
 class MixedRows(Dataset[Example]):
-    """Several encoded data sets in the proportions of a mixture."""
+    """Several encoded datasets in the proportions of a mixture."""
 
     def __init__(self, parts: Sequence[EncodedRows], mixture: Mixture) -> None:
         self.parts = parts
@@ -162,7 +162,7 @@ class Collator:
 
 
 class Mixture:
-    """`len(mixture)` pairs (data set, row); `mixture[i]` is one of them, in the order of the sets.
+    """`len(mixture)` pairs (dataset, row); `mixture[i]` is one of them, in the order of the sets.
 
     sizes: rows of each set. coefficients: one non-negative factor per set, or None to upsample to the largest.
     Raises UserError if they do not fit or nothing is left.
@@ -182,8 +182,8 @@ class Mixture:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        data_set, row = self.pairs[index]
-        return int(data_set), int(row)
+        dataset, row = self.pairs[index]
+        return int(dataset), int(row)
 
     def stream(self, position: int = 0) -> Iterator[tuple[int, int]]:
         """Endless pairs from `position` on: each pass over the mixture is shuffled anew."""
@@ -197,16 +197,16 @@ class Mixture:
 
 def _counts(sizes: Sequence[int], coefficients: Sequence[float] | None) -> list[int]:
     if not sizes or min(sizes) < 1:
-        raise UserError(f"every data set of a mixture needs rows, got sizes {list(sizes)}")
+        raise UserError(f"every dataset of a mixture needs rows, got sizes {list(sizes)}")
     if coefficients is None:
         return [max(sizes)] * len(sizes)
     if len(coefficients) != len(sizes):
-        raise UserError(f"{len(coefficients)} coefficients for {len(sizes)} data sets: give one for each")
+        raise UserError(f"{len(coefficients)} coefficients for {len(sizes)} datasets: give one for each")
     if not all(math.isfinite(value) and value >= 0 for value in coefficients):
         raise UserError(f"coefficients {list(coefficients)}: each must be a number that is not negative")
     counts = [round(value * size) for value, size in zip(coefficients, sizes, strict=True)]
     if not sum(counts):
-        raise UserError(f"coefficients {list(coefficients)} leave no row of data sets with {list(sizes)} rows")
+        raise UserError(f"coefficients {list(coefficients)} leave no row of datasets with {list(sizes)} rows")
     return counts
 
 

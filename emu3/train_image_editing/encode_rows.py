@@ -1,9 +1,9 @@
-"""From rows with pictures to rows with codes: read and decode ahead on the CPU, encode on the device.
+"""From rows with images to rows with codes: read and decode ahead on the CPU, encode on the device.
 
-One thread reads rows, others decode and resize their pictures (Pillow frees the interpreter while it does), up to
-two windows ahead of the encoder. A window is a stretch of a shard with enough pictures that those of one size fill
-whole batches, sources and targets together, and a picture that occurs more than once in a shard is encoded once.
-Windows are cut within a shard and nothing is remembered across shards: which pictures share a batch, and so the
+One thread reads rows, others decode and resize their images (Pillow frees the interpreter while it does), up to
+two windows ahead of the encoder. A window is a stretch of a shard with enough images that those of one size fill
+whole batches, sources and targets together, and a image that occurs more than once in a shard is encoded once.
+Windows are cut within a shard and nothing is remembered across shards: which images share a batch, and so the
 last bits of what the network computes, depends on the shard alone.
 """
 
@@ -33,11 +33,11 @@ from emu3.train_image_editing.shards import EditRow, FailedRow
 WINDOW_PIXELS = 2**25  # resized, about 100 MB of RGB; a source and a target for each row
 WINDOWS_AHEAD = 2
 DECODE_THREADS = min(8, os.cpu_count() or 1)
-PICTURES_PER_TICK = 64
+IMAGES_PER_TICK = 64
 
 
 class RowEncoder:
-    """Encodes rows of `rows`, pictures of about `area` pixels."""
+    """Encodes rows of `rows`, images of about `area` pixels."""
 
     def __init__(self, rows: RowSource, columns: Columns, codec: ImageCodec, area: int) -> None:
         self.images_per_row = 1 if columns.edited is None else 2
@@ -51,7 +51,7 @@ class RowEncoder:
     ) -> Iterator[tuple[int, list[EditRow], list[FailedRow]]]:
         """For each shard: its number, its edits in the order of its rows, and the rows that could not be used.
 
-        parts: ascending row numbers by shard. progress: called with a number of pictures done, several times a
+        parts: ascending row numbers by shard. progress: called with a number of images done, several times a
         window; they add up to `images_per_row` for each row.
         """
         step = max(1, WINDOW_PIXELS // (2 * self._area))
@@ -114,17 +114,17 @@ class RowEncoder:
     def _encode_new(
         self, rows: Sequence[ImageRow], codes: dict[str, np.ndarray], progress: Callable[[int], object]
     ) -> int:
-        """Add to `codes`, by digest, the pictures of `rows` that are not there yet; returns how many they were."""
-        pictures: dict[str, Image.Image] = {}
+        """Add to `codes`, by digest, the images of `rows` that are not there yet; returns how many they were."""
+        images: dict[str, Image.Image] = {}
         for row in rows:
-            pictures[row.source_digest] = row.source
+            images[row.source_digest] = row.source
             if row.edited is not None and row.edited_digest is not None:
-                pictures[row.edited_digest] = row.edited
+                images[row.edited_digest] = row.edited
         # Ordered by size: the end of a call cuts at most one size in two.
-        new = sorted((digest for digest in pictures if digest not in codes), key=lambda digest: pictures[digest].size)
-        for start in range(0, len(new), PICTURES_PER_TICK):
-            digests = new[start : start + PICTURES_PER_TICK]
-            codes.update(zip(digests, self._codec.encode([pictures[digest] for digest in digests]), strict=True))
+        new = sorted((digest for digest in images if digest not in codes), key=lambda digest: images[digest].size)
+        for start in range(0, len(new), IMAGES_PER_TICK):
+            digests = new[start : start + IMAGES_PER_TICK]
+            codes.update(zip(digests, self._codec.encode([images[digest] for digest in digests]), strict=True))
             progress(len(digests))
         return len(new)
 

@@ -21,7 +21,7 @@ from emu3.tokenizer.images import read_image
 
 
 class BadRow(Exception):
-    """A row that cannot be tokenised. The message says why."""
+    """A row that cannot be tokenized. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageRow:
-    """A usable row, its pictures in RGB. The digests are of the encoded bytes: equal digests are equal pictures."""
+    """A usable row, its images in RGB. The digests are of the encoded bytes: equal digests are equal images."""
 
     id: str
     source: Image.Image
@@ -89,7 +89,7 @@ class ImageRow:
 
 
 def row_id(values: Mapping[str, Any], columns: Columns, index: int) -> str:
-    """What a row is called: its id column, or its number in the data set if it has none."""
+    """What a row is called: its id column, or its number in the dataset if it has none."""
     return str(index) if columns.id is None or values[columns.id] is None else str(values[columns.id])
 
 

@@ -26,8 +26,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from emu3.errors import UserError, run_main
 from emu3.files import read_json
 from emu3.report.charts import lines_chart, running_mean
+from emu3.report.console import Table, duration, settled_median, short, shown, step_of
 from emu3.report.metrics_file import NAME, MetricsFile, Spared, lines_before, read_lines
-from emu3.report.page import (
+from emu3.report.run_page import (
     REPORT,
     Head,
     Panel,
@@ -39,7 +40,6 @@ from emu3.report.page import (
     unmoved,
     write_page,
 )  # fmt: skip
-from emu3.report.table import Table, duration, settled_median, short, shown, step_of
 
 ARGUMENTS = "sft_arguments.json"
 REPORT_SECONDS, REPORT_SHARE = 15.0, 0.02

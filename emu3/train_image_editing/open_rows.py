@@ -1,6 +1,6 @@
-"""A data set of edits by its name: Parquet files from the Hub or the disk, or an image folder with a JSONL file.
+"""A dataset of edits by its name: Parquet files from the Hub or the disk, or an image folder with a JSONL file.
 
-Whatever it is, its rows are read a few at a time, in ascending order, and it tells a digest of its contents, so that
+Whatever it is, its rows are read a few at a time, in ascending order, and it has a digest of its contents, so that
 a run that goes on with changed data is noticed. From the Hub it comes by id and revision into huggingface_hub's own
 cache. The listing of a commit is cached with its files, so with `HF_HUB_OFFLINE=1`, or without a network, the same
 calls answer from the cache, and notice files that are not there.
@@ -10,16 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from glob import escape
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from huggingface_hub import get_cached_repo_tree, snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
 from emu3.errors import UserError
-from emu3.hub import HUB_ID
+from emu3.hub import HubDataset
 from emu3.train_image_editing.image_rows import BadRow, Columns
 from emu3.train_image_editing.row_files import ImageFolder, ParquetRows
 
@@ -27,7 +22,7 @@ _SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "te
 
 
 class RowSource(Protocol):
-    """Rows with undecoded pictures. contents: a digest that changes when the data does."""
+    """Rows with undecoded images. contents: a digest that changes when the data does."""
 
     contents: str
 
@@ -39,15 +34,15 @@ class RowSource(Protocol):
 
 
 def open_rows(name: str, source: Literal["HF", "local"], split: str | None, columns: Columns) -> RowSource:
-    """Open a data set.
+    """Open a dataset.
 
-    name: a Hub id with Parquet files, with a revision behind an @ if wanted (HF); or a Parquet file, a folder of
+    name: a Hub id with Parquet files, or id@revision (HF); or a Parquet file, a folder of
     them, a JSONL file, or a folder with one (local). split: default "train" on the Hub, all files of a folder.
-    Raises UserError if there is no such data set, it is empty, or a column is missing.
+    Raises UserError if there is no such dataset, it is empty, or a column is missing.
     """
     rows = _hub_rows(name, split or "train", columns) if source == "HF" else _local_rows(Path(name), split, columns)
     if not len(rows):
-        raise UserError(f"data set {name} is empty")
+        raise UserError(f"dataset {name} is empty")
     return rows
 
 
@@ -66,7 +61,7 @@ def _mentions(name: str, word: str) -> bool:
 
 
 def _hub_rows(name: str, split: str, columns: Columns) -> RowSource:
-    data = HubData(name)
+    data = HubDataset(name)
     names = [file for file in data.names if file.endswith(".parquet")]
     if not names:
         raise UserError(
@@ -82,7 +77,7 @@ def _local_rows(path: Path, split: str | None, columns: Columns) -> RowSource:
     if path.is_file():
         return ImageFolder(path, columns) if path.suffix == ".jsonl" else ParquetRows([path], path.parent, columns)
     if not path.is_dir():
-        raise UserError(f"data set {path} does not exist; one from the Hub needs --source HF")
+        raise UserError(f"dataset {path} does not exist; one from the Hub needs --source HF")
     if names := sorted(file.relative_to(path).as_posix() for file in path.rglob("*.parquet")):
         chosen = names if split is None else _require_split(str(path), names, split)
         return ParquetRows([path / name for name in chosen], path, columns)
@@ -93,7 +88,7 @@ def _local_rows(path: Path, split: str | None, columns: Columns) -> RowSource:
         tables = ["metadata.jsonl"]
     if len(tables) != 1:
         found = f"has {', '.join(tables)}: name one of them" if tables else "has no Parquet and no JSONL file"
-        raise UserError(f"data set {path} {found}")
+        raise UserError(f"dataset {path} {found}")
     return ImageFolder(path / tables[0], columns)
 
 
@@ -102,48 +97,3 @@ def _require_split(name: str, files: Sequence[str], split: str) -> list[str]:
         return chosen
     more = f" and {len(files) - 5} more" if len(files) > 5 else ""
     raise UserError(f"{name} has no files of split {split!r}; it has {', '.join(files[:5])}{more}")
-
-
-class HubData:
-    """One commit of a data set on the Hub. names: its files, relative to its root.
-
-    name: `org/name`, or `org/name@revision` with a branch, tag or commit. Raises UserError if it cannot be reached.
-    """
-
-    def __init__(self, name: str) -> None:
-        match = HUB_ID.fullmatch(name)
-        if match is None:
-            raise UserError(f"{name} is no Hub id (org/name or org/name@revision); a data set on disk: --source local")
-        self._name, self._repository = name, match["repository"]
-        # The card alone: what is wanted is the commit and, with it, the listing.
-        self._commit = self._download(match["revision"], ["README.md"]).name
-        with _hub_errors(name):
-            tree = get_cached_repo_tree(self._repository, repo_type="dataset", revision=self._commit)
-        self.names = sorted(file.path for file in tree)
-
-    def fetch(self, names: Sequence[str]) -> Path:
-        """The root of the data set on disk, with the files `names` in it. Raises UserError if one cannot be had."""
-        return self._download(self._commit, [escape(name) for name in names])
-
-    def _download(self, revision: str | None, patterns: list[str]) -> Path:
-        with _hub_errors(self._name):
-            return Path(
-                snapshot_download(self._repository, repo_type="dataset", revision=revision, allow_patterns=patterns)
-            )
-
-
-@contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except GatedRepoError as error:
-        raise UserError(f"data set {name} is gated: ask for access on its page, then `hf auth login`") from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"data set {name} has no such branch, tag or commit") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"data set {name} is not on the Hub, or private (`hf auth login`); one on disk: --source local"
-        ) from error
-    except Exception as error:  # transport, proxy, cache and storage errors have no common class
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"data set {name} can neither be fetched nor is it whole in the cache: {why}") from error

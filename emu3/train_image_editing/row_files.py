@@ -1,6 +1,6 @@
 """Rows from files, a few at a time: those of Parquet files, and those of an image folder.
 
-Parquet: an image data set is larger than memory and ought not to be copied either. Rows are asked for in ascending
+Parquet: an image dataset is larger than memory and ought not to be copied either. Rows are asked for in ascending
 order, so each row group is read once, in small batches, and no second copy in another format is made on the disk, as
 `datasets` would make one. A jump within a group costs reading what lies between.
 
@@ -38,7 +38,7 @@ class ParquetRows:
     """The rows of `files` behind each other; only the named columns are read. For one reader at a time.
 
     contents: SHA-256 of names, sizes and footers, which hold the layout, sizes and statistics of every column: cheap,
-    and different for files written from other data, except for pictures of the same compressed sizes.
+    and different for files written from other data, except for images of the same compressed sizes.
     root: the folder that names are relative to. Raises UserError if a file is no Parquet file or lacks a column.
     """
 
@@ -119,8 +119,8 @@ _LINES_FOR_CONTENTS = 1000
 class ImageFolder:
     """The rows of `table`, a JSONL file, in its order; blank lines are none.
 
-    contents: SHA-256 of the file and of the sizes of the pictures of up to 1,000 rows, spread evenly. Looking at all
-    of them would cost minutes on a network disk, so a few pictures replaced under their old names go unnoticed.
+    contents: SHA-256 of the file and of the sizes of the images of up to 1,000 rows, spread evenly. Looking at all
+    of them would cost minutes on a network disk, so a few images replaced under their old names go unnoticed.
     Raises UserError if there is no such file, it has no lines, or none of the first 100 lines has one of the columns.
     """
 
@@ -143,14 +143,14 @@ class ImageFolder:
         self._starts.append(position)
         self._check_columns(table)
         for row in self.read(range(0, len(self), -(-len(self) // _LINES_FOR_CONTENTS))):
-            digest.update(repr(_picture_sizes(row)).encode())
+            digest.update(repr(_image_sizes(row)).encode())
         self.contents = digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
     def read(self, indices: Iterable[int]) -> Iterator[Mapping[str, Any] | BadRow]:
-        """The rows of these numbers, pictures as `ImageFile`; one whose line is no JSON object comes as a BadRow."""
+        """The rows of these numbers, images as `ImageFile`; one whose line is no JSON object comes as a BadRow."""
         for index in indices:
             try:
                 values = self._line(int(index))
@@ -186,8 +186,8 @@ class ImageFolder:
                 raise UserError(f"{table} has no column {column!r}; it has {', '.join(sorted(found)) or 'none'}")
 
 
-def _picture_sizes(row: Mapping[str, Any] | BadRow) -> list[int]:
-    """Bytes of each picture of a row, -1 for one that cannot be read."""
+def _image_sizes(row: Mapping[str, Any] | BadRow) -> list[int]:
+    """Bytes of each image of a row, -1 for one that cannot be read."""
     if isinstance(row, BadRow):
         return []
     return [cell.size() for cell in row.values() if isinstance(cell, ImageFile)]

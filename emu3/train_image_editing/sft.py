@@ -12,7 +12,7 @@ OUT/metrics.jsonl. From Python: `train(SftArguments(...), TrainingArguments(...)
 `--changed_token_weight` above 1 counts the target codes that differ from the source more. Most of an edited image
 repeats its source, and a small model otherwise learns to copy before it learns to read (published: 1).
 `--prompt_token_weight` above 0 also learns to predict the prompt, source and instruction, as pretraining would: it
-gives a model that never saw a picture its first idea of them (published: 0, the base model is pretrained).
+gives a model that never saw a image its first idea of them (published: 0, the base model is pretrained).
 
 `--deepspeed scripts/zero3.json` shards weights, gradients and optimizer over the ranks, on GPUs and on CPUs; a run may
 be continued on another number of ranks. `--lora_rank 64` trains adapters; what is saved is merged.
@@ -37,14 +37,14 @@ from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.train_image_editing.commands import parse_flags
 from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows, Mixture
-from emu3.train_image_editing.flags import parse_flags
 from emu3.train_image_editing.metrics import ARGUMENTS, output_folder
 from emu3.train_image_editing.shards import Rows, check_alike, read_rows
 from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint
-from emu3.training.deepspeed import start_communication
 from emu3.training.lora import ADAPTER, add_lora
 from emu3.training.memory import sft_memory, this_device
+from emu3.training.state import start_communication
 
 FINAL = "final"
 FINISHED = "finished.json"
@@ -103,8 +103,8 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
     tokenizer = TextTokenizer.from_pretrained(arguments.tokenizer_path or arguments.model_name_or_path)
     train_rows = [read_rows(folder) for folder in arguments.train_data]
     eval_rows = [read_rows(folder) for folder in arguments.eval_data]
-    wanted = {} if arguments.image_area is None else {"image_area": arguments.image_area}
-    check_alike([*train_rows, *eval_rows], wanted)
+    expected = {} if arguments.image_area is None else {"image_area": arguments.image_area}
+    check_alike([*train_rows, *eval_rows], expected)
     settings = _settings(arguments, training)
     _check_same_run(settings, output)
     length = {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
@@ -129,9 +129,9 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
     if arguments.max_position_embeddings is not None:
         model.config.max_position_embeddings = arguments.max_position_embeddings
 
-    def encoded(data_sets: Sequence[Rows]) -> list[EncodedRows]:
+    def encoded(datasets: Sequence[Rows]) -> list[EncodedRows]:
         limit = model.config.max_position_embeddings
-        return [EncodedRows(rows, tokenizer, arguments.cot_keys, limit) for rows in data_sets]
+        return [EncodedRows(rows, tokenizer, arguments.cot_keys, limit) for rows in datasets]
 
     seed = training.seed if training.data_seed is None else training.data_seed
     train_parts, eval_parts = encoded(train_rows), encoded(eval_rows)

@@ -1,4 +1,4 @@
-"""Tokenised edits on disk: Parquet shards of codes and one manifest.
+"""Tokenized edits on disk: Parquet shards of codes and one manifest.
 
 A shard covers a fixed range of input rows, so it is the unit of work, of resuming and of checking. It is written
 whole or not at all and carries in its Parquet metadata what decided its content (`settings`) and the rows that
@@ -6,7 +6,7 @@ failed, so nothing about it lives in a second file that could disagree. `manifes
 shard is there: a folder without it is unfinished. Equal input gives equal bytes, whoever wrote which shard.
 
 Codes are uint16, row-major: 4 kB for a pair of 32x32 grids, where the published one-pickle-per-pair files take 19.
-The reader holds a data set in memory (about 4 GB per million such pairs).
+The reader holds a dataset in memory (about 4 GB per million such pairs).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class EditRow:
-    """One edit. source, edited: uint16 codes (h, w); edited is None where the data set has no target image.
+    """One edit. source, edited: uint16 codes (h, w); edited is None where the dataset has no target image.
 
-    cot: reasoning texts by key. task: the kind of edit, if the data set says it.
+    cot: reasoning texts by key. task: the kind of edit, if the dataset says it.
     """
 
     id: str
@@ -60,14 +60,14 @@ class EditRow:
 
 @dataclass(frozen=True)
 class FailedRow:
-    """An input row that could not be tokenised, and why."""
+    """An input row that could not be tokenized, and why."""
 
     id: str
     why: str
 
 
 class ShardWriter:
-    """Writes the `shards` shards of one data set into `folder`.
+    """Writes the `shards` shards of one dataset into `folder`.
 
     settings: JSON values that decide the content; a shard found with other settings is an error, not a mixture.
     """
@@ -101,14 +101,14 @@ class ShardWriter:
     def finish(self) -> dict[str, Any] | None:
         """Write the manifest and return it; None while shards are missing.
 
-        Raises UserError if the folder holds shards of another cut, or if not one row could be tokenised; the shards,
+        Raises UserError if the folder holds shards of another cut, or if not one row could be tokenized; the shards,
         which then hold nothing, are removed.
         """
         paths = [self.path(index) for index in range(self.shards)]
         if not all(path.is_file() for path in paths):
             return None
         if strangers := sorted(set(self.folder.glob("shard-*.parquet")) - set(paths)):
-            raise UserError(f"{strangers[0]} belongs to another run: tokenise into an empty folder")
+            raise UserError(f"{strangers[0]} belongs to another run: tokenize into an empty folder")
         shards: list[dict[str, Any]] = []
         failed: list[dict[str, str]] = []
         with_target = 0
@@ -143,12 +143,12 @@ class ShardWriter:
             if found.get(key) != now.get(key):
                 raise UserError(
                     f"{path} was written with {key} {found.get(key)!r}, now it is {now.get(key)!r}: "
-                    "tokenise into another folder"
+                    "tokenize into another folder"
                 )
 
 
 class Rows(Sequence[EditRow]):
-    """The rows of one tokenised data set, in order. `manifest` holds its counts and how it was made."""
+    """The rows of one tokenized dataset, in order. `manifest` holds its counts and how it was made."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], shards: Sequence[_Shard]) -> None:
         self.folder = folder
@@ -173,45 +173,45 @@ class Rows(Sequence[EditRow]):
 
 
 def read_rows(folder: Path | str, verify: bool = False) -> Rows:
-    """Read a tokenised data set.
+    """Read a tokenized dataset.
 
     verify: also compare each shard's sha256 with the manifest (reads every byte twice).
     Raises UserError if the manifest is missing, or a shard is missing, of another size, or malformed.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder / MANIFEST} does not exist: not a tokenised data set, or one that is unfinished")
+        raise UserError(f"{folder / MANIFEST} does not exist: not a tokenized dataset, or one that is unfinished")
     manifest = read_json(folder / MANIFEST)
     try:
         entries = [(folder / Path(entry["file"]).name, entry["bytes"], entry["sha256"]) for entry in manifest["shards"]]
     except (KeyError, TypeError):
         entries = []
     if not entries:
-        raise UserError(f"{folder / MANIFEST} lists no shards: not the manifest of a tokenised data set")
+        raise UserError(f"{folder / MANIFEST} lists no shards: not the manifest of a tokenized dataset")
     shards = []
     for path, size, digest in entries:
         if not path.is_file() or path.stat().st_size != size:
-            raise UserError(f"{path} is missing or has another size than {MANIFEST} says: tokenise it again")
+            raise UserError(f"{path} is missing or has another size than {MANIFEST} says: tokenize it again")
         if verify and sha256_of(path) != digest:
-            raise UserError(f"{path} has another sha256 than {MANIFEST} says: tokenise it again")
+            raise UserError(f"{path} has another sha256 than {MANIFEST} says: tokenize it again")
         shards.append(_Shard(path))
     return Rows(folder, manifest, shards)
 
 
-def check_alike(data_sets: Sequence[Rows], expected: Mapping[str, Any]) -> None:
-    """Codes of another vision tokenizer or image area are other words for other pictures: never mix them.
+def check_alike(datasets: Sequence[Rows], expected: Mapping[str, Any]) -> None:
+    """Codes of another vision tokenizer or image area are other words for other images: never mix them.
 
     expected: what the manifests should say under some keys. Raises UserError naming the folder that differs.
     """
-    for rows in data_sets:
+    for rows in datasets:
         for key, value in expected.items():
             if rows.manifest.get(key) != value:
-                raise UserError(f"{rows.folder} has {key} {rows.manifest.get(key)}, wanted is {value}")
+                raise UserError(f"{rows.folder} has {key} {rows.manifest.get(key)}, expected {value}")
         for key in ("vision_sha256", "image_area", "factor"):
-            found, first = rows.manifest.get(key), data_sets[0].manifest.get(key)
+            found, first = rows.manifest.get(key), datasets[0].manifest.get(key)
             if found != first:
                 raise UserError(
-                    f"{rows.folder} has {key} {found}, {data_sets[0].folder} has {first}: tokenise both alike"
+                    f"{rows.folder} has {key} {found}, {datasets[0].folder} has {first}: tokenize both alike"
                 )
 
 

@@ -1,10 +1,10 @@
 """transformers' Trainer with this project's loss, on one process or sharded by DeepSpeed, and checkpoints by parameter.
 
 The Trainer keeps what it is good at: accumulation, mixed precision, DDP, DeepSpeed, schedules, logging. Replaced are
-- the loss and its normalisation: the Trainer's own count is of tokens, here an optimizer step is divided by the summed
+- the loss and its normalization: the Trainer's own count is of tokens, here an optimizer step is divided by the summed
   weight of its target tokens on all ranks. DDP and DeepSpeed average gradients over ranks, hence the factor
   `num_processes`;
-- checkpoints: whole or absent, without pickles, and by parameter under DeepSpeed too (`emu3.training.zero_state`), so
+- checkpoints: whole or absent, without pickles, and by parameter under DeepSpeed too (`emu3.training.state`), so
   that a run may go on with another number of ranks. No random state is stored: the order of the rows is a function of
   the seed, dropout one of seed, step, micro-batch, rank and layer;
 - what DeepSpeed lacks of an optimizer, without which transformers' schedules with a least rate end before the first
@@ -44,11 +44,17 @@ from emu3.files import read_json, whole_folder, write_json
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.train_image_editing.metrics import MetricsLog, output_folder
 from emu3.train_image_editing.objective import Dropout, TargetLosses, mean_per_row, weighted_sum
-from emu3.training import ranks, zero_state
-from emu3.training.deepspeed import collected, gathered
+from emu3.training import ranks
 from emu3.training.lora import ADAPTER, adapters, merged
-from emu3.training.optimizer_state import load_optimizer, save_optimizer
-from emu3.training.zero_state import WRITE_ERRORS
+from emu3.training.state import (
+    WRITE_ERRORS,
+    collected,
+    gathered,
+    load_optimizer,
+    load_sharded,
+    save_optimizer,
+    save_sharded,
+)
 
 WHOLE = "whole.json"
 SCHEDULE = "schedule.json"
@@ -203,7 +209,7 @@ class EditTrainer(Trainer):
         schedule.load_state_dict(read_json(folder / SCHEDULE))
         if self.is_deepspeed_enabled:
             engine: Any = self.deepspeed
-            zero_state.load(folder, engine, self.language_model)
+            load_sharded(folder, engine, self.language_model)
             for group, rate in zip(engine.optimizer.param_groups, schedule.get_last_lr(), strict=True):
                 group["lr"] = rate
         else:
@@ -292,7 +298,7 @@ class EditTrainer(Trainer):
 
     def _write_optimizer(self, folder: Path | None) -> None:
         if self.is_deepspeed_enabled:
-            zero_state.save(folder, self.deepspeed, self.language_model)
+            save_sharded(folder, self.deepspeed, self.language_model)
         elif folder is not None:
             save_optimizer(folder, self.language_model, cast(torch.optim.Optimizer, self.optimizer))
         if folder is not None:

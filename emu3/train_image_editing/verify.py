@@ -1,4 +1,4 @@
-"""Check tokenised data sets against their manifests: every byte of every shard, and the counts.
+"""Check tokenized datasets against their manifests: every byte of every shard, and the counts.
 
 python -m emu3.train_image_editing.verify data/omniedit data/magic_brush
 """
@@ -13,18 +13,18 @@ from emu3.train_image_editing.shards import MANIFEST, read_rows
 
 
 def verify(folder: Path) -> str:
-    """One line about a data set that is whole. Raises UserError for one that is not."""
+    """One line about a dataset that is whole. Raises UserError for one that is not."""
     rows = read_rows(folder, verify=True)
     with_target = sum(row.edited is not None for row in rows)
     for key, found in (("rows", len(rows)), ("rows_with_target", with_target)):
         if rows.manifest.get(key) != found:
-            raise UserError(f"{folder} has {found} {key}, {MANIFEST} says {rows.manifest.get(key)}: tokenise it again")
+            raise UserError(f"{folder} has {found} {key}, {MANIFEST} says {rows.manifest.get(key)}: tokenize it again")
     shards = len(rows.manifest["shards"])
     return f"{folder}: {len(rows)} rows, {with_target} with a target, in {shards} shards, all as {MANIFEST} says"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Check tokenised data sets against their manifests.")
+    parser = argparse.ArgumentParser(description="Check tokenized datasets against their manifests.")
     parser.add_argument("folders", nargs="+", type=Path, help="written by prepare_data")
     for folder in parser.parse_args().folders:
         print(verify(folder), flush=True)

@@ -102,7 +102,7 @@ class Pass:
     """One micro-batch on its way forward and back.
 
     tokens: rows of the residual stream. scored: in the order in which they go through the head. element: bytes of a
-    figure in a product. stream: bytes of a figure in the residual stream, which has the precision of the stored
+    number in a product. stream: bytes of a number in the residual stream, which has the precision of the stored
     weights; larger than `element` under autocast. lora_rank: None trains all weights. seen: keys that a token's
     scores are kept for, by attention that keeps them (`eager`), else 0.
     """
@@ -215,5 +215,5 @@ class Pass:
 
     def _head_copy(self, part: Scored) -> float:
         """Rows that are put together, and autocast's copy of them."""
-        bytes_per_figure = (self.stream if part.copied else 0) + (2 if self.casts else 0)
-        return float(bytes_per_figure * part.ids * self.sizes.width)
+        bytes_per_number = (self.stream if part.copied else 0) + (2 if self.casts else 0)
+        return float(bytes_per_number * part.ids * self.sizes.width)

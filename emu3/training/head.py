@@ -1,9 +1,9 @@
-"""The last product of a model, hidden states times head, and what is wanted of it: one log-probability per token.
+"""The last product of a model, hidden states times head, and what training needs of it: one log-probability per token.
 
 Only rows of the head whose ids are legal are multiplied, and only a chunk of tokens at a time. A chunk's logits are
 thrown away after the forward pass and computed again in the backward pass, so that all logits never exist together:
-at 8 answers of 1,024 codes they would be 1 GB over the 32,768 codes, and 6 GB over the whole vocabulary, several times
-over with softmax and gradient. They are float32 sums, never rounded to a model's bfloat16 (`head_logits`).
+at 8 completions of 1,024 codes they would be 1 GB over the 32,768 codes, and 6 GB over the whole vocabulary, several
+times over with softmax and gradient. They are float32 sums, never rounded to a model's bfloat16 (`head_logits`).
 """
 
 from __future__ import annotations

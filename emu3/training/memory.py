@@ -2,7 +2,7 @@
 
 What holds the model is counted in bytes per parameter: whole on each rank, 4 of weight, 4 of gradient and 8 of AdamW's
 moments, all float32; with ZeRO (Rajbhandari et al., arXiv:1910.02054) by DeepSpeed over N ranks as `held` says, its
-buckets included. Those figures are held against DeepSpeed on two ranks (`tests/emu3/training`). What a micro-batch
+buckets included. Those numbers are held against DeepSpeed on two ranks (`tests/emu3/training`). What a micro-batch
 brings is `emu3.training.activations`.
 
 What libraries take and what an allocator loses between blocks is no count: a reserve stands for it.
@@ -65,13 +65,13 @@ class Memory:
 
     def lines(self, device: Device) -> list[str]:
         """What is printed before the start."""
-        told = [
+        lines = [
             f"  memory per {device.place}: {_sum(self.peak)} of {gb(device.bytes)} GB, most in {self.largest_phase}",
         ]
         if device.name and any(self.host.values()):
             limit = "" if device.machine_bytes is None else f" of {gb(device.machine_bytes)}"
-            told.append(f"  main memory: {_sum(self.host)}{limit} GB")
-        return told
+            lines.append(f"  main memory: {_sum(self.host)}{limit} GB")
+        return lines
 
 
 def with_reserve(lasting: Parts, phases: dict[str, Parts], host: Parts, *, gpu: bool) -> Memory:

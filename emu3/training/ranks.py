@@ -29,7 +29,7 @@ from emu3.files import whole_folder
 
 HOST_TIMEOUT = timedelta(days=1)
 LAUNCHER_SECONDS = 10.0
-TOLD = (UserError, OSError, SafetensorError)
+SHARED_ERRORS = (UserError, OSError, SafetensorError)
 
 T = TypeVar("T")
 
@@ -46,24 +46,24 @@ def meet() -> None:
 def on_first(work: Callable[[], T]) -> T:
     """Do `work` on rank 0 alone and give its value, which has to be a plain one, to every rank.
 
-    What can be mended (`TOLD`) is raised on all ranks; another error on rank 0, and on the others a RuntimeError that
-    names it.
+    An error that a person can mend (`SHARED_ERRORS`) is raised on all ranks; another one is raised on rank 0, and on
+    the others a RuntimeError that names it.
     """
     group = _host_group()
     if group is None:
         return work()
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
-            told[0] = work()
-        except TOLD as error:
-            told[1] = error
+            outcome[0] = work()
+        except SHARED_ERRORS as error:
+            outcome[1] = error
         except Exception as error:
-            told[1] = RuntimeError(f"rank 0 failed: {type(error).__name__}: {one_line(error)}")
-            _surely(lambda: dist.broadcast_object_list(told, src=0, group=group))
+            outcome[1] = RuntimeError(f"rank 0 failed: {type(error).__name__}: {one_line(error)}")
+            _surely(lambda: dist.broadcast_object_list(outcome, src=0, group=group))
             raise
-    _surely(lambda: dist.broadcast_object_list(told, src=0, group=group))
-    value, fault = told
+    _surely(lambda: dist.broadcast_object_list(outcome, src=0, group=group))
+    value, fault = outcome
     if fault is not None:
         raise fault
     return value  # type: ignore[no-any-return]

@@ -20,8 +20,8 @@ from emu3.errors import UserError
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
+from emu3.tokenizer.blocks import plain_float32
 from emu3.tokenizer.model import StillVQ
-from emu3.tokenizer.quantizer import plain_float32
 from emu3.tokenizer.random_vision import random_vqvae
 from emu3.training.head import chosen_logprobs
 from rl import flash
@@ -128,7 +128,7 @@ def random_group(
     rows = []
     for _ in range(size):
         grid = rng.integers(0, layout.codebook_size, (height, width))
-        tokens = [layout.boi, *grammar.answer(grid.tolist())]
+        tokens = [layout.boi, *grammar.completion(grid.tolist())]
         rows.append((prompt, Rollout(tokens, np.zeros(len(tokens), np.float32), grid.astype(np.uint16), None)))
     return rows
 

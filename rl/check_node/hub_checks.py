@@ -18,10 +18,10 @@ from huggingface_hub import constants, snapshot_download
 
 from emu3.errors import UserError
 from emu3.hub import HUB_ID, SAFE_FILES
-from emu3.hub_headers import Checkpoint, Fit, HubFiles, HubUnreachable
+from emu3.hub_headers import Fit, HubFiles, HubUnreachable, RemoteCheckpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.tensor_files import INDEX_FILE, WEIGHTS_FILE, shards_of
-from emu3.tokenizer.checkpoint import CONFIG_FILE
+from emu3.tokenizer.vision_checkpoint import CONFIG_FILE
 from rl.check_node.check import ROOT, Facts, Node, Skipped
 
 GB = 1e9
@@ -82,7 +82,7 @@ def checkpoint(node: Node, model: Released) -> tuple[str, Facts]:
     facts: Facts = {"cached": folder is not None, "files_in_cache": there}
     if folder is None and constants.is_offline_mode():
         raise Skipped(f"not in the cache ({there} files are), and HF_HUB_OFFLINE is set")
-    found = Checkpoint(folder or model.name)
+    found = RemoteCheckpoint(folder or model.name)
     try:
         line = _looked_at(found, model, facts)
     except HubUnreachable:
@@ -96,7 +96,7 @@ def checkpoint(node: Node, model: Released) -> tuple[str, Facts]:
     return f"{part}{fetch}; by its headers ({found.files.received / 1e6:.1f} MB): {line}", facts
 
 
-def _looked_at(found: Checkpoint, model: Released, facts: Facts) -> str:
+def _looked_at(found: RemoteCheckpoint, model: Released, facts: Facts) -> str:
     if not model.weights:
         tokenizer = found.text_tokenizer()
         facts["token_ids"] = tokenizer.layout.vocab_size
@@ -121,11 +121,11 @@ def _note(facts: Facts, fit: Fit) -> None:
     facts |= {"tensors": fit.tensors, "parameters": fit.parameters, "bytes": fit.bytes}
 
 
-def _tokenizer(found: Checkpoint, model: Released) -> TextTokenizer:
+def _tokenizer(found: RemoteCheckpoint, model: Released) -> TextTokenizer:
     if model.tokenizer is None:
         return found.text_tokenizer()
     folder, *_ = cached(model.tokenizer, weights=False)
-    return Checkpoint(folder or model.tokenizer).text_tokenizer()
+    return RemoteCheckpoint(folder or model.tokenizer).text_tokenizer()
 
 
 def cached(name: str, weights: bool = True) -> tuple[Path | None, int, int]:

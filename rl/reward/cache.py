@@ -12,8 +12,8 @@ import hashlib
 import io
 import json
 from collections import OrderedDict
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from PIL import Image
@@ -66,7 +66,7 @@ def image_of(url: str) -> Image.Image:
         raise ValueError(f"unreadable image: {error}") from None
 
 
-class ReplyCache:
+class ReplyCache(AbstractContextManager["ReplyCache"]):
     """Replies by key, in memory and, if wanted, in a JSON-lines file, which one process writes.
 
     Each reply is appended by a single write as it arrives; a line that a crash cut short is removed when the file is
@@ -105,12 +105,7 @@ class ReplyCache:
             self._file.close()
             self._file = None
 
-    def __enter__(self) -> ReplyCache:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _remember(self, key: str, reply: str) -> None:

@@ -173,7 +173,7 @@ class Judge:
                             if accept(reply):
                                 break
                 except TimeoutError:
-                    reason = f"no answer from {self.endpoints.shown} within {self._config.deadline:g} s"
+                    reason = f"no reply from {self.endpoints.shown} within {self._config.deadline:g} s"
                     return self._unavailable(reason)
                 except FAILURES as error:
                     return self._unavailable(self.endpoints.reason(error), refused=not is_transient(error))

@@ -63,11 +63,11 @@ class JudgeConfig:
         at_least = {"concurrency": 1, "attempts": 1, "reasks": 0, "max_tokens": 1, "pause_seconds": 0, "pauses": 0}
         for name, lowest in at_least.items():
             if getattr(self, name) < lowest:
-                raise UserError(f"{shown(name)}: want at least {lowest}, got {getattr(self, name)}")
+                raise UserError(f"{shown(name)}: expected at least {lowest}, got {getattr(self, name)}")
         if not self.deadline > 0:
-            raise UserError(f"{shown('deadline')}: want more than 0, got {self.deadline}")
+            raise UserError(f"{shown('deadline')}: expected more than 0, got {self.deadline}")
         if self.temperature is not None and not self.temperature >= 0:
-            raise UserError(f"{shown('temperature')}: want at least 0, got {self.temperature}")
+            raise UserError(f"{shown('temperature')}: expected at least 0, got {self.temperature}")
 
 
 DEFAULT = JudgeConfig("")

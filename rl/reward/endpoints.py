@@ -170,7 +170,7 @@ class Endpoint:
 class Endpoints:
     """The servers at `addresses`, one or several separated by commas. For one event loop; close them there.
 
-    attempts: tries per request. seconds: for the answer to the first question, which model it is. Raises UserError for
+    attempts: tries per request. seconds: for the reply to the first question, which model it is. Raises UserError for
     what is no http address.
     """
 
@@ -231,8 +231,8 @@ class Endpoints:
     def reason(self, error: BaseException) -> str:
         """One line about a failed request. The key is taken out before anything is cut off: servers quote it."""
         if isinstance(error, openai.APIStatusError):
-            told = error.body.get("message") if isinstance(error.body, dict) else error.response.text
-            text = f"HTTP {error.status_code}: {told or error.response.reason_phrase}"
+            message = error.body.get("message") if isinstance(error.body, dict) else error.response.text
+            text = f"HTTP {error.status_code}: {message or error.response.reason_phrase}"
         else:
             text = str(error.__cause__ or error) or type(error.__cause__ or error).__name__
         text = text.replace(self._api_key, "[key]")
@@ -256,7 +256,7 @@ class Endpoints:
             async with asyncio.timeout(self._seconds):
                 served: list[str] = await _retrying(self._attempts, self._seconds, lambda _: None)(endpoint.models)
         except TimeoutError:
-            reason = f"no answer within {self._seconds:g} s"
+            reason = f"no reply within {self._seconds:g} s"
             raise UserError(f"the judge at {endpoint.url} cannot be used: {reason}") from None
         except FAILURES as error:
             raise UserError(f"the judge at {endpoint.url} cannot be used: {self.reason(error)}") from None
@@ -274,8 +274,8 @@ def shown_addresses(addresses: str) -> str:
     shown = re.sub("//[^/]*@", "//", addresses)
     if not all(_is_address(address.strip()) for address in addresses.split(",")):
         raise UserError(
-            f"the judge's address {shown!r} is none: want http://HOST:PORT/v1, or several separated by commas, without "
-            "user and password"
+            f"the judge's address {shown!r} is no address: expected http://HOST:PORT/v1, or several, "
+            "separated by commas, without user and password"
         )
     return shown
 

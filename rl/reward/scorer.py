@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 from PIL import Image
 
 from rl.reward.counters import JudgeStep
-from rl.reward.metrics import Metric
 from rl.reward.scores import Outcome
+from rl.reward.viescore import Metric
 
 
-class Scorer:
+class Scorer(AbstractContextManager["Scorer"]):
     """A thread that scores with `metric`, whose judge it closes at its end.
 
     judge_name: the model that is asked.
@@ -68,12 +68,7 @@ class Scorer:
                 self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(seconds)
 
-    def __enter__(self) -> Scorer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _run(self) -> None:

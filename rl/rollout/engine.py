@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import Emu3ForCausalLM
 
-from emu3.mllm.generate import Request, Sample, generate
+from emu3.mllm.generate import Completion, Request, generate
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.training import ranks
@@ -154,7 +154,7 @@ def requests_of(
     ]
 
 
-def rollouts_of(group: Sequence[Sample], tokenizer: TextTokenizer) -> list[Rollout]:
+def rollouts_of(group: Sequence[Completion], tokenizer: TextTokenizer) -> list[Rollout]:
     """The samples with their thinking as text."""
     return [
         Rollout(

@@ -34,8 +34,8 @@ from emu3.mllm.generate import Request
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.mllm.vllm.engine import VllmSettings
 from emu3.mllm.vllm.sampler import VllmSampler
-from emu3.mllm.vllm.start import VllmSettings
 from rl.config import ComputeConfig, RolloutConfig
 from rl.logprobs import pack
 from rl.rollout.engine import Prompt, Rollout, requests_of, rollouts_of

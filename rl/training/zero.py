@@ -7,7 +7,7 @@ multiplied by the number of ranks.
 Sampling and saving need the policy as an ordinary model. That is a copy of its modules around the same
 parameter objects, made before DeepSpeed puts its hooks on the first; while the parameters are gathered, it is whole.
 
-State on disk is by parameter and not by rank (`zero_state`), so that a run may go on with another number of ranks.
+State on disk is by parameter and not by rank (`state`), so that a run may go on with another number of ranks.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import Emu3ForCausalLM
 
-from emu3.training import ranks, zero_state
-from emu3.training.deepspeed import gathered, start_communication
+from emu3.training import ranks
 from emu3.training.lora import adapters, merged
+from emu3.training.state import gathered, load_sharded, save_sharded, start_communication
 from rl.config import Config
 from rl.logprobs import Batch
 from rl.training.policy import ScoreBatch, TokenLogprobs, adamw
@@ -79,10 +79,10 @@ class ZeroTrainer:
         return adapters(self.model, gathered)
 
     def save_optimizer(self, folder: Path | None) -> None:
-        zero_state.save(folder, self._engine, self.model)
+        save_sharded(folder, self._engine, self.model)
 
     def load_optimizer(self, folder: Path) -> None:
-        zero_state.load(folder, self._engine, self.model)
+        load_sharded(folder, self._engine, self.model)
 
     def _meet(self) -> None:
         """Before weights are gathered: ranks come from work of their own, such as the run's report."""

@@ -21,11 +21,10 @@ from transformers import Emu3TextConfig
 from emu3.errors import UserError, run_main
 from emu3.files import read_json
 from emu3.hub import local_folder
-from emu3.mllm.checkpoint_layouts import read_config
-from emu3.report.table import duration
-from emu3.tokenizer.checkpoint import CONFIG_FILE
+from emu3.mllm.language_model import read_config
+from emu3.report.console import duration
 from emu3.tokenizer.model import StillVQ
-from emu3.tokenizer.published import layout_of
+from emu3.tokenizer.vision_checkpoint import CONFIG_FILE, layout_of
 from emu3.training.memory import GB, Device, Memory, gb, this_device
 from rl.config import Config, LoraConfig
 from rl.config_file import load_config, stand_in

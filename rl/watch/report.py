@@ -15,8 +15,9 @@ from typing import Any
 from emu3.errors import UserError, run_main
 from emu3.files import read_json
 from emu3.report.charts import lines_chart, running_mean, stacked_chart
+from emu3.report.console import duration, settled_median
 from emu3.report.metrics_file import NAME, read_lines
-from emu3.report.page import (
+from emu3.report.run_page import (
     REPORT,
     Head,
     Line,
@@ -30,7 +31,6 @@ from emu3.report.page import (
     unmoved,
     write_page,
 )  # fmt: skip
-from emu3.report.table import duration, settled_median
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 

@@ -26,10 +26,9 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from emu3.files import whole_file
-from emu3.report.metrics_file import NAME, MetricsFile, Spared, lines_before
-from emu3.report.page import REPORT
-from emu3.report.table import Table, duration, seconds, short, shown, step_of
-from emu3.report.trackers import Tracker
+from emu3.report.console import Table, duration, seconds, short, shown, step_of
+from emu3.report.metrics_file import NAME, MetricsFile, Spared, Tracker, lines_before
+from emu3.report.run_page import REPORT
 from rl.config import Config
 from rl.reward.scores import Outcome, Score, Unparsable
 from rl.scoring import Episode

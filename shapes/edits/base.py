@@ -10,7 +10,7 @@ import numpy as np
 from shapes.scene import Scene, Shape
 
 
-class Edit(ABC):
+class SceneEdit(ABC):
     """One edit. `complex` says to which of the paper's two families it belongs; `kind` names it in tables.
 
     A wording holds its fields in braces: the same wordings write instructions and read them.
@@ -22,7 +22,7 @@ class Edit(ABC):
 
     @staticmethod
     @abstractmethod
-    def choose(scene: Scene, rng: np.random.Generator) -> Edit | None:
+    def choose(scene: Scene, rng: np.random.Generator) -> SceneEdit | None:
         """A random edit of this kind that suits the scene, or None if this draw found none."""
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Edit(ABC):
         return before.background
 
 
-def random_edit(kinds: tuple[type[Edit], ...], scene: Scene, rng: np.random.Generator) -> Edit:
+def random_edit(kinds: tuple[type[SceneEdit], ...], scene: Scene, rng: np.random.Generator) -> SceneEdit:
     """A random edit of one of `kinds` that suits the scene."""
     while True:
         edit = kinds[rng.integers(len(kinds))].choose(scene, rng)

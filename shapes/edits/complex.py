@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from shapes.edits.base import Edit, named, pick, random_edit
+from shapes.edits.base import SceneEdit, named, pick, random_edit
 from shapes.edits.simple import SIMPLE, Add, Recolour, Remove, Reshape
 from shapes.scene import COLUMNS, ROWS, Scene, Shape
 
@@ -21,7 +21,7 @@ SIDES: dict[str, tuple[int, int]] = {  # (row step, column step) from the anchor
 
 
 @dataclass(frozen=True)
-class Count(Edit):
+class Count(SceneEdit):
     number: str
     colour: str
     form: str
@@ -45,9 +45,9 @@ class Count(Edit):
         return scene
 
     def success(self, before: Scene, after: Scene) -> float:
-        wanted = NUMBERS[self.number]
-        off_before = abs(wanted - before.count(self.colour, self.form))
-        off_after = abs(wanted - after.count(self.colour, self.form))
+        expected = NUMBERS[self.number]
+        off_before = abs(expected - before.count(self.colour, self.form))
+        off_after = abs(expected - after.count(self.colour, self.form))
         return max(0.0, 1 - off_after / off_before) if off_before else 0.0
 
     def touched(self, before: Scene, after: Scene) -> set[int]:
@@ -55,7 +55,7 @@ class Count(Edit):
 
 
 @dataclass(frozen=True)
-class Move(Edit):
+class Move(SceneEdit):
     colour: str
     form: str
     side: str
@@ -107,7 +107,7 @@ class Move(Edit):
 
 
 @dataclass(frozen=True)
-class Swap(Edit):
+class Swap(SceneEdit):
     colour: str
     form: str
     other_colour: str
@@ -142,11 +142,11 @@ class Swap(Edit):
 
 
 @dataclass(frozen=True)
-class Both(Edit):
+class Both(SceneEdit):
     """Two simple edits of different things in one instruction."""
 
-    first: Edit
-    second: Edit
+    first: SceneEdit
+    second: SceneEdit
     kind: ClassVar[str] = "multi"
     complex: ClassVar[bool] = True
     joints: ClassVar[tuple[str, ...]] = (" and ", ", then ")
@@ -185,11 +185,11 @@ class Both(Edit):
         return changed if changed != before.background else self.second.background_after(before)
 
 
-COMPLEX: tuple[type[Edit], ...] = (Count, Move, Swap, Both)
+COMPLEX: tuple[type[SceneEdit], ...] = (Count, Move, Swap, Both)
 
 
 def _beside(slot: int, side: str) -> int | None:
-    """The slot next to `slot` on that side, or None outside the picture."""
+    """The slot next to `slot` on that side, or None outside the image."""
     row, column = slot // COLUMNS + SIDES[side][0], slot % COLUMNS + SIDES[side][1]
     return row * COLUMNS + column if 0 <= row < ROWS and 0 <= column < COLUMNS else None
 

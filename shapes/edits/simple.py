@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from shapes.edits.base import Edit, named, pick
+from shapes.edits.base import SceneEdit, named, pick
 from shapes.scene import BACKGROUNDS, COLOURS, FORMS, SIZES, Scene, Shape, random_shape
 
 
 @dataclass(frozen=True)
-class Recolour(Edit):
+class Recolour(SceneEdit):
     colour: str
     form: str
     other_colour: str
@@ -46,7 +46,7 @@ class Recolour(Edit):
 
 
 @dataclass(frozen=True)
-class Reshape(Edit):
+class Reshape(SceneEdit):
     colour: str
     form: str
     other_form: str
@@ -80,7 +80,7 @@ class Reshape(Edit):
 
 
 @dataclass(frozen=True)
-class Add(Edit):
+class Add(SceneEdit):
     colour: str
     form: str
     kind: ClassVar[str] = "add"
@@ -116,7 +116,7 @@ class Add(Edit):
 
 
 @dataclass(frozen=True)
-class Remove(Edit):
+class Remove(SceneEdit):
     colour: str
     form: str
     kind: ClassVar[str] = "remove"
@@ -142,7 +142,7 @@ class Remove(Edit):
 
 
 @dataclass(frozen=True)
-class Background(Edit):
+class Background(SceneEdit):
     background: str
     kind: ClassVar[str] = "background"
     wordings: ClassVar[tuple[str, ...]] = (
@@ -169,4 +169,4 @@ class Background(Edit):
         return self.background
 
 
-SIMPLE: tuple[type[Edit], ...] = (Recolour, Reshape, Add, Remove, Background)
+SIMPLE: tuple[type[SceneEdit], ...] = (Recolour, Reshape, Add, Remove, Background)

@@ -1,4 +1,4 @@
-"""A benchmark of a few noise pictures as Parquet, score files made by hand, and a judge that says what it is told."""
+"""A benchmark of a few noise images as Parquet, score files made by hand, and a judge that says what it is told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_judge import FakeJudge
-from noise_pictures import IMAGE, noise, png
+from noise_images import IMAGE, noise, png
 
 from baselines.results.records import Prediction, ScoredSample, write_records
 

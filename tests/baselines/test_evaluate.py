@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from noise_pictures import IMAGE, noise, png
+from noise_images import IMAGE, noise, png
 from PIL import Image, ImageChops
 
 from baselines import evaluate
@@ -110,7 +110,7 @@ def test_a_finished_run_is_left_alone(make_data: Callable[..., Path], tmp_path: 
     assert files(tmp_path / "out") == before
 
 
-def test_a_sample_whose_picture_a_crash_has_torn_is_made_again(
+def test_a_sample_whose_image_a_crash_has_torn_is_made_again(
     make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter
 ) -> None:
     """Guards a resumed run against a truncated PNG; what is whole is not written again."""
@@ -124,8 +124,8 @@ def test_a_sample_whose_picture_a_crash_has_torn_is_made_again(
     rows = run(data, tmp_path / "torn")
     assert [size for size, _ in inverter.batches] == [2]
     assert rows == read_records(tmp_path / "whole/predictions.parquet", Prediction)
-    pictures = {name: bytes for name, bytes in files(tmp_path / "torn").items() if name.endswith(".png")}
-    assert pictures == {name: bytes for name, bytes in files(tmp_path / "whole").items() if name.endswith(".png")}
+    images = {name: bytes for name, bytes in files(tmp_path / "torn").items() if name.endswith(".png")}
+    assert images == {name: bytes for name, bytes in files(tmp_path / "whole").items() if name.endswith(".png")}
     assert (tmp_path / "torn/batches/000000/000000-edited.png").stat().st_mtime_ns == kept
 
 
@@ -143,7 +143,7 @@ def test_a_line_that_a_crash_has_torn_takes_no_other_with_it(
 
 
 def test_shares_together_are_the_run(make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter) -> None:
-    """Guards several GPUs: no batch twice, none left out, the pictures of one process, one file at the end."""
+    """Guards several GPUs: no batch twice, none left out, the images of one process, one file at the end."""
     data = make_data(rows=5)
     whole = run(data, tmp_path / "whole")
     inverter.batches.clear()
@@ -180,7 +180,7 @@ def test_one_failed_sample_loses_no_other(make_data: Callable[..., Path], tmp_pa
     inverter.answer = lambda images: [
         NoImage("too hard") if image.tobytes() == bad else Edited(image) for image in images
     ]
-    with pytest.raises(UserError, match=r"m gave no picture for sample sample-2: too hard, listed in .*failures-0"):
+    with pytest.raises(UserError, match=r"m gave no image for sample sample-2: too hard, listed in .*failures-0"):
         run(data, tmp_path / "out")
     assert json.loads((tmp_path / "out/failures-0.json").read_text()) == {"sample-2": "too hard"}
     assert not (tmp_path / "out/predictions.parquet").exists()
@@ -282,7 +282,7 @@ def test_a_run_that_fails_at_once_can_be_corrected(make_data: Callable[..., Path
     assert len(run(data, tmp_path / "out")) == 5
 
 
-def test_a_picture_at_native_size_is_fitted_like_the_source(
+def test_an_image_at_native_size_is_fitted_like_the_source(
     make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter
 ) -> None:
     inverter.answer = lambda images: [Edited(image.resize((64, 64))) for image in images]
@@ -290,12 +290,12 @@ def test_a_picture_at_native_size_is_fitted_like_the_source(
     assert Image.open(tmp_path / "out" / row.edited).size == (16, 16)
 
 
-def test_a_picture_of_another_shape_is_an_error_and_loses_no_other(
+def test_an_image_of_another_shape_is_an_error_and_loses_no_other(
     make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter
 ) -> None:
-    """Guards against a stretched picture that a judge would blame on the model."""
+    """Guards against a stretched image that a judge would blame on the model."""
     inverter.answer = lambda images: [Edited(images[0].resize((64, 16))), *(Edited(image) for image in images[1:])]
-    with pytest.raises(UserError, match="sample sample-0: m gave a picture of 64x16 pixels for one of 16x16"):
+    with pytest.raises(UserError, match="sample sample-0: m gave an image of 64x16 pixels for one of 16x16"):
         run(make_data(rows=4), tmp_path / "out")
     [line] = (tmp_path / "out/rows-0.jsonl").read_text().splitlines()
     assert json.loads(line)["prediction"]["id"] == "sample-1"
@@ -308,8 +308,8 @@ def test_no_edit_is_the_source(make_data: Callable[..., Path], tmp_path: Path) -
 
 def test_ground_truth_is_the_target_where_there_is_one(make_data: Callable[..., Path], tmp_path: Path) -> None:
     """Guards against a row that counts as ground truth without having one."""
-    pictures = [{"bytes": png(noise(0)), "path": None}, None, {"bytes": png(noise(2)), "path": None}]
-    rows = run(make_data(rows=3, output=pa.array(pictures, IMAGE)), tmp_path / "out", editor="ground-truth")
+    images = [{"bytes": png(noise(0)), "path": None}, None, {"bytes": png(noise(2)), "path": None}]
+    rows = run(make_data(rows=3, output=pa.array(images, IMAGE)), tmp_path / "out", editor="ground-truth")
     assert [row.id for row in rows] == ["sample-0", "sample-2"]
     for row in rows:
         assert row.target is not None

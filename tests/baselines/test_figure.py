@@ -1,4 +1,4 @@
-"""The picture for the README comes out, the same each time, with samples that nobody chose."""
+"""The image for the README comes out, the same each time, with samples that nobody chose."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from noise_pictures import IMAGE, noise, png
+from noise_images import IMAGE, noise, png
 from PIL import Image
 
 from baselines import leaks
@@ -100,11 +100,11 @@ def test_a_turned_image_is_the_upright_one(compare: Callable[..., list[leaks.Com
     """Guards the shortcut by size: a header tells the size before the camera's note is followed."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = noise(7, 24, 16)
-    turned = encoded(picture.rotate(90, expand=True), "PNG", exif=exif)
+    image = noise(7, 24, 16)
+    turned = encoded(image.rotate(90, expand=True), "PNG", exif=exif)
     data = tmp_path / "tall.parquet"
     pq.write_table(
-        pa.table({"input": pa.array([{"bytes": png(picture), "path": None}], IMAGE), "instruction": ["a"]}), data
+        pa.table({"input": pa.array([{"bytes": png(image), "path": None}], IMAGE), "instruction": ["a"]}), data
     )
     spec = Benchmark("data", source="input", instruction="instruction")
     train = write_train(tmp_path / "t.parquet", (turned, None, "x"))
@@ -140,7 +140,7 @@ def test_tokenized_data_are_compared_by_words_and_ids(
 
 
 def test_row_numbers_are_no_ids(make_data: Callable[..., Path], tmp_path: Path) -> None:
-    """Guards against row 3 of one data set being taken for row 3 of another."""
+    """Guards against row 3 of one dataset being taken for row 3 of another."""
     train = write_train(tmp_path / "t.parquet", *((png(noise(60 + n)), None, "x") for n in range(5)))
     spec = Benchmark("data", source="input", instruction="instruction")
     [compared] = leaks.run(benchmark=spec, benchmark_data=make_data(), train_data=[str(train)], columns=COLUMNS)

@@ -1,7 +1,7 @@
 """The whole way from models to the report on photographs by one command, killed in each step and called again.
 
 Four editors (none, a tiny Emu3, two tiny diffusers pipelines), the embedded judge, every file that a reviewer would
-read. Nothing is learned here: the judge marks pixel statistics.
+read. Nothing is learned here: the judge scores pixel statistics.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import pytest
 from PIL import Image
 
 from baselines.results.records import Prediction, ScoredSample, read_records
-from shapes.any_picture import mark_edit, mark_quality
-from shapes.judge_server import ANY_PICTURE, Grader
-from shapes.verifier import Marks
+from shapes.any_image import score_edit, score_quality
+from shapes.judge_server import ANY_IMAGE, WorldJudge
+from shapes.verifier import Verdict
 
 pytest.importorskip("diffusers", reason="the extra eval is not installed")
 from served_judge import Served
@@ -51,22 +51,22 @@ pytestmark = [
 
 
 class Counting:
-    """The embedded judge for any picture; `questions` are those that it was asked."""
+    """The embedded judge for any image; `questions` are those that it was asked."""
 
     def __init__(self, address_file: Path) -> None:
         self.questions = 0
         self._lock = threading.Lock()
-        self._server = Served(Grader(ANY_PICTURE.model, self._edit, self._quality), address_file)
+        self._server = Served(WorldJudge(ANY_IMAGE.model, self._edit, self._quality), address_file)
         self.url = self._server.url
         self.close = self._server.close
 
-    def _edit(self, instruction: str, source: Image.Image, edited: Image.Image) -> Marks:
+    def _edit(self, instruction: str, source: Image.Image, edited: Image.Image) -> Verdict:
         self._count()
-        return mark_edit(instruction, source, edited)
+        return score_edit(instruction, source, edited)
 
-    def _quality(self, edited: Image.Image) -> Marks:
+    def _quality(self, edited: Image.Image) -> Verdict:
         self._count()
-        return mark_quality(edited)
+        return score_quality(edited)
 
     def _count(self) -> None:
         with self._lock:
@@ -137,7 +137,7 @@ def call(checkout: Path, judge: Counting, place: str, die: str = "") -> int:
 
 
 def readable(results: Path) -> dict[str, bytes]:
-    """All that a person reads or sees, by path: pages, tables, pictures, figures per model."""
+    """All that a person reads or sees, by path: pages, tables, images, statistics per model."""
     kinds = (".md", ".csv", ".tex", ".html", ".png", ".jpg", ".webp", ".json")
     files = [file for file in results.rglob("*") if file.suffix in kinds and not file.name.startswith(".")]
     return {file.relative_to(results).as_posix(): file.read_bytes() for file in sorted(files)}

@@ -88,12 +88,12 @@ def test_needs_nothing_from_outside(make_run: MakeRun) -> None:
         for name in ("src", "href")
         if name in element
     ]
-    addresses += [picture[0] for picture in gallery_of(page)["pictures"]]
+    addresses += [image[0] for image in gallery_of(page)["images"]]
     assert addresses and all(address.startswith(("data:", "#")) for address in addresses)
 
 
 def test_tables_need_no_script(make_run: MakeRun) -> None:
-    """Guards a reader without JavaScript: figures are in the markup, and the page says what is not."""
+    """Guards a reader without JavaScript: numbers are in the markup, and the page says what is not."""
     text = read(report.run(make_run({"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 6.0]}), reference="a"))
     body = text[: text.index('<script type="application/json"')]
     assert "<b>4.00</b>" in body and "+2.00" in body and "<noscript>" in body
@@ -118,27 +118,27 @@ def test_text_of_the_data_stays_text(make_run: MakeRun) -> None:
     assert gallery_of(page)["models"] == ["m</script><b>"]
 
 
-def test_many_pictures_lie_beside_the_page(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards size: above the bound the page refers to files, equal pictures once, and only those are there."""
+def test_many_images_lie_beside_the_page(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards size: above the bound the page refers to files, equal images once, and only those are there."""
     monkeypatch.setattr(gallery.Album.__init__, "__defaults__", (0,))
     folder = make_run({"one": [1.0, 2.0], "two": [1.0, 2.0]})
     stale = folder / "report-pictures" / "old.png"
     stale.parent.mkdir()
     stale.touch()
     page = report.run(folder)
-    addresses = [picture[0] for picture in gallery_of(page)["pictures"]]
+    addresses = [image[0] for image in gallery_of(page)["images"]]
     assert len(addresses) == 6  # the models' names are of one length, so their edits are equal
     assert sorted(addresses) == sorted(f"report-pictures/{path.name}" for path in stale.parent.iterdir())
     assert "data:image" not in read(page)
 
 
-def test_small_pictures_grow_by_whole_pixels(make_run: MakeRun) -> None:
-    [_, *small] = gallery_of(report.run(make_run({"m": [1.0]}, size=48)))["pictures"][0]
+def test_small_images_grow_by_whole_pixels(make_run: MakeRun) -> None:
+    [_, *small] = gallery_of(report.run(make_run({"m": [1.0]}, size=48)))["images"][0]
     assert small == [144, 144, True]
 
 
-def test_large_pictures_shrink(make_run: MakeRun) -> None:
-    [_, *large] = gallery_of(report.run(make_run({"m": [1.0]}, size=400)))["pictures"][0]
+def test_large_images_shrink(make_run: MakeRun) -> None:
+    [_, *large] = gallery_of(report.run(make_run({"m": [1.0]}, size=400)))["images"][0]
     assert large == [256, 256, False]
 
 
@@ -156,7 +156,7 @@ def test_reasoning_stands_with_its_sample(make_run: MakeRun) -> None:
 
 
 def test_other_metrics_and_benchmarks_have_their_tables(make_run: MakeRun, make_score: Callable[..., Any]) -> None:
-    """Guards the page of a real evaluation: benchmarks side by side, published figures, metrics where less is more."""
+    """Guards the page of a real evaluation: benchmarks side by side, published scores, metrics where less is more."""
     folder = make_run({"earl": [1.0, 2.0]})
     file = folder / "eval/earl/scores.parquet"
     scores = [
@@ -168,7 +168,7 @@ def test_other_metrics_and_benchmarks_have_their_tables(make_run: MakeRun, make_
     write_records(file, scores, {"judge": "g", "prompts": "ab" * 32, "metric l1": {"higher_is_better": False}})
     text = read(report.run(folder))
     assert 'class="dense"' in text and "AVG of 3" in text and "n 3" in text
-    assert "Beside the published figures" in text and "6.39" in text
+    assert "Beside the published scores" in text and "6.39" in text
     assert "lower is better" in text and "<b>0.005000</b>" in text
     assert "g (wording abababab)" in text
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from noise_pictures import noise
+from noise_images import noise
 from PIL import Image
 
 from baselines import report
@@ -60,13 +60,13 @@ def opened(browser: Any) -> Iterator[Callable[[Path], Any]]:
 
 @pytest.fixture(scope="module")
 def large_run(tmp_path_factory: pytest.TempPathFactory, score_maker: Callable[..., Any]) -> Path:
-    """Two models on 2,000 samples of two benchmarks, over a handful of pictures; the second model reasons."""
+    """Two models on 2,000 samples of two benchmarks, over a handful of images; the second model reasons."""
     folder = tmp_path_factory.mktemp("large")
     for place, model in enumerate(("sft", "rl")):
         home = folder / "eval" / model
         home.mkdir(parents=True)
-        for picture in range(40):
-            noise(picture + 100 * place, 32, 32).save(home / f"{picture}.png")
+        for image in range(40):
+            noise(image + 100 * place, 32, 32).save(home / f"{image}.png")
         predictions, scores = [], []
         for row in range(SAMPLES):
             shared: dict[str, Any] = {
@@ -101,7 +101,7 @@ def titles(page: Any) -> list[str]:
 
 
 def test_two_thousand_samples_are_drawn_as_they_are_reached(opened: Callable[[Path], Any], large_page: Path) -> None:
-    """Guards first paint and memory: a screenful of cards, pictures that load when near, more cards by scrolling."""
+    """Guards first paint and memory: a screenful of cards, images that load when near, more cards by scrolling."""
     page = opened(large_page)
     assert page.locator("#count").inner_text() == "2000 samples"
     drawn = page.locator("article").count()
@@ -174,7 +174,7 @@ def test_reasoning_and_its_boxes(opened: Callable[[Path], Any], large_page: Path
     assert first.locator("details p").inner_text() == "Look at [8, 8, 24, 24], then at 0."
     box, frame = first.locator(".marks path").bounding_box(), first.locator(".frame").first.bounding_box()
     assert box and frame
-    # The box spans the middle half of the picture; four pixels on each side cover its stroke and corners.
+    # The box spans the middle half of the image; four pixels on each side cover its stroke and corners.
     assert box["x"] - frame["x"] == pytest.approx(frame["width"] / 4, abs=4)
     assert box["width"] == pytest.approx(frame["width"] / 2, abs=8)
 
@@ -202,7 +202,7 @@ def test_tables_are_there_without_javascript(browser: Any, large_page: Path) -> 
     context.close()
 
 
-def test_the_picture_for_the_readme(make_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_image_for_the_readme(make_run: Callable[..., Path], tmp_path: Path) -> None:
     """Guards the screenshot: both halves are there, a model that is not is named, and a page with one split, which does
     not show that field, is photographed too."""
     page = report.run(make_run({"sft": [1.0], "rl": [3.0]}))
@@ -212,5 +212,5 @@ def test_the_picture_for_the_readme(make_run: Callable[..., Path], tmp_path: Pat
         thread.submit(screenshots.evaluation, page, output, one="rl", two="sft").result()
         failed = thread.submit(screenshots.evaluation, page, output, one="other", two="sft").exception()
     assert isinstance(failed, UserError) and "has no 'other' to show" in str(failed)
-    with Image.open(output) as picture:
-        assert picture.width == round(screenshots.SCALE * (2 * screenshots.WIDTH + screenshots.GAP))
+    with Image.open(output) as image:
+        assert image.width == round(screenshots.SCALE * (2 * screenshots.WIDTH + screenshots.GAP))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_judge import FakeJudge
-from noise_pictures import IMAGE, noise, png
+from noise_images import IMAGE, noise, png
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +63,7 @@ def test_every_model_meets_every_benchmark(checkout: Path, noting_python: Path) 
 
 def test_the_models_of_the_paper_are_known_by_their_rows() -> None:
     """Guards names: a row of the list that no table knows would be computed for nothing."""
-    from baselines.editors.options import EDITORS
+    from baselines.editors.editing import EDITORS
     from baselines.tables.paper import row_of
 
     lines = (ROOT / "scripts/paper_models.txt").read_text().splitlines()
@@ -76,10 +76,10 @@ def test_the_models_of_the_paper_are_known_by_their_rows() -> None:
 def test_again_costs_nothing_and_changes_nothing(checkout: Path, judge: FakeJudge) -> None:
     """Guards resumption from start to end with the real steps: a run that was cut off in the middle of the second model
     ends like one that was not, and asks nothing that was answered."""
-    pictures = pa.array([{"bytes": png(noise(row, 32, 24)), "path": None} for row in range(4)], IMAGE)
+    images = pa.array([{"bytes": png(noise(row, 32, 24)), "path": None} for row in range(4)], IMAGE)
     columns = {
-        "input": pictures,
-        "output": pictures,
+        "input": images,
+        "output": images,
         "instruction": list("abcd"),
         "source": ["ag", "ag", "epic", "epic"],
     }

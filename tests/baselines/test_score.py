@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from fake_judge import FakeJudge
-from noise_pictures import noise
+from noise_images import noise
 
-from baselines import judging, score
-from baselines.judging import Pace, usage_of
+from baselines import score
 from baselines.metrics.image_metric import EditedSample, Missing
 from baselines.results.records import Prediction, ScoredSample, read_records, read_settings, write_records
+from baselines.score import Pace, usage_of
 from emu3.errors import UserError
 from rl.reward.config import JudgeConfig
 
@@ -57,7 +57,7 @@ def scored(folder: Path, judge: FakeJudge) -> list[ScoredSample]:
 
 def test_each_sample_gets_its_own_outcome(predicted: Path, judge: FakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards order and typing: a failure has no value, and its reason or the judge's words are kept."""
-    monkeypatch.setattr(judging, "WINDOW", 2)
+    monkeypatch.setattr(score, "WINDOW", 2)
     judge.answers = {
         "change number 0": '{"score": [4, 8], "reasoning": "half"}',
         "change number 1": "I would rather not say.",
@@ -94,8 +94,8 @@ def test_interrupted_scoring_keeps_its_answers(
     predicted: Path, judge: FakeJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards the cache on disk: what was answered before the interruption is not asked again."""
-    monkeypatch.setattr(judging, "WINDOW", 1)
-    whole = judging.scored
+    monkeypatch.setattr(score, "WINDOW", 1)
+    whole = score.scored
     seen = 0
 
     def interrupted(*arguments: object) -> ScoredSample:
@@ -105,11 +105,11 @@ def test_interrupted_scoring_keeps_its_answers(
             raise KeyboardInterrupt
         return whole(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(judging, "scored", interrupted)
+    monkeypatch.setattr(score, "scored", interrupted)
     with pytest.raises(KeyboardInterrupt):
         scored(predicted, judge)
     assert not (predicted / "scores.parquet").exists()
-    monkeypatch.setattr(judging, "scored", whole)
+    monkeypatch.setattr(score, "scored", whole)
     assert [row.status for row in scored(predicted, judge)] == ["score"] * 5
     # Five samples, two questions each; at most the one under way at the interruption was asked twice.
     assert 10 <= judge.questions <= 12
@@ -134,7 +134,7 @@ def test_a_dead_judge_is_one_clear_line(
     assert not (predicted / "scores.parquet").exists()
 
 
-def test_missing_pictures_and_predictions_are_named(predicted: Path, judge: FakeJudge, tmp_path: Path) -> None:
+def test_missing_images_and_predictions_are_named(predicted: Path, judge: FakeJudge, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere/predictions.parquet does not exist|nowhere does not exist"):
         score.run(tmp_path / "nowhere", judge=JudgeConfig(judge.url))
     (predicted / "3-edited.png").unlink()
@@ -146,7 +146,7 @@ def test_what_the_judge_said_is_kept_under_its_sample(
     predicted: Path, judge: FakeJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards the raw answers against those of a neighbour, also when they come from the cache."""
-    monkeypatch.setattr(judging, "WINDOW", 2)
+    monkeypatch.setattr(score, "WINDOW", 2)
     for row in range(5):
         judge.answers[f"change number {row}"] = f'{{"score": [{row}, 8], "reasoning": "seen {row}"}}'
     judge.answers["change number 3"] = "No."
@@ -239,7 +239,7 @@ def test_a_metric_is_measured_again_only_for_a_reason(predicted: Path, monkeypat
 
 
 def test_other_predictions_need_another_file(predicted: Path, judge: FakeJudge) -> None:
-    """Guards against scores of pictures that are no longer there."""
+    """Guards against scores of images that are no longer there."""
     scored(predicted, judge)
     rows = read_records(predicted / "predictions.parquet", Prediction)
     write_records(predicted / "predictions.parquet", rows[:3], {})

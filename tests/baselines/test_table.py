@@ -85,7 +85,7 @@ def test_groups_by_task(make_score: Make) -> None:
     assert [(row.split, row.mean) for row in rows] == [("x", 1.0), ("y", 2.0)]
 
 
-def test_files_hold_the_same_figures(make_score: Make, tmp_path: Path) -> None:
+def test_files_hold_the_same_numbers(make_score: Make, tmp_path: Path) -> None:
     files = []
     for model, shift in (("sft", 0.0), ("rl", 1.0)):
         scores = [make_score(str(place), place + shift, model=model) for place in range(5)]

@@ -1,4 +1,4 @@
-"""A tiny world on disk: a language model with its tokenizer files, and an image tokenizer of 8x8 pixels per code."""
+"""A tiny world on disk: a language model with its tokenizer files, and a vision tokenizer of 8x8 pixels per code."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def test_boxes_are_found_in_running_text() -> None:
     [
         "[16, 0, 0, 16]",  # reversed
         "[4, 4, 4, 9]",  # empty
-        "[48, 0, 60, 9]",  # right of the picture
+        "[48, 0, 60, 9]",  # right of the image
         "[-9, -9, -1, -1]",
         "[1, 2, 3]",
         "[1, 2, 3, 4, 5]",
@@ -35,13 +35,13 @@ def test_boxes_are_found_in_running_text() -> None:
         "",
     ],
 )
-def test_what_is_no_box_of_the_picture_is_passed_over(text: str) -> None:
+def test_what_is_no_box_of_the_image_is_passed_over(text: str) -> None:
     """Guards against a page that fails, or a frame in a wrong place, because a model wrote nonsense."""
     assert corners(text) == []
 
 
-def test_boxes_are_cut_to_the_picture() -> None:
-    """Guards against frames outside the picture, and numbers too long for a float."""
+def test_boxes_are_cut_to_the_image() -> None:
+    """Guards against frames outside the image, and numbers too long for a float."""
     assert corners(f"[-5, 10, 1{'0' * 400}, 99]") == [(0, 10, WIDTH, HEIGHT)]
 
 
@@ -69,14 +69,14 @@ def test_the_pieces_are_the_text(text: str) -> None:
 def test_frames_lie_inside_their_boxes(left: int, top: int) -> None:
     """Guards against an unscaled frame, one that covers its object or its neighbour, and one cut off at the edge."""
     scale = 10
-    picture = Image.new("RGB", (WIDTH * scale, HEIGHT * scale))
-    drawn = draw_boxes(picture, find_boxes(f"[{left}, {top}, {left + 16}, {top + 16}]", WIDTH, HEIGHT), scale)
+    image = Image.new("RGB", (WIDTH * scale, HEIGHT * scale))
+    drawn = draw_boxes(image, find_boxes(f"[{left}, {top}, {left + 16}, {top + 16}]", WIDTH, HEIGHT), scale)
     frame = np.asarray(drawn).max(axis=-1) > 0
     rows, columns = np.nonzero(frame)
     assert (columns.min(), columns.max()) == (left * scale, left * scale + 159)
     assert (rows.min(), rows.max()) == (top * scale, top * scale + 159)
     assert not frame[top * scale + 5 : top * scale + 155, left * scale + 5 : left * scale + 155].any()
-    assert not np.asarray(picture).any()
+    assert not np.asarray(image).any()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_frames_lie_inside_their_boxes(left: int, top: int) -> None:
     ],
 )
 def test_each_side_has_its_own_scale(text: str, expected: str) -> None:
-    """x and y swapped, or one scale for both, is right for square pictures only."""
+    """x and y swapped, or one scale for both, is right for square images only."""
     assert rescale_boxes(text, (400, 400), (200, 100)) == expected
 
 
@@ -113,7 +113,7 @@ def test_shares_of_the_sides_stay() -> None:
     assert rescale_boxes("[0, 0, 2, 1]", (400, 400), (200, 100)) == "[0, 0, 1, 0]"
 
 
-def test_a_box_ends_where_the_picture_does() -> None:
+def test_a_box_ends_where_the_image_does() -> None:
     """Annotators overshoot, and up to seven columns and rows have no code."""
     text = "[-5, -0.4, 401, 399]"
     assert rescale_boxes(text, (400, 400), (206, 103), (200, 96)) == "[0, 0, 200, 96]"

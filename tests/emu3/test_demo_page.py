@@ -42,7 +42,7 @@ def url(tiny_model_folder: Path, tiny_vision_folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> tuple[Path, Path]:
-    """A wide picture, which is fitted to 24x16 pixels, and a tall one, fitted to 16x24."""
+    """A wide image, which is fitted to 24x16 pixels, and a tall one, fitted to 16x24."""
     wide, tall = tmp_path / "wide.png", tmp_path / "tall.png"
     Image.new("RGB", (60, 40), "red").save(wide)
     Image.new("RGB", (40, 60), "blue").save(tall)
@@ -63,12 +63,12 @@ def message(page: screenshots.Page) -> str:
 
 
 @needs_browser
-def test_a_person_edits_a_picture(url: str, photos: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_person_edits_a_image(url: str, photos: tuple[Path, Path], tmp_path: Path) -> None:
     """The whole way: errors first, then edits, another choice, a chain of thought. Nothing is asked of other hosts."""
     wide, _ = photos
     with screenshots.opened(url) as (page, elsewhere):
         screenshots.ask(page, "make it purple")
-        assert "There is no picture yet" in message(page)
+        assert "There is no image yet" in message(page)
         screenshots.ask(page, "  ", wide)
         assert "The instruction is empty" in message(page)
 
@@ -96,7 +96,7 @@ def test_a_person_edits_a_picture(url: str, photos: tuple[Path, Path], tmp_path:
 
 @needs_browser
 def test_as_many_edits_as_can_be_asked_for_are_all_in_sight(url: str, photos: tuple[Path, Path]) -> None:
-    """Guards against a row of small pictures that is wider than its frame, which hides what sticks out."""
+    """Guards against a row of small images that is wider than its frame, which hides what sticks out."""
     with screenshots.opened(url) as (page, _):
         screenshots.ask(page, "make it purple", photos[0], samples=MAX_SAMPLES)
         screenshots.wait_for_edits(page, MAX_SAMPLES)
@@ -109,7 +109,7 @@ def test_as_many_edits_as_can_be_asked_for_are_all_in_sight(url: str, photos: tu
 
 @needs_browser
 def test_two_visitors_get_their_own_edits(url: str, photos: tuple[Path, Path]) -> None:
-    """Guards against edits that run into each other, and against one visitor's pictures on the other's page."""
+    """Guards against edits that run into each other, and against one visitor's images on the other's page."""
     wide, tall = photos
     with screenshots.opened(url) as (first, _):
         second = first.context.new_page()

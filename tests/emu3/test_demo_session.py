@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emu3.demo.session import Result, Settings, edit_picture
+from emu3.demo.session import Comparison, Settings, edit_image
 from emu3.errors import UserError
-from emu3.mllm.editor import Edit, Editor
+from emu3.mllm.editor import EditedImage, Editor
 
 AREA = 576
 SETTINGS = Settings(n=2, temperature=1.0, seed=3, think=False)
@@ -35,11 +35,11 @@ def ignore(done: int, most: int) -> None:
 
 @pytest.mark.parametrize("think", [False, True])
 def test_the_page_gives_the_editors_own_samples(editor: Editor, photo: str, think: bool) -> None:
-    """Guards against a setting that is not passed on, and a picture that is resized twice."""
+    """Guards against a setting that is not passed on, and an image that is resized twice."""
     settings = replace(SETTINGS, think=think, temperature=0.7)
-    result = edit_picture(editor, AREA, photo, "a", settings, ignore)
-    with Image.open(photo) as picture:
-        [edits] = editor.edit([picture], ["a"], n=2, temperature=0.7, seed=3, think=think, image_area=AREA)
+    result = edit_image(editor, AREA, photo, "a", settings, ignore)
+    with Image.open(photo) as image:
+        [edits] = editor.edit([image], ["a"], n=2, temperature=0.7, seed=3, think=think, image_area=AREA)
     assert result.source.size == (24, 16)
     assert [edit.image.tobytes() for edit in result.edits] == [edit.image.tobytes() for edit in edits]
     assert [edit.reasoning for edit in result.edits] == [edit.reasoning for edit in edits]
@@ -50,58 +50,61 @@ def test_the_page_gives_the_editors_own_samples(editor: Editor, photo: str, thin
 def test_progress_counts_tokens(editor: Editor, photo: str, think: bool) -> None:
     """Guards against a bar that stands still, runs past its end, or never reaches it."""
     seen: list[tuple[int, int]] = []
-    edit_picture(editor, AREA, photo, "a", replace(SETTINGS, think=think), lambda done, most: seen.append((done, most)))
+    edit_image(editor, AREA, photo, "a", replace(SETTINGS, think=think), lambda done, most: seen.append((done, most)))
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
     assert {most for _, most in seen} == {6 + 512 * think}
     assert len(seen) == 6 if not think else 6 < len(seen) <= 518
 
 
 @pytest.mark.parametrize(
-    ("picture", "instruction", "changes", "message"),
+    ("image", "instruction", "changes", "message"),
     [
-        (None, "a", {}, "There is no picture yet"),
+        (None, "a", {}, "There is no image yet"),
         ("photo.png", " \n", {}, "The instruction is empty"),
         ("photo.png", "a", {"seed": None}, "The seed is empty"),
-        ("text.png", "a", {}, "The picture cannot be read as an image"),
-        ("cut.png", "a", {}, "The picture cannot be read as an image"),
-        ("thin.png", "a", {}, "A 900x1 picture becomes"),
+        ("text.png", "a", {}, "The image cannot be read as an image"),
+        ("cut.png", "a", {}, "The image cannot be read as an image"),
+        ("thin.png", "a", {}, "A 900x1 image becomes"),
         ("photo.png", "b" * 2000, {}, "A prompt of 2"),
         ("photo.png", "a", {"temperature": -1.0}, "Temperature must be 0 or more"),
     ],
 )
 def test_bad_input_is_told(
-    editor: Editor, photo: str, picture: str | None, instruction: str, changes: dict[str, float | None], message: str
+    editor: Editor, photo: str, image: str | None, instruction: str, changes: dict[str, float | None], message: str
 ) -> None:
     """Guards against a bare "Error" on the page, and against listening to the model for ever after."""
     folder = Path(photo).parent
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     (folder / "cut.png").write_bytes(Path(photo).read_bytes()[:700])
     Image.new("RGB", (900, 1)).save(folder / "thin.png")
-    path = None if picture is None else str(folder / picture)
+    path = None if image is None else str(folder / image)
     settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
     with pytest.raises(UserError) as error:
-        edit_picture(editor, AREA, path, instruction, settings, ignore)
+        edit_image(editor, AREA, path, instruction, settings, ignore)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
     assert not editor.model.model._forward_hooks
 
 
 @pytest.mark.parametrize(("size", "scale"), [((48, 32), 10), ((24, 512), 1), ((256, 256), 2), ((700, 500), 1)])
-def test_small_pictures_are_enlarged_without_blur(size: tuple[int, int], scale: int) -> None:
+def test_small_images_are_enlarged_without_blur(size: tuple[int, int], scale: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    result = Result(Image.fromarray(pixels), [])
+    result = Comparison(Image.fromarray(pixels), [])
     view = np.asarray(result.view(result.source))
     assert result.scale == scale
     assert np.array_equal(view, pixels.repeat(scale, axis=0).repeat(scale, axis=1))
 
 
 def test_a_chain_of_thought_comes_with_its_boxes() -> None:
-    """Guards against the boxes of another edit, and against frames of the unscaled picture."""
+    """Guards against the boxes of another edit, and against frames of the unscaled image."""
     source = Image.new("RGB", (48, 32))
-    result = Result(source, [Edit(source, None), Edit(source, "At [32, 16, 48, 32]."), Edit(source, "Nowhere.")])
+    result = Comparison(
+        source,
+        [EditedImage(source, None), EditedImage(source, "At [32, 16, 48, 32]."), EditedImage(source, "Nowhere.")],
+    )
     thought = result.thought(1)
     assert thought is not None
-    picture, pieces = thought
-    assert picture.size == (480, 320) and np.asarray(picture)[160, 320:480].any(axis=-1).all()
+    image, pieces = thought
+    assert image.size == (480, 320) and np.asarray(image)[160, 320:480].any(axis=-1).all()
     assert [piece for piece, colour in pieces if colour] == ["[32, 16, 48, 32]"]
     assert result.thought(0) is None
     nowhere = result.thought(2)

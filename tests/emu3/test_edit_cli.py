@@ -61,10 +61,10 @@ def test_thinking_is_printed(
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'out.png'}: ")
 
 
-def test_several_pictures_go_into_a_folder(
+def test_several_images_go_into_a_folder(
     monkeypatch: pytest.MonkeyPatch, photo: Path, folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Guards names, and the pairing of names with pictures: the second is upright, the first is not."""
+    """Guards names, and the pairing of names with images: the second is upright, the first is not."""
     upright = tmp_path / "upright.png"
     Image.new("RGB", (30, 40)).save(upright)
     output = tmp_path / "edited"
@@ -79,7 +79,7 @@ def test_several_pictures_go_into_a_folder(
     assert capsys.readouterr().out.split()[2:] == [str(output / name) for name in numbered]
 
 
-def test_one_picture_into_a_folder_that_is_there(
+def test_one_image_into_a_folder_that_is_there(
     monkeypatch: pytest.MonkeyPatch, photo: Path, folders: list[str], tmp_path: Path
 ) -> None:
     run(monkeypatch, *folders, photo, "make the sky purple", "-o", tmp_path)
@@ -90,11 +90,11 @@ def test_names_that_would_collide(tmp_path: Path) -> None:
     """Guards sources from their edits, and edits from each other."""
     (tmp_path / "a").mkdir()
     for images, output, n, message in (
-        ([tmp_path / "a" / "x.png"], tmp_path / "a", 1, "a/x.png is a picture to edit"),
-        ([tmp_path / "a" / "x.png"], tmp_path / "a" / ".." / "a" / "x.png", 1, "x.png is a picture to edit"),
-        ([tmp_path / "x-1.png"], tmp_path / "x.png", 2, "x-1.png is a picture to edit"),
+        ([tmp_path / "a" / "x.png"], tmp_path / "a", 1, "a/x.png is an image to edit"),
+        ([tmp_path / "a" / "x.png"], tmp_path / "a" / ".." / "a" / "x.png", 1, "x.png is an image to edit"),
+        ([tmp_path / "x-1.png"], tmp_path / "x.png", 2, "x-1.png is an image to edit"),
         ([tmp_path / "x.jpg", tmp_path / "a" / "x.png"], tmp_path / "out", 1, "out/x.png would be written twice"),
-        ([tmp_path / "x.jpg", tmp_path / "y.jpg"], tmp_path / "out.png", 1, "2 pictures go into a folder"),
+        ([tmp_path / "x.jpg", tmp_path / "y.jpg"], tmp_path / "out.png", 1, "2 images go into a folder"),
     ):
         with pytest.raises(UserError, match=message):
             output_paths(images, output, n)
@@ -150,7 +150,7 @@ def test_bad_input_gets_one_line_and_code_2(
     message: str,
 ) -> None:
     """Guards against a traceback, the libraries' progress bars, and an output file that holds nothing."""
-    (photo.parent / "text.jpg").write_text("no picture")
+    (photo.parent / "text.jpg").write_text("no image")
     (photo.parent / "cut.jpg").write_bytes(photo.read_bytes()[:700])
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, *folders, photo.parent / image, instruction, "-o", photo.parent / output)

@@ -23,7 +23,7 @@ CODES = 16
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an RL run `rl/final`, and the image tokenizers `vision` and `other`."""
+    """A folder with an RL run `rl/final`, and the vision tokenizers `vision` and `other`."""
     folder = tmp_path_factory.mktemp("run")
     train_ranks(["make it red"] * 3, 270, folder / "ranks")
     tokenizer = TextTokenizer.from_rank_file(folder / "ranks", CODES)
@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_exported_model_is_the_model(run: Path, tmp_path: Path) -> None:
-    """In several files with an index, in the asked dtype, with tokenizer and image tokenizer."""
+    """In several files with an index, in the asked dtype, with tokenizer and vision tokenizer."""
     folders = export(
         str(run / "rl/final"),
         tmp_path / "earl",
@@ -83,7 +83,7 @@ def test_the_card_tells_what_the_run_recorded(run: Path, tmp_path: Path) -> None
 
 
 def test_without_a_run_folder_the_card_says_so(run: Path, tmp_path: Path) -> None:
-    """Nothing is made up for a checkpoint that came alone, and a Hub image tokenizer is only named."""
+    """Nothing is made up for a checkpoint that came alone, and a Hub vision tokenizer is only named."""
     [folder] = export(
         str(run / "rl/final"), tmp_path / "earl", name="org/earl", vision="BAAI/Emu3-VisionTokenizer", run=tmp_path
     )
@@ -96,7 +96,7 @@ def test_without_a_run_folder_the_card_says_so(run: Path, tmp_path: Path) -> Non
     ("change", "told"),
     [
         ({"name": "earl"}, "--name earl is no repository id"),
-        ({"max_shard_size": "5"}, "--max-shard-size 5: want a number"),
+        ({"max_shard_size": "5"}, "--max-shard-size 5: expected a number"),
         ({"scores": Path("none.md")}, "--scores none.md does not exist"),
         ({"vision": "other"}, "has 32 codes, the text tokenizer 16"),
     ],

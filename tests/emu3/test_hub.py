@@ -155,7 +155,7 @@ def test_revisions_in_the_cache(cache: Path, tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("org/gated", r"org/gated is gated: ask for access at http://127\S+/org/gated, then `hf auth login`"),
-        ("org/none", "org/none is not there, or private: check the spelling, or `hf auth login`"),
+        ("org/none", "org/none is not on the Hub, or private: check the spelling, or `hf auth login`"),
         ("org/open@v9", "org/open has no branch, tag or commit 'v9'"),
         ("org/na..me", "Cannot have -- or .. in repo_id"),
     ],

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from emu3 import hub_headers
 from emu3.errors import UserError
-from emu3.hub_headers import Checkpoint
+from emu3.hub_headers import RemoteCheckpoint
 from emu3.mllm.language_model import load_language_model, new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
 from emu3.tokenizer.model import StillVQ
@@ -72,37 +72,37 @@ def test_a_model_is_judged_by_a_hundredth_of_its_bytes(hub: RangeHub) -> None:
     """The figures are those of the loaded model; guards a check that fetches what it is to spare."""
     folder = hub.folders[MODEL]
     model = load_language_model(folder)
-    checkpoint = Checkpoint(MODEL)
+    checkpoint = RemoteCheckpoint(MODEL)
     fit, vocabulary = checkpoint.language_model()
     assert (fit.tensors, vocabulary) == (len(model.state_dict()), model.config.vocab_size)
     assert fit.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert fit.bytes == size(folder) > 3_000_000 and len(list(folder.glob("*.safetensors"))) > 3
     assert checkpoint.files is not None
     assert hub.sent == checkpoint.files.received < fit.bytes / 100
-    assert Checkpoint(folder).language_model()[0].tensors == fit.tensors
+    assert RemoteCheckpoint(folder).language_model()[0].tensors == fit.tensors
 
 
 def test_a_revision_is_asked_for_by_name(hub: RangeHub) -> None:
-    Checkpoint(f"{MODEL}@v1").language_model()
+    RemoteCheckpoint(f"{MODEL}@v1").language_model()
     assert all("/resolve/v1/" in path for path in hub.asked)
 
 
 def test_an_image_tokenizer_is_folded_without_numbers(hub: RangeHub) -> None:
-    fit = Checkpoint(VISION).vision()
+    fit = RemoteCheckpoint(VISION).vision()
     assert fit.bytes == size(hub.folders[VISION]) and hub.sent < fit.bytes / 10
-    assert Checkpoint(hub.folders[VISION]).vision().parameters == fit.parameters
+    assert RemoteCheckpoint(hub.folders[VISION]).vision().parameters == fit.parameters
     StillVQ.from_pretrained(hub.folders[VISION])
 
 
 def test_the_text_tokenizer_is_the_loaded_one(hub: RangeHub) -> None:
-    assert Checkpoint(MODEL).text_tokenizer().layout == TextTokenizer.from_pretrained(hub.folders[MODEL]).layout
-    refused(Checkpoint(VISION).text_tokenizer, f"{VISION}.*emu3_vision_tokens.txt does not exist")
+    assert RemoteCheckpoint(MODEL).text_tokenizer().layout == TextTokenizer.from_pretrained(hub.folders[MODEL]).layout
+    refused(RemoteCheckpoint(VISION).text_tokenizer, f"{VISION}.*emu3_vision_tokens.txt does not exist")
 
 
 def test_the_key_goes_to_the_hub_alone(hub: RangeHub) -> None:
     """Guards a login that is sent on to the host that a download is redirected to."""
     hub.elsewhere = True
-    Checkpoint(MODEL).language_model()
+    RemoteCheckpoint(MODEL).language_model()
     hosts = {host for host, _ in hub.authorizations}
     assert hosts == {"127.0.0.1", "localhost"}
     assert {key for host, key in hub.authorizations if host == "127.0.0.1"} == {"Bearer hf_marker"}
@@ -117,25 +117,25 @@ def test_weights_that_do_not_fit_are_refused_in_the_loaders_words(hub: RangeHub)
     shard = folder / index["weight_map"][norm]
     tensors = load_file(shard)
     save_file({**tensors, norm: torch.ones(7)}, shard)
-    refused(lambda: Checkpoint(MODEL).language_model(), f"1 of another shape \\(first: {norm}")
+    refused(lambda: RemoteCheckpoint(MODEL).language_model(), f"1 of another shape \\(first: {norm}")
     refused(lambda: load_language_model(folder), f"1 of another shape \\(first: {norm}")
     tensors.pop(norm)
     save_file(tensors, shard)
-    refused(lambda: Checkpoint(MODEL).language_model(), f"lists 1 tensors that they do not hold .*{norm}")
+    refused(lambda: RemoteCheckpoint(MODEL).language_model(), f"lists 1 tensors that they do not hold .*{norm}")
     index["weight_map"].pop(norm)
     (folder / INDEX).write_text(json.dumps(index))
-    refused(lambda: Checkpoint(MODEL).language_model(), f"1 missing \\(first: {norm}")
+    refused(lambda: RemoteCheckpoint(MODEL).language_model(), f"1 missing \\(first: {norm}")
 
 
 def test_an_image_tokenizer_that_does_not_fit(hub: RangeHub) -> None:
     file = hub.folders[VISION] / "model.safetensors"
     tensors = load_file(file)
     save_file({**tensors, "encoder.conv_in.weight": torch.ones(5, 3, 3, 3)}, file)
-    refused(lambda: Checkpoint(VISION).vision(), r"does not hold the weights of its config.json: .*conv_in")
+    refused(lambda: RemoteCheckpoint(VISION).vision(), r"does not hold the weights of its config.json: .*conv_in")
     tensors.pop("encoder.conv_in.weight")
     save_file(tensors, file)
-    refused(lambda: Checkpoint(VISION).vision(), r"lack 'encoder.conv_in.weight'")
-    refused(lambda: Checkpoint(MODEL).vision(), "not the config of a vision tokenizer")
+    refused(lambda: RemoteCheckpoint(VISION).vision(), r"lack 'encoder.conv_in.weight'")
+    refused(lambda: RemoteCheckpoint(MODEL).vision(), "not the config of a vision tokenizer")
 
 
 def test_a_server_without_ranges_is_left_at_once(hub: RangeHub) -> None:
@@ -144,7 +144,7 @@ def test_a_server_without_ranges_is_left_at_once(hub: RangeHub) -> None:
     big = hub.folders[VISION] / "model.safetensors"
     with big.open("ab") as file:
         file.truncate(2**26)
-    refused(lambda: Checkpoint(VISION).vision(), "no range requests")
+    refused(lambda: RemoteCheckpoint(VISION).vision(), "no range requests")
     close_session()
     assert hub.sent < 2**24
 
@@ -154,7 +154,7 @@ def test_a_server_without_ranges_is_left_at_once(hub: RangeHub) -> None:
     [("lab/nothing", "is private, gated or not there"), (f"{MODEL}x", "not there"), ("no-id", "is no Hub id")],
 )
 def test_what_is_not_there(hub: RangeHub, name: str, message: str) -> None:
-    refused(lambda: Checkpoint(name).language_model(), message)
+    refused(lambda: RemoteCheckpoint(name).language_model(), message)
 
 
 def test_gated_missing_and_damaged_files(hub: RangeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,24 +162,26 @@ def test_gated_missing_and_damaged_files(hub: RangeHub, monkeypatch: pytest.Monk
     last = sorted(folder.glob("*.safetensors"))[-1]
     content = last.read_bytes()
     last.write_bytes(content[:-1])
-    refused(lambda: Checkpoint(MODEL).language_model(), f"{last.name} has .* bytes, its header speaks of .*not whole")
+    refused(
+        lambda: RemoteCheckpoint(MODEL).language_model(), f"{last.name} has .* bytes, its header speaks of .*not whole"
+    )
     last.write_bytes(b'\x08\0\0\0\0\0\0\0{"a": 1}')
-    refused(lambda: Checkpoint(MODEL).language_model(), "a header that cannot be read")
+    refused(lambda: RemoteCheckpoint(MODEL).language_model(), "a header that cannot be read")
     last.write_bytes(b"\xff" * 100)
-    refused(lambda: Checkpoint(MODEL).language_model(), "no safetensors file")
+    refused(lambda: RemoteCheckpoint(MODEL).language_model(), "no safetensors file")
     last.unlink()
-    refused(lambda: Checkpoint(MODEL).language_model(), f"{last.name} does not exist")
+    refused(lambda: RemoteCheckpoint(MODEL).language_model(), f"{last.name} does not exist")
     (folder / "config.json").write_text("{")
-    refused(lambda: Checkpoint(MODEL).language_model(), "config.json is not JSON")
+    refused(lambda: RemoteCheckpoint(MODEL).language_model(), "config.json is not JSON")
     (folder / "config.json").unlink()
-    refused(lambda: Checkpoint(MODEL).language_model(), "has no config.json")
+    refused(lambda: RemoteCheckpoint(MODEL).language_model(), "has no config.json")
     monkeypatch.setattr(hub_headers, "LONGEST", 100)
-    refused(lambda: Checkpoint(VISION).vision(), "larger than 100 bytes")
+    refused(lambda: RemoteCheckpoint(VISION).vision(), "larger than 100 bytes")
     hub.gated.add(MODEL)
-    refused(lambda: Checkpoint(MODEL).language_model(), "is gated: ask for access")
+    refused(lambda: RemoteCheckpoint(MODEL).language_model(), "is gated: ask for access")
 
 
 def test_nobody_answers(hub: RangeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
-    refused(lambda: Checkpoint(MODEL).language_model(), "the Hub cannot be reached")
+    refused(lambda: RemoteCheckpoint(MODEL).language_model(), "the Hub cannot be reached")

@@ -148,7 +148,7 @@ def test_a_live_owner_on_another_machine_is_left_alone(
     without_locks(monkeypatch, fault)
     stamps = iter(range(1000))
     monkeypatch.setattr(run_folder, "_stamp", lambda path: (next(stamps), 0))
-    with pytest.raises(UserError, match="in use by python -m rl.train on node7"), owned(tmp_path):
+    with pytest.raises(UserError, match=r"in use by python -m rl.train on node7"), owned(tmp_path):
         pass
 
 
@@ -206,33 +206,33 @@ def test_nested_settings_by_their_path() -> None:
 
 def record(file: Path, **settings: Any) -> None:
     record_settings(
-        file, settings, version=2, remedy="choose another folder", decisive=("a", "digest"), said=("judge",),
-        later={"a": 7}, unknown=("digest", "judge"),
+        file, settings, version=2, remedy="choose another folder", decisive=("a", "e", "digest"), said=("judge",),
+        later={"e": 7}, unknown=("digest", "judge"),
     )  # fmt: skip
 
 
 def test_settings_are_kept_compared_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards a folder that goes on as another run, and one whose judge was changed without a word."""
     file = tmp_path / "settings.json"
-    record(file, a={"b": 1}, c=1, judge="one", digest="x")
-    record(file, a={"b": 1}, c=2, judge="two", digest="x")
-    assert json.loads(file.read_text()) == {"version": 2, "a": {"b": 1}, "c": 2, "judge": "two", "digest": "x"}
+    record(file, a={"b": 1}, e=7, c=1, judge="one", digest="x")
+    record(file, a={"b": 1}, e=7, c=2, judge="two", digest="x")
+    assert json.loads(file.read_text()) == {"version": 2, "a": {"b": 1}, "e": 7, "c": 2, "judge": "two", "digest": "x"}
     assert capsys.readouterr().out == f'note: {tmp_path}: judge was "one", now it is "two"\n'
     with pytest.raises(UserError, match=r"holds a run with a\.b=1, this one has a\.b=2: choose another folder$"):
-        record(file, a={"b": 2}, c=1, judge="one", digest="x")
+        record(file, a={"b": 2}, e=7, c=1, judge="one", digest="x")
     with pytest.raises(UserError, match=r'digest="x", this one has digest="y"'):
-        record(file, a={"b": 1}, c=1, judge="one", digest="y")
+        record(file, a={"b": 1}, e=7, c=1, judge="one", digest="y")
 
 
 def test_settings_of_an_older_format_are_taken_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was not written then is what its default was, or not known."""
     file = tmp_path / "settings.json"
     file.write_text(json.dumps({"c": 1}))
-    record(file, a=7, c=1, judge="one", digest="x")
+    record(file, e=7, c=1, judge="one", digest="x")
     assert json.loads(file.read_text())["digest"] == "x" and not capsys.readouterr().out
     file.write_text(json.dumps({"c": 1}))
-    with pytest.raises(UserError, match="a=7, this one has a=8"):
-        record(file, a=8, c=1, judge="one", digest="x")
+    with pytest.raises(UserError, match=r"e=7, this one has e=8"):
+        record(file, e=8, c=1, judge="one", digest="x")
 
 
 @pytest.mark.parametrize(

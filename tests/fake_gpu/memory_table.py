@@ -20,14 +20,14 @@ ROOT = HERE.parents[1]
 TEXT = """# Memory: counted and traced
 
 Written by `PYTHONPATH=. python tests/fake_gpu/memory_table.py assets/memory.md`; `tests/fake_gpu` holds the first
-figures within 5% of the second. GB are 10^9 bytes.
+numbers within 5% of the second. GB are 10^9 bytes.
 
 ## One micro-batch at 8B shapes
 
 32 layers (8 where a row says so), hidden 4096, 32 and 8 heads, ffn 14336, 184,622 ids, bfloat16, gradient
-checkpointing; prompts of 1,100 tokens and answers of 1,063, chains of thought of 512. Above the weights; gradients of
-weights are freed as soon as they are whole. The real modules on fake CUDA tensors: no kernel ran, and what kernels take
-inside is not in it.
+checkpointing; prompts of 1,100 tokens and completions of 1,063, chains of thought of 512. Above the weights; gradients
+of weights are freed as soon as they are whole. The real modules on fake CUDA tensors: no kernel ran, and what kernels
+take inside is not in it.
 
 {passes}
 ## What DeepSpeed holds
@@ -62,8 +62,8 @@ def _rows(command: Sequence[str]) -> list[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]], digits: int) -> str:
     lines = ["| | counted, GB | traced, GB | |", "|---|---|---|---|"]
     for row in rows:
-        figures = " | ".join(f"{row[key] / 1e9:.{digits}f}" for key in ("counted", "traced"))
-        lines.append(f"| {row['name']} | {figures} | {row['counted'] / row['traced'] - 1:+.1%} |")
+        numbers = " | ".join(f"{row[key] / 1e9:.{digits}f}" for key in ("counted", "traced"))
+        lines.append(f"| {row['name']} | {numbers} | {row['counted'] / row['traced'] - 1:+.1%} |")
     return "\n".join(lines) + "\n"
 
 

@@ -115,7 +115,7 @@ def traced(module: nn.Module) -> Peak:
 
 def batch_of(config: Config) -> Batch:
     codes = np.zeros((SIDE, SIDE), np.uint16)
-    tokens = [*[7] * config.rollout.think_tokens, LAYOUT.boi, *GRAMMAR.answer(codes.tolist())]
+    tokens = [*[7] * config.rollout.think_tokens, LAYOUT.boi, *GRAMMAR.completion(codes.tolist())]
     rollout = Rollout(tokens, np.zeros(len(tokens), np.float32), codes, None)
     prompt = Prompt("", tuple(range(PROMPT_TOKENS)), GRAMMAR, codes, "", None)
     rows = [(prompt, rollout)] * config.compute.micro_batch
@@ -223,17 +223,17 @@ def tuning_case(rows: int, lora: int | None = None, layers: int = LAYERS) -> Cas
 
 ADAPTERS: dict[str, Any] = {"lora": {"rank": 64}, "compute": {"reference": "adapter_off"}}
 CASES = {
-    "RL, 8 answers": training_case(("corrected", "grpo", "dr_grpo", "dapo")),
-    "RL, 8 answers, `paper`": training_case(("paper",), objective={"preset": "paper"}),
-    "RL, 4 answers that think": training_case(rollout={"think_tokens": 512}, compute={"micro_batch": 4}),
-    "RL, 8 answers, LoRA": training_case(**ADAPTERS),
-    "RL, 8 answers, LoRA without checkpointing, 8 layers": training_case(
+    "RL, 8 completions": training_case(("corrected", "grpo", "dr_grpo", "dapo")),
+    "RL, 8 completions, `paper`": training_case(("paper",), objective={"preset": "paper"}),
+    "RL, 4 completions that think": training_case(rollout={"think_tokens": 512}, compute={"micro_batch": 4}),
+    "RL, 8 completions, LoRA": training_case(**ADAPTERS),
+    "RL, 8 completions, LoRA without checkpointing, 8 layers": training_case(
         layers=FEW, lora={"rank": 64}, compute={"reference": "adapter_off", "gradient_checkpointing": False}
     ),
-    "RL, 8 answers without checkpointing": training_case(compute={"gradient_checkpointing": False}),
-    "RL, 8 answers without ZeRO, 8 layers": training_case(layers=FEW, compute={"zero": 0, "reference": "resident"}),
-    "reference, 8 answers": reference_case(),
-    "reference, 4 answers that think": reference_case(rollout={"think_tokens": 512}, compute={"micro_batch": 4}),
+    "RL, 8 completions without checkpointing": training_case(compute={"gradient_checkpointing": False}),
+    "RL, 8 completions without ZeRO, 8 layers": training_case(layers=FEW, compute={"zero": 0, "reference": "resident"}),
+    "reference, 8 completions": reference_case(),
+    "reference, 4 completions that think": reference_case(rollout={"think_tokens": 512}, compute={"micro_batch": 4}),
     "local sampling, 4 prompts": Case(lambda: sample(settings(), 4), lambda: sampling(sizes(settings()), settings())),
     "decoding, 8 images": Case(lambda: decode(8), lambda: decoding(sizes(settings()), settings())),
     "SFT, 4 rows": tuning_case(4),

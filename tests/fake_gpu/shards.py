@@ -72,7 +72,7 @@ def moments(compute: dict[str, Any], accelerator: Accelerator) -> dict[str, tupl
     model.gradient_checkpointing_enable({"use_reentrant": False})
     sizes = ModelSizes(model.config)
     codes = np.zeros((4, 4), np.uint16)
-    tokens = [LAYOUT.boi, *GRAMMAR.answer(codes.tolist())]
+    tokens = [LAYOUT.boi, *GRAMMAR.completion(codes.tolist())]
     rollout = Rollout(tokens, np.zeros(len(tokens), np.float32), codes, None)
     rows = [(Prompt("", tuple(range(5)), GRAMMAR, codes, "", None), rollout)] * 2
 

@@ -45,7 +45,7 @@ def test_every_pass_goes_through_and_takes_what_is_counted(traced: list[dict[str
 
 
 def test_passes_take_the_kernels_of_cuda(traced: list[dict[str, Any]]) -> None:
-    """Guards the trace itself: on another branch its figures would mean nothing."""
+    """Guards the trace itself: on another branch its numbers would mean nothing."""
     for row in traced:
         kernels = set(row["attention"])
         if row["name"].startswith("RL"):
@@ -69,12 +69,12 @@ def test_the_table_shows_todays_figures(traced: list[dict[str, Any]], held: list
     """A change of a formula or a pass has to write `assets/memory.md` anew (`memory_table.py`)."""
     today, written = rows_of(page(traced, held)), rows_of(TABLE.read_text())
     assert today.keys() == written.keys()
-    for name, figures in today.items():
+    for name, numbers in today.items():
         # In ZeRO-3 gathering and reducing overlap with work, which moves its peak by 2% between runs.
-        assert figures == pytest.approx(written[name], rel=0.04), name
+        assert numbers == pytest.approx(written[name], rel=0.04), name
 
 
 def rows_of(text: str) -> dict[str, list[float]]:
     """Counted and traced GB by name."""
     found = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+) \|", text, flags=re.MULTILINE)
-    return {name: [float(figure) for figure in figures] for name, *figures in found}
+    return {name: [float(number) for number in numbers] for name, *numbers in found}

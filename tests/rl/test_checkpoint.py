@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.training.optimizer_state import load_optimizer
+from emu3.training.state import load_optimizer
 from rl import checkpoint
 from rl.training.policy import make_trainer
 

@@ -1,6 +1,6 @@
 """Parts of torch and DeepSpeed that are private or that only a GPU or several ranks call, against the installed ones.
 
-Everything here is used by name in `rl.flash`, `rl.training.zero` and `emu3.training.zero_state`: a version in which it
+Everything here is used by name in `rl.flash`, `rl.training.zero` and `emu3.training.state`: a version in which it
 is called otherwise has to fail in the tests and not on a node.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from emu3.training import zero_state
+from emu3.training import state
 from rl import flash
 from rl.flash import Stretches
 from rl.training import zero
@@ -96,6 +96,11 @@ def deepspeed_parts() -> dict[str, Any]:
         ("Engine.step", (None,), {}),
         ("Engine.get_global_grad_norm", (None,), {}),
         ("deepspeed.zero.GatheredParameters", ([],), {"enabled": True}),
+        (
+            "deepspeed.comm.init_distributed",
+            (),
+            {"dist_backend": "gloo", "auto_mpi_discovery": False, "verbose": False},
+        ),
         ("deepspeed.zero.register_external_parameter", (None, None), {}),
         ("deepspeed.utils.safe_get_full_fp32_param", (None,), {}),
         ("deepspeed.utils.safe_set_full_fp32_param", (None, None), {}),
@@ -122,7 +127,7 @@ def test_deepspeed_takes_what_it_is_given(path: str, positional: tuple[Any, ...]
     ],
 )
 def test_optimizers_keep_their_shards_under_these_names(owner: str, attribute: str) -> None:
-    """`zero_state` makes moments for them before a first step, and takes the name to tell the stages apart."""
+    """`state` makes moments for them before a first step, and takes the name to tell the stages apart."""
     parts = deepspeed_parts()
     assert attribute in inspect.getsource(parts[owner])
     assert isinstance(parts[owner].param_groups, property)  # where the learning rate is set
@@ -141,7 +146,7 @@ def test_every_name_of_deepspeeds_is_in_this_file() -> None:
     """Guards this list: what the two modules take from DeepSpeed beyond `deepspeed.initialize` is looked up above."""
     here = Path(__file__).read_text(encoding="utf-8")
     used = set()
-    for module in (zero, zero_state):
+    for module in (zero, state):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) in (
                 "self._engine",

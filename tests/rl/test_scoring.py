@@ -1,4 +1,4 @@
-"""From groups to scores: which pictures are decoded, which reward is asked for, what an outage does to a step."""
+"""From groups to scores: which images are decoded, which reward is asked for, what an outage does to a step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GOOD = answers(json.dumps({"reasoning": "so", "score": [9, 4]}))
 
 
 class Codec:
-    """Pictures of one colour, whose red is the first code of the grid; notes what it decoded."""
+    """Images of one colour, whose red is the first code of the grid; notes what it decoded."""
 
     def __init__(self) -> None:
         self.decoded: list[int] = []
@@ -78,7 +78,7 @@ def test_targets_are_decoded_once_and_only_where_they_are(judges) -> None:
         assert [episode.edited.getpixel((0, 0)) for episode in episodes] == [(5, 0, 0), (6, 0, 0)]
         outcomes = [episode.score.result(10) for episode in episodes]
     assert outcomes == [Score(9.0, {"agreement": 9.0})] * 2
-    assert len({pictures[0] for pictures in map(reds, judge.bodies)}) == 1  # the target, in each question first
+    assert len({images[0] for images in map(reds, judge.bodies)}) == 1  # the target, in each question first
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_what_is_there_is_not_installed_again(checkout: Checkout) -> None:
 
 
 def test_one_extra_does_not_pass_for_another(checkout: Checkout) -> None:
-    """Guards marks that were written once: of an extra that was installed, whatever came after it."""
+    """Guards notes that were written once: of an extra that was installed, whatever came after it."""
     checkout.has("web", "0.165")
     assert checkout.installs("page")
     assert not checkout.installs("page") and not checkout.installs()
@@ -104,6 +104,6 @@ def test_vllm_and_this_project_want_packages_that_there_are() -> None:
         requirement = Requirement(text)
         if requirement.name == "fastapi":
             assert requirement.specifier.contains(version("fastapi"))
-    wanted = [Requirement(text) for text in requires("earl") or []]
-    [ours] = [requirement for requirement in wanted if requirement.name == "fastapi"]
+    needed = [Requirement(text) for text in requires("earl") or []]
+    [ours] = [requirement for requirement in needed if requirement.name == "fastapi"]
     assert ours.specifier.contains(version("fastapi"))

@@ -63,7 +63,7 @@ def started(checkout: Path, command: Sequence[str], variables: Mapping[str, str]
         env=environment(checkout, **(variables or {})),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -134,7 +134,7 @@ def test_rl_waits_for_the_judge(checkout: Path) -> None:
     assert process.stdout.readline() == "waiting for a judge to write its address to address\n"
     assert not (checkout / "srun.log").exists()
     (checkout / "address").write_text("http://gpu3:4877/v1\n")
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "|http://gpu3:4877/v1|" in rest
 
 
@@ -166,7 +166,7 @@ def test_a_job_whose_time_is_up_goes_back_into_the_queue(checkout: Path, name: s
     try:
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGUSR1)
-        assert process.wait(timeout=60) == 128 + signal.SIGUSR1
+        assert process.wait(timeout=300) == 128 + signal.SIGUSR1
         assert (checkout / "requeued").read_text() == "123456\n"
     finally:
         os.killpg(process.pid, signal.SIGKILL)

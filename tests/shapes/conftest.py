@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from served_judge import Served
 
-from shapes.grading import ANY_PICTURE, VERIFIER
+from shapes.judges import ANY_IMAGE, VERIFIER
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def verifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def any_picture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(ANY_PICTURE, tmp_path_factory.mktemp("any") / "judge.url")
+def any_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served(ANY_IMAGE, tmp_path_factory.mktemp("any") / "judge.url")
     yield served
     served.close()

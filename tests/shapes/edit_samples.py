@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shapes.edits import COMPLEX, SIMPLE, Edit
+from shapes.edits import COMPLEX, SIMPLE, SceneEdit
 from shapes.scene import Scene, grain, photograph, random_scene
 
 EVERY_KIND = pytest.mark.parametrize("kind", [*SIMPLE, *COMPLEX], ids=lambda kind: kind.kind)
@@ -17,20 +17,20 @@ EVERY_KIND = pytest.mark.parametrize("kind", [*SIMPLE, *COMPLEX], ids=lambda kin
 
 @dataclass(frozen=True)
 class EditSample:
-    """A scene, an edit that suits it, one wording, the scene after it, and the picture noise of both."""
+    """A scene, an edit that suits it, one wording, the scene after it, and the noise of both."""
 
     before: Scene
-    edit: Edit
+    edit: SceneEdit
     instruction: str
     after: Scene
     noise: np.ndarray
     rng: np.random.Generator
 
-    def picture(self, scene: Scene) -> Image.Image:
+    def image(self, scene: Scene) -> Image.Image:
         return Image.fromarray(photograph(scene, self.noise))
 
 
-def edit_samples(kind: type[Edit], count: int) -> Iterator[EditSample]:
+def edit_samples(kind: type[SceneEdit], count: int) -> Iterator[EditSample]:
     """`count` samples of one kind of edit."""
     seed = 0
     while count:

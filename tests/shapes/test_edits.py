@@ -8,14 +8,14 @@ from itertools import product
 import pytest
 from edit_samples import EVERY_KIND, edit_samples
 
-from shapes.edits import COMPLEX, SIMPLE, Edit, parse
+from shapes.edits import COMPLEX, SIMPLE, SceneEdit, parse
 from shapes.edits.complex import Both
 from shapes.edits.simple import Add, Remove
 from shapes.scene import SLOTS, Scene, Shape
 
 
 @EVERY_KIND
-def test_every_wording_parses_to_the_same_edit(kind: type[Edit]) -> None:
+def test_every_wording_parses_to_the_same_edit(kind: type[SceneEdit]) -> None:
     """A wording that another kind's pattern takes first would be judged as that other edit."""
     for sample in edit_samples(kind, 60):
         if isinstance(sample.edit, Both):
@@ -43,12 +43,12 @@ def test_every_wording_parses_to_the_same_edit(kind: type[Edit]) -> None:
     ],
 )
 def test_other_texts_are_no_edit(text: str) -> None:
-    """Half understood is not understood: the judge would mark something that nobody asked for."""
+    """Half understood is not understood: the judge would score something that nobody asked for."""
     assert parse(text) is None
 
 
 @EVERY_KIND
-def test_the_edited_scene_has_all_of_the_edit_and_the_source_has_none(kind: type[Edit]) -> None:
+def test_the_edited_scene_has_all_of_the_edit_and_the_source_has_none(kind: type[SceneEdit]) -> None:
     """Also guards that "remove ... and add ..." does not put the new thing where the old one has to be gone."""
     for sample in edit_samples(kind, 300):
         assert sample.edit.success(sample.before, sample.after) == 1
@@ -56,7 +56,7 @@ def test_the_edited_scene_has_all_of_the_edit_and_the_source_has_none(kind: type
 
 
 @EVERY_KIND
-def test_an_edit_touches_what_it_changes_and_nothing_else(kind: type[Edit]) -> None:
+def test_an_edit_touches_what_it_changes_and_nothing_else(kind: type[SceneEdit]) -> None:
     for sample in edit_samples(kind, 300):
         pairs = enumerate(zip(sample.before.slots, sample.after.slots, strict=True))
         changed = {slot for slot, (old, new) in pairs if old != new}

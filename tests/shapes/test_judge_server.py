@@ -7,7 +7,6 @@ import base64
 import io
 import json
 import struct
-import time
 import urllib.request
 import zlib
 from typing import Any
@@ -20,13 +19,13 @@ from served_judge import Served
 from emu3.errors import UserError
 from rl.reward.client import Judge
 from rl.reward.config import JudgeConfig
-from rl.reward.metrics import VieScore, load_prompts
 from rl.reward.scorer import Scorer
 from rl.reward.scores import Score, Unavailable
-from shapes.any_picture import NOTICE
+from rl.reward.viescore import VieScore, load_prompts
+from shapes.any_image import NOTICE
 from shapes.edits import COMPLEX, SIMPLE
 from shapes.edits.simple import Recolour
-from shapes.judge_server import ANY_PICTURE, VERIFIER, serve
+from shapes.judge_server import ANY_IMAGE, VERIFIER, serve
 
 
 def scorer(served: Served) -> Scorer:
@@ -62,11 +61,11 @@ def text(words: str) -> dict[str, Any]:
 
 
 def test_scores_arrive_through_the_reward_path(verifier: Served) -> None:
-    """Guards the line that both sides agree on, `Editing instruction: ...`, and the order of the four marks."""
+    """Guards the line that both sides agree on, `Editing instruction: ...`, and the order of the four scores."""
     with scorer(verifier) as judged:
         for kind in (*SIMPLE, *COMPLEX):
             sample = next(edit_samples(kind, 1))
-            source, target = sample.picture(sample.before), sample.picture(sample.after)
+            source, target = sample.image(sample.before), sample.image(sample.after)
             truth = judged.submit(sample.instruction, source, target)
             copy = judged.submit(sample.instruction, source, source)
             ten = {"edit_success": 10.0, "overedit": 10.0, "naturalness": 10.0, "no_artifacts": 10.0}
@@ -78,26 +77,26 @@ def test_an_instruction_from_elsewhere_has_no_score(verifier: Served) -> None:
     """A real photograph must come out as "not judged", never as a zero; and at once, since asking again is no use."""
     photograph = Image.new("RGB", (64, 40), (90, 120, 60))
     with scorer(verifier) as judged:
-        started = time.monotonic()
         outcome = judged.submit("Make them stand up", photograph, photograph).result()
-        assert time.monotonic() - started < 2
+        asked = judged.step().counts
+    assert asked.get("retries", 0) == 0 and asked["unavailable"] > 0
     assert isinstance(outcome, Unavailable)
     assert "HTTP 400" in outcome.reason
     assert "no edit of this world: 'Make them stand up'" in outcome.reason
 
 
-def test_any_picture_grades_photographs_under_a_name_of_its_own(any_picture: Served) -> None:
+def test_any_image_scores_photographs_under_a_name_of_its_own(any_image: Served) -> None:
     """Its scores are no judgement, so nothing may take them for the verifier's: answers are kept by judge's name."""
     source, edited = Image.new("RGB", (64, 40), (90, 120, 60)), Image.new("RGB", (64, 40), (110, 140, 80))
-    with scorer(any_picture) as judged:
+    with scorer(any_image) as judged:
         assert isinstance(judged.submit("Make them stand up", source, edited).result(), Score)
         copy = judged.submit("Make them stand up", source, source).result()
     assert isinstance(copy, Score)
     assert copy.value == 0
-    assert ANY_PICTURE.model != VERIFIER.model
-    with urllib.request.urlopen(f"{any_picture.url}/models") as reply:
-        assert [model["id"] for model in json.load(reply)["data"]] == [ANY_PICTURE.model]
-    status, body = any_picture.post(chat(text("quality?"), image(data_url(png()))))
+    assert ANY_IMAGE.model != VERIFIER.model
+    with urllib.request.urlopen(f"{any_image.url}/models") as reply:
+        assert [model["id"] for model in json.load(reply)["data"]] == [ANY_IMAGE.model]
+    status, body = any_image.post(chat(text("quality?"), image(data_url(png()))))
     assert status == 200
     assert json.loads(body["choices"][0]["message"]["content"])["reasoning"].startswith(NOTICE)
 
@@ -109,16 +108,16 @@ WRONG = {
     "no messages": b"{}",
     "messages are a number": b'{"messages": 3}',
     "a message without content": b'{"messages": [{"role": "user"}]}',
-    "no picture": chat(text("Editing instruction: remove the red circle")),
-    "three pictures": chat(*[image(data_url(png()))] * 3),
-    "two pictures, no instruction": chat(*[image(data_url(png()))] * 2),
+    "no image": chat(text("Editing instruction: remove the red circle")),
+    "three images": chat(*[image(data_url(png()))] * 3),
+    "two images, no instruction": chat(*[image(data_url(png()))] * 2),
     "an address on the web": chat(image("https://example.org/a.png")),
     "an address that is a number": chat(image(7)),
     "no base64": chat(image("data:image/png;base64,a*b")),
     "base64 that is not ASCII": chat(image("data:image/png;base64,ü")),
-    "no picture in it": chat(image(data_url(b"hello"))),
-    "a picture that was cut off": chat(image(data_url(png(64, 64)[:60]))),
-    "a picture that is too large": chat(image(data_url(bomb()))),
+    "no image in it": chat(image(data_url(b"hello"))),
+    "an image that was cut off": chat(image(data_url(png(64, 64)[:60]))),
+    "an image that is too large": chat(image(data_url(bomb()))),
 }
 
 
@@ -133,7 +132,7 @@ def test_a_malformed_request_is_a_400_with_a_reason(verifier: Served, name: str)
 def test_it_still_answers_after_all_that(verifier: Served) -> None:
     sample = next(edit_samples(Recolour, 1))
     with scorer(verifier) as judged:
-        scored = judged.submit(sample.instruction, sample.picture(sample.before), sample.picture(sample.after))
+        scored = judged.submit(sample.instruction, sample.image(sample.before), sample.image(sample.after))
         assert isinstance(scored.result(), Score)
 
 

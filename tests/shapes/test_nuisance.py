@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from edit_samples import EVERY_KIND, edit_samples
 
-from shapes.edits import COMPLEX, Edit
-from shapes.nuisance import disturb
+from shapes.edits import COMPLEX, SceneEdit
 from shapes.verifier import judge_edit
+from shapes.write_data import disturb
 
 
 @EVERY_KIND
-def test_what_was_asked_for_stays_done_and_the_rest_costs(kind: type[Edit]) -> None:
+def test_what_was_asked_for_stays_done_and_the_rest_costs(kind: type[SceneEdit]) -> None:
     """Guards two ways in which noise became a wrong label: a copy of the counted thing recoloured or removed, and a
     bystander that moved to the place which the edit had to leave empty."""
     for sample in edit_samples(kind, 150):
         target = disturb(sample.edit, sample.before, sample.after, sample.rng, 1)
         assert target != sample.after
         assert sample.edit.success(sample.before, target) == 1
-        marks = judge_edit(sample.instruction, sample.picture(sample.before), sample.picture(target))
-        assert marks.first == 10
-        assert marks.second <= 6
+        verdict = judge_edit(sample.instruction, sample.image(sample.before), sample.image(target))
+        assert verdict.scores[0] == 10
+        assert verdict.scores[1] <= 6
 
 
 def test_the_things_that_an_instruction_names_stay_as_they_are() -> None:

@@ -1,4 +1,4 @@
-"""The commands of the quickstart on real photographs: tokenise, SFT, GRPO and its resume, evaluate, score, report.
+"""The commands of the quickstart on real photographs: tokenize, SFT, GRPO and its resume, evaluate, score, report.
 
 Nothing is learned here. Guards every place that would quietly count on 48x32 pixels, on a target in each row, or on
 an instruction that the judge understands.
@@ -19,7 +19,7 @@ from tiny_vision import save_tiny_vision
 
 from baselines.results.records import ScoredSample, read_records
 from emu3.errors import UserError
-from shapes.judge_server import ANY_PICTURE, VERIFIER
+from shapes.judge_server import ANY_IMAGE, VERIFIER
 
 ROOT = Path(__file__).parents[2]
 AURORA = ROOT / "../shared/data/aurora-bench-dev.parquet"
@@ -77,7 +77,7 @@ def test_the_whole_path(checkpoints: Path, command: Command, monkeypatch: pytest
         *("--model_name_or_path", folder / "init", "--train_data", folder / "codes", "--output_dir", folder / "sft"),
         *("--max_steps", 2, "--per_device_train_batch_size", 2, "--use_cpu", "--disable_tqdm", "True"),
     )
-    judge = Served(ANY_PICTURE, folder / "judge.url")
+    judge = Served(ANY_IMAGE, folder / "judge.url")
     try:
         for steps in (1, 2):
             lines = reinforce(command, folder, judge, "sft/final", monkeypatch, f"steps={steps}")
@@ -101,7 +101,7 @@ def test_the_whole_path(checkpoints: Path, command: Command, monkeypatch: pytest
     rows = {row["model"]: row for row in json.loads((folder / "summary.json").read_text())}
     assert {model: (row["n"], row["failed"]) for model, row in rows.items()} == dict.fromkeys(rows, (6, 0))
     assert rows["no-edit"]["mean"] == 0
-    assert ANY_PICTURE.model in (folder / "report.html").read_text()
+    assert ANY_IMAGE.model in (folder / "report.html").read_text()
 
 
 def test_without_a_fitting_judge_nothing_is_made_up(

@@ -31,12 +31,12 @@ def test_random_scenes_are_read_back_through_their_noise() -> None:
         assert read(Image.fromarray(photograph(scene, grain(rng)))).scene == scene
 
 
-def test_a_picture_of_another_size_is_read_at_the_scenes_size() -> None:
+def test_an_image_of_another_size_is_read_at_the_scenes_size() -> None:
     """A judge gets what the editor made, which need not have 48x32 pixels."""
     rng = np.random.default_rng(2)
     scene = random_scene(rng)
-    picture = Image.fromarray(photograph(scene, grain(rng)))
-    assert read(picture.resize((144, 144), Image.Resampling.NEAREST)).scene == scene
+    image = Image.fromarray(photograph(scene, grain(rng)))
+    assert read(image.resize((144, 144), Image.Resampling.NEAREST)).scene == scene
 
 
 def test_pixels_that_no_scene_explains_are_counted() -> None:
@@ -47,7 +47,7 @@ def test_pixels_that_no_scene_explains_are_counted() -> None:
 
 
 def test_things_in_a_source_scene_have_names_of_their_own() -> None:
-    """ "The red circle" has to name one thing, or a right answer could be marked wrong."""
+    """ "The red circle" has to name one thing, or a right answer could be scored wrong."""
     for seed in range(200):
         scene = random_scene(np.random.default_rng([3, seed]), (2, SLOTS))
         names = [shape.name for shape in scene.slots if shape]

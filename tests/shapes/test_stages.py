@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from emu3.errors import UserError
-from emu3.files import read_json
+from emu3.files import read_json, write_json
+from shapes import stages as stages_module
 from shapes.stages import Command, Stages, module
 
 
@@ -54,6 +55,13 @@ def test_a_stage_that_is_done_is_not_run_again(tmp_path: Path) -> None:
     costs = stages.costs()
     assert list(costs["stages"]) == ["first", "second"]
     assert costs["wall_seconds"] == pytest.approx(sum(costs["stages"].values()))
+
+
+def test_a_stage_that_was_renamed_is_not_run_again(tmp_path: Path) -> None:
+    """A folder of an older version would tokenize anew what its later stages were trained on."""
+    write_json(tmp_path / "stages.json", {"tokenise": {"seconds": 1.0, "core_seconds": 1.0}})
+    Stages(tmp_path, cores=1).run("tokenize", note(tmp_path / "log.txt", "again"))
+    assert not (tmp_path / "log.txt").exists()
 
 
 def test_a_failure_names_the_stage_and_shows_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,17 +110,17 @@ def test_a_server_runs_as_long_as_it_is_needed(tmp_path: Path) -> None:
     assert not pid.exists(), "the next run must not take the address of this one"
 
 
-def test_a_server_that_dies_at_once_is_reported_at_once(tmp_path: Path) -> None:
+def test_a_server_that_dies_at_once_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits an hour for the address of a process that is gone."""
     address = tmp_path / "address"
     address.write_text("http://left.over")
-    started = time.monotonic()
+    monkeypatch.setattr(stages_module, "_STARTUP", 3600.0)
     stages = Stages(tmp_path, cores=1)
     with (
         pytest.raises(UserError, match=r"judge did not start; its log is .*judge\.log"),
         stages.server("judge", python("import sys; sys.exit(1)"), address),
     ):
         pytest.fail("it took the address of a server that is gone")
-    assert time.monotonic() - started < 10
 
 
 def test_children_of_a_stage_end_with_it(tmp_path: Path) -> None:
@@ -122,7 +130,7 @@ def test_children_of_a_stage_end_with_it(tmp_path: Path) -> None:
     parent = python(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child[1]!r}])")
     with pytest.raises(UserError):
         Stages(tmp_path, cores=2).run("ranks", parent, fail_once_there_is(pid))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 300
     while is_running(int(pid.read_text())) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_running(int(pid.read_text()))
@@ -138,6 +146,7 @@ def test_commands_are_written_as_a_person_would_type_them() -> None:
 
 
 def test_costs_are_written_beside_the_run(tmp_path: Path) -> None:
-    Stages(tmp_path, cores=1).run("work", python("sum(range(3 * 10**6))"))
+    """The work is measured in CPU time: a loop of fixed length was over in none of it on a fast machine."""
+    Stages(tmp_path, cores=1).run("work", python("import time\nwhile time.process_time() < 0.5: pass"))
     cost = read_json(tmp_path / "stages.json")["work"]
-    assert 0 < cost["core_seconds"] <= cost["seconds"] + 0.2
+    assert 0.5 <= cost["core_seconds"] <= cost["seconds"] + 0.2

@@ -22,7 +22,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
     return pq.read_table(file).to_pylist()
 
 
-def picture(cell: dict[str, Any]) -> Image.Image:
+def image(cell: dict[str, Any]) -> Image.Image:
     return Image.open(io.BytesIO(cell["bytes"]))
 
 
@@ -57,10 +57,10 @@ def test_clean_targets_score_full_and_noisy_ones_less(data: Path) -> None:
     noisy = 0
     for clean, row in zip(rows(data / "complex_clean.parquet"), rows(data / "complex.parquet"), strict=True):
         assert {**clean, "output": None} == {**row, "output": None}, "only the target may differ"
-        source = picture(row["input"])
-        marks = [judge_edit(row["instruction"], source, picture(r["output"])) for r in (clean, row)]
-        assert (marks[0].first, marks[0].second) == (10, 10)
-        assert (clean["output"] != row["output"]) == (marks[1].second < 10)
+        source = image(row["input"])
+        verdicts = [judge_edit(row["instruction"], source, image(r["output"])) for r in (clean, row)]
+        assert verdicts[0].scores == (10, 10)
+        assert (clean["output"] != row["output"]) == (verdicts[1].scores[1] < 10)
         noisy += clean["output"] != row["output"]
     assert 8 <= noisy < 24
 
@@ -97,7 +97,7 @@ def test_the_chain_of_thought_names_what_is_there(data: Path) -> None:
         assert row["instruction"] in text.lower()
         first, last = text.split(" 2. ")[0], text.split(" 5. ")[1]
         for part, cell in ((first, row["input"]), (last, row["output"])):
-            scene = read(picture(cell)).scene
+            scene = read(image(cell)).scene
             assert f"on {scene.background}" in part
             assert all(f"{s.size} {s.colour} {s.form}" in part for s in scene.slots if s)
 

@@ -1,6 +1,6 @@
-"""What may come next in an answer, as a table: the one grammar behind each of vLLM's interfaces.
+"""What may come next in a completion, as a table: the one grammar behind each of vLLM's interfaces.
 
-The answer is in a state, a whole number, and the table says for each state which ids are legal: a half-open range,
+The completion is in a state, a whole number, and the table says for each state which ids are legal: a half-open range,
 and one id besides. With thinking the first states are the tokens of thought so far, legal are the text ids and `boi`,
 and in the last of them the budget is spent and `boi` is forced (`emu3.mllm.generate`). The others are the offsets of
 the grid grammar (`emu3.mllm.grammar`). Finding a row takes an addition, whatever the size of the vocabulary.
@@ -25,11 +25,11 @@ from emu3.mllm.layout import TokenLayout
 Legal = tuple[int, int, int]
 
 # The rule's name among a request's extra arguments.
-KEY = "emu3_answer"
+KEY = "emu3_completion"
 
 
 @dataclass(frozen=True)
-class AnswerRule:
+class CompletionRule:
     """The tokens that vLLM draws for one request.
 
     think_tokens: longest chain of thought, or None without one. Without one nothing in front of the first code is
@@ -59,7 +59,7 @@ class AnswerRule:
 
     @property
     def most_tokens(self) -> int:
-        """Tokens drawn at most: up to and with `eof`, where the answer is decided."""
+        """Tokens drawn at most: up to and with `eof`, where the completion is decided."""
         return len(self.table) - 2 - self.first_state
 
     @cached_property
@@ -87,22 +87,22 @@ class AnswerRule:
         return {KEY: [*sizes, *grammar.size_ids]}
 
 
-def rule_of(arguments: Mapping[str, Any] | None) -> AnswerRule | None:
+def rule_of(arguments: Mapping[str, Any] | None) -> CompletionRule | None:
     """The rule in a request's extra arguments, None if it has none. ValueError if it cannot be one."""
     numbers = (arguments or {}).get(KEY)
     if numbers is None:
         return None
     whole = isinstance(numbers, Sequence) and all(isinstance(number, int) for number in numbers)
     if not whole or len(numbers) < 6 or min(numbers[:4]) < 1 or numbers[4] < -1:
-        raise ValueError(f"{KEY} wants text ranks, codes, height, width, budget of thought or -1, and size ids")
+        raise ValueError(f"{KEY}: expected text ranks, codes, height, width, budget of thought or -1, and size ids")
     return _rule(tuple(numbers))
 
 
 @lru_cache(maxsize=256)
-def _rule(numbers: tuple[int, ...]) -> AnswerRule:
+def _rule(numbers: tuple[int, ...]) -> CompletionRule:
     text_ranks, codes, height, width, budget, *size_ids = numbers
     grammar = GridGrammar(TokenLayout(text_ranks, codes), height, width, tuple(size_ids))
-    return AnswerRule(grammar, None if budget < 0 else budget)
+    return CompletionRule(grammar, None if budget < 0 else budget)
 
 
 def mask_illegal(logits_R_V: Tensor, legal_R_3: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def mask_illegal(logits_R_V: Tensor, legal_R_3: Tensor) -> Tensor:
 def row_states(
     drawn_R: Tensor, window_R_W: Tensor, boi_R: Tensor, first_state_R: Tensor, thinking_states_R: Tensor
 ) -> Tensor:
-    """`AnswerRule.state` of each row, on the device; the caller bounds it by the last state.
+    """`CompletionRule.state` of each row, on the device; the caller bounds it by the last state.
 
     drawn_R: tokens drawn so far. window_R_W: the first W of them; what stands behind the drawn ones is ignored. W may
     be 0 where no row thinks.

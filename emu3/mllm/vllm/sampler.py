@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
-from emu3.mllm.generate import THINK_TOKENS, Request, Sample, check_settings
-from emu3.mllm.vllm.rules import AnswerRule
-from emu3.mllm.vllm.start import VllmSettings, start_engine
+from emu3.mllm.generate import THINK_TOKENS, Completion, Request, check_settings
+from emu3.mllm.vllm.engine import VllmSettings, start_engine
+from emu3.mllm.vllm.rules import CompletionRule
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Preemptions:
 class VllmSampler:
     """An engine for models of one config. It holds random weights until `load` has been called.
 
-    preemptions: since it was made; the first are told on stderr, once.
+    preemptions: since it was made; the first are reported on stderr, once.
 
     Raises UserError where vLLM cannot run (`start.start_engine`).
     """
@@ -51,7 +51,7 @@ class VllmSampler:
         self._asleep = False
         self.preemptions = Preemptions()
         _count_preemptions(self._engine, self.preemptions)
-        self._told = False
+        self._reported = False
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take new weights, named as in a checkpoint and whole, and forget every key and value of the old ones.
@@ -84,17 +84,17 @@ class VllmSampler:
         temperature: float = 1.0,
         top_k: int | None = None,
         think_tokens: int = THINK_TOKENS,
-    ) -> Iterator[list[Sample]]:
-        """Answer every request: one list of samples per request, in order, each as soon as it and those before it are
+    ) -> Iterator[list[Completion]]:
+        """Complete every request: one list of samples per request, in order, each as soon as it and those before it are
         finished. While the caller works on one, nothing is computed.
 
         The settings and the errors are those of `emu3.mllm.generate.generate`, but for `top_k`: log-probabilities are
-        those after the cut. The caller checks that the answers fit the model (`check_fits`).
+        those after the cut. The caller checks that the completions fit the model (`check_fits`).
         """
         check_settings(temperature, top_k)
         if self._asleep:
             raise RuntimeError("the engine sleeps: it has no weights until the next load")
-        rules = [AnswerRule(request.grammar, think_tokens if request.think else None) for request in requests]
+        rules = [CompletionRule(request.grammar, think_tokens if request.think else None) for request in requests]
         places: dict[str, tuple[int, int]] = {}
         running: dict[str, str] = {}
         try:
@@ -105,24 +105,26 @@ class VllmSampler:
                     places[name] = index, sample
                     params = _sampling_params(rule, seed, temperature, top_k)
                     running[name] = self._engine.add_request(name, prompt, params)
-            found: list[dict[int, Sample]] = [{} for _ in requests]
+            found: list[dict[int, Completion]] = [{} for _ in requests]
             for group, request in zip(found, requests, strict=True):
                 while len(group) < len(request.seeds):
                     for output in self._step():
                         index, sample = places[output.request_id]
                         del running[output.request_id]
-                        [answer] = output.outputs
-                        found[index][sample] = _sample(rules[index], list(answer.token_ids), answer.logprobs.logprobs)
+                        [completion] = output.outputs
+                        found[index][sample] = _sample(
+                            rules[index], list(completion.token_ids), completion.logprobs.logprobs
+                        )
                 yield [group[sample] for sample in range(len(request.seeds))]
         finally:
             if running:
                 self._engine.abort_request(list(running.values()), internal=True)
-            if self.preemptions.requests and not self._told:
-                self._told = True
+            if self.preemptions.requests and not self._reported:
+                self._reported = True
                 print(
                     f"vLLM's cache of {_cache_tokens(self._engine)} tokens is too small for what is sampled at once: "
                     f"{self.preemptions.requests} requests were interrupted and {self.preemptions.tokens} tokens "
-                    "computed again; give vLLM more memory or let it answer fewer requests at once",
+                    "computed again; give vLLM more memory or let it sample fewer requests at once",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -170,7 +172,7 @@ def seed_number(seed: tuple[int, ...]) -> int:
     return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _sampling_params(rule: AnswerRule, seed: tuple[int, ...], temperature: float, top_k: int | None) -> Any:
+def _sampling_params(rule: CompletionRule, seed: tuple[int, ...], temperature: float, top_k: int | None) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -189,7 +191,7 @@ def _sampling_params(rule: AnswerRule, seed: tuple[int, ...], temperature: float
     )
 
 
-def _sample(rule: AnswerRule, drawn: list[int], logprobs: list[float]) -> Sample:
+def _sample(rule: CompletionRule, drawn: list[int], logprobs: list[float]) -> Completion:
     """Put a sample together. Raises ValueError if it breaks the grammar, FloatingPointError if it is not finite."""
     grammar, opening = rule.grammar, rule.opening
     if not np.isfinite(logprobs).all():
@@ -197,7 +199,7 @@ def _sample(rule: AnswerRule, drawn: list[int], logprobs: list[float]) -> Sample
     tokens = [*opening, *drawn, grammar.layout.eoi, grammar.layout.eos]
     boi = len(tokens) - grammar.length - 1
     thinks = rule.think_tokens is not None
-    return Sample(
+    return Completion(
         tokens=tokens,
         logprobs=np.array([*[0.0] * len(opening), *logprobs, 0.0, 0.0], dtype=np.float32),
         codes=np.array(grammar.codes(tokens[boi + 1 :]), dtype=np.uint16),

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from noise_pictures import noise, png
+from noise_images import noise, png
 from PIL import Image
 
 from baselines import evaluate, score
 from baselines.benchmarks.pie_bench import SCHEMA, convert, decode_mask
 from baselines.benchmarks.samples import Samples
 from baselines.benchmarks.spec import PIE_BENCH
-from baselines.editors.options import EditorOptions
+from baselines.editors.editing import EditorOptions
 from baselines.results.records import Prediction, ScoredSample, read_records
 from emu3.errors import UserError
 
@@ -42,7 +42,7 @@ def write(folder: Path, **changed: Any) -> Path:
 
 def test_masks_are_runs_with_a_frame() -> None:
     """Guards runs that are read as pairs of ends, columns for rows, and the outermost pixels, which belong to the edit
-    in PIE-Bench's own evaluation. A run may end behind the picture."""
+    in PIE-Bench's own evaluation. A run may end behind the image."""
     mask = decode_mask([8, 2, 16, 99], width=6, height=4)
     assert mask.astype(int).tolist() == [
         [1, 1, 1, 1, 1, 1],
@@ -81,7 +81,7 @@ def test_a_sample_that_is_none_is_named(tmp_path: Path, changed: dict[str, Any],
 
 def test_masks_and_captions_reach_the_metrics(tmp_path: Path) -> None:
     """Guards the way from the column to the number: `clip_t` was missing for every benchmark, since nobody handed the
-    captions on. The mask has the size of the pictures that are compared."""
+    captions on. The mask has the size of the images that are compared."""
     convert(write(tmp_path), tmp_path / "data/piebench.parquet")
     (tmp_path / "edits").mkdir()
     noise(1, 16, 16).save(tmp_path / "edits/000000000000.png")
@@ -89,7 +89,7 @@ def test_masks_and_captions_reach_the_metrics(tmp_path: Path) -> None:
         editor="folder",
         benchmark=PIE_BENCH,
         data_dir=tmp_path / "data",
-        options=EditorOptions(pictures=tmp_path / "edits"),
+        options=EditorOptions(images=tmp_path / "edits"),
         output_dir=tmp_path / "run",
         image_area=32 * 32,
     )
@@ -106,7 +106,7 @@ def test_masks_and_captions_reach_the_metrics(tmp_path: Path) -> None:
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
-    """Guards a mask that would be stretched over another picture in silence."""
+    """Guards a mask that would be stretched over another image in silence."""
     convert(write(tmp_path), tmp_path / "piebench.parquet")
     rows = pq.read_table(tmp_path / "piebench.parquet").to_pylist()
     rows[0]["mask"]["bytes"] = png(noise(1, 8, 8))

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pytest
-from noise_pictures import IMAGE, noise, png
+from noise_images import IMAGE, noise, png
 
 from baselines.benchmarks.samples import Samples, find_files
 from baselines.benchmarks.spec import AURORA, BENCHMARKS, GENERIC, Benchmark, Subset
@@ -62,10 +62,8 @@ def test_a_subset_comes_shuffled_with_ids_of_the_whole(make_data: Callable[..., 
     """Guards images, texts and ids that part when rows are chosen; across files, in an order that is not theirs."""
     files = []
     for place in range(3):
-        pictures = [{"bytes": png(noise(4 * place + row)), "path": None} for row in range(4)]
-        data = make_data(
-            rows=4, input=pa.array(pictures, IMAGE), instruction=[f"{4 * place + row}" for row in range(4)]
-        )
+        images = [{"bytes": png(noise(4 * place + row)), "path": None} for row in range(4)]
+        data = make_data(rows=4, input=pa.array(images, IMAGE), instruction=[f"{4 * place + row}" for row in range(4)])
         files.append(data.rename(tmp_path / f"{place}.parquet"))
     spec = Benchmark("b", "input", "instruction", target="output", subset=Subset(seed=42, rows=5))
     samples = Samples(spec, files)
@@ -104,7 +102,7 @@ def test_an_id_that_occurs_twice_is_refused(make_data: Callable[..., Path]) -> N
 
 
 def test_a_broken_image_names_its_row(make_data: Callable[..., Path]) -> None:
-    broken = pa.array([b"no picture"] * 2)
+    broken = pa.array([b"no image"] * 2)
     with pytest.raises(UserError, match="row sample-0: input cannot be read as an image"):
         Samples(FULL, [make_data(rows=2, input=broken)])[0]
 
@@ -152,7 +150,7 @@ def test_a_split_takes_the_files_that_are_named_for_it(make_data: Callable[..., 
 
 
 class FakeHub:
-    """Stands in for `HubData`; notes what is fetched."""
+    """Stands in for `HubDataset`; notes what is fetched."""
 
     fetched: list[str]
     asked: list[str]
@@ -163,7 +161,7 @@ class FakeHub:
     def __call__(self, name: str) -> FakeHub:
         self.asked.append(name)
         if "none" in name:
-            raise UserError(f"data set {name} is not on the Hub")
+            raise UserError(f"dataset {name} is not on the Hub")
         return self
 
     def fetch(self, files: list[str]) -> Path:
@@ -176,7 +174,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     hub = FakeHub(tmp_path, [
         "README.md", "data/dev-00000-of-00001.parquet", "data/train-00000-of-00001.parquet", "default/train/0.parquet",
     ])  # fmt: skip
-    monkeypatch.setattr("baselines.benchmarks.samples.HubData", hub)
+    monkeypatch.setattr("baselines.benchmarks.samples.HubDataset", hub)
     return hub
 
 

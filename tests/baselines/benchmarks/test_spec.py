@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from noise_pictures import IMAGE, noise, png
+from noise_images import IMAGE, noise, png
 
 from baselines.benchmarks.samples import Samples, find_files
 from baselines.benchmarks.spec import BENCHMARKS, GENERIC, PIE_BENCH, Subset
@@ -58,7 +58,7 @@ FILES = {"vismin": "relation-00001.parquet"}
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
-    """Numbers in picture columns are seeds."""
+    """Numbers in image columns are seeds."""
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
     for name, cells in columns.items():
         if isinstance(cells[0], int) and name != "idx":

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from noise_pictures import noise
+from noise_images import noise
 from PIL import Image
 
 from baselines.benchmarks.samples import Sample
 from baselines.editors import diffusers_editors
-from baselines.editors.editing import ChosenEditor, Edited
-from baselines.editors.options import EditorOptions
+from baselines.editors.editing import ChosenEditor, Edited, EditorOptions
 from baselines.evaluate import choose_editor
 from emu3.errors import UserError
 

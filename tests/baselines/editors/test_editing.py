@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from noise_pictures import noise
+from noise_images import noise
 from PIL import Image
 
 from baselines.editors.editing import SourceFrame

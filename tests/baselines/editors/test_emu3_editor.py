@@ -11,16 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_judge import FakeJudge
-from noise_pictures import noise
+from noise_images import noise
 from PIL import Image
 from tiny_emu3 import save_emu3
 
-from baselines.editors.editing import ChosenEditor, Edited, EditResult, NoImage
+from baselines.editors.editing import ChosenEditor, Edited, EditorOptions, EditResult, NoImage
 from baselines.editors.emu3_editor import Emu3Editor, pick
-from baselines.editors.options import EditorOptions
 from baselines.evaluate import choose_editor
 from emu3.errors import UserError
-from emu3.mllm.editor import Edit
+from emu3.mllm.editor import EditedImage
 from rl.reward.config import JudgeConfig
 from rl.reward.scores import Score, Unavailable, Unparsable
 
@@ -51,10 +50,13 @@ class Recorder:
         self.parts, self.engine = parts, engine
         return self
 
-    def edit(self, images: list[Image.Image], instructions: list[str], n: int, **settings: Any) -> list[list[Edit]]:
+    def edit(
+        self, images: list[Image.Image], instructions: list[str], n: int, **settings: Any
+    ) -> list[list[EditedImage]]:
         self.calls.append({"images": len(images), "n": n, **settings})
         return [
-            [Edit(Image.new("RGB", (16, 16), (shade, 0, 0)), f"thought {shade}") for shade in range(n)] for _ in images
+            [EditedImage(Image.new("RGB", (16, 16), (shade, 0, 0)), f"thought {shade}") for shade in range(n)]
+            for _ in images
         ]
 
 
@@ -164,7 +166,7 @@ def test_the_judge_sees_the_source_at_the_size_of_the_edit() -> None:
         seen.append(source.size)
         return SimpleNamespace(result=lambda: Score(1, {}))
 
-    model: Any = SimpleNamespace(edit=lambda *_, **__: [[Edit(one.image, one.reasoning) for one in CANDIDATES]])
+    model: Any = SimpleNamespace(edit=lambda *_, **__: [[EditedImage(one.image, one.reasoning) for one in CANDIDATES]])
     settings: dict[str, Any] = {"temperature": 1.0, "top_k": None, "think": False, "image_area": AREA}
     scorer: Any = SimpleNamespace(submit=submit)
     Emu3Editor(model, **settings, best_of=3, scorer=scorer).edit([noise(0, 64, 64)], ["more"], 0)

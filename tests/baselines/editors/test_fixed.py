@@ -8,13 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from noise_pictures import noise
+from noise_images import noise
 from PIL import ImageChops
 
 from baselines.benchmarks.samples import Sample
-from baselines.editors.editing import Edited, EditResult, NoImage
+from baselines.editors.editing import Edited, EditorOptions, EditResult, NoImage
 from baselines.editors.fixed import CommandEditor, finished_in
-from baselines.editors.options import EditorOptions
 from baselines.evaluate import choose_editor
 from emu3.errors import UserError
 
@@ -113,7 +112,7 @@ def test_a_command_is_run_once_per_batch() -> None:
 
 
 def test_finished_images_by_id(tmp_path: Path) -> None:
-    """Guards the pairing, and files outside of the folder: ids are what a data set says they are."""
+    """Guards the pairing, and files outside of the folder: ids are what a dataset says they are."""
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     noise(1).save(folder / "a.png")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sample_pictures import AURORA_FILE, photographs, sample, waves
+from sample_images import AURORA_FILE, photographs, sample, waves
 from tiny_encoders import save_clip, save_dino, save_dinov2
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -21,7 +21,7 @@ from baselines.metrics.measuring import metric_named
 from baselines.metrics.perceptual import StructureDistance, _scaled_size
 from emu3.errors import UserError
 
-# float32 through two layers; batches of several pictures sum in another order than one.
+# float32 through two layers; batches of several images sum in another order than one.
 CLOSE = {"abs": 1e-5}
 
 
@@ -42,7 +42,7 @@ def loaded(name: str, weights: Path) -> ImageMetric:
 
 
 def rows() -> list[EditedSample]:
-    """Wide, tall and square pictures, one without target."""
+    """Wide, tall and square images, one without target."""
     made = [sample(seed, edited=waves(seed, *size)) for seed, size in enumerate([(60, 40), (32, 50), (32, 32)])]
     return [*made, sample(7, target=None)]
 
@@ -66,7 +66,7 @@ def test_clip_i_is_the_cosine_of_the_librarys_embeddings(weights: Path, name: st
     for row, value in zip(rows(), loaded(name, weights).score(rows()), strict=True):
         other = getattr(row, side)
         if other is None:
-            assert value == Missing("the sample has no target picture")
+            assert value == Missing("the sample has no target image")
         else:
             expected = cosine_similarity(clip_image(folder, row.edited), clip_image(folder, other)).item()
             assert value == pytest.approx(expected, **CLOSE)
@@ -109,26 +109,26 @@ def test_captions_that_are_not_there_are_no_empty_texts(weights: Path) -> None:
 
 
 def test_no_edit_has_no_direction(weights: Path) -> None:
-    """0 / 0 came out as 0: an untouched picture looked better than one edited the wrong way."""
+    """0 / 0 came out as 0: an untouched image looked better than one edited the wrong way."""
     untouched = sample(edited=waves(0), source=waves(0))
     same_words = sample(source_caption="a cat", target_caption="a cat")
     for result in loaded("clip_direction", weights).score([untouched, same_words]):
         assert isinstance(result, Missing) and "no direction" in result.reason
 
 
-def test_clip_pictures_are_scaled_cropped_and_normalised_as_published(weights: Path) -> None:
+def test_clip_images_are_scaled_cropped_and_normalized_as_published(weights: Path) -> None:
     """By hand: shortest side bicubic to 32, middle square, CLIP's mean and deviation."""
-    picture = waves(0, 60, 40)
-    scaled = np.asarray(picture.resize((48, 32), Image.Resampling.BICUBIC), np.float32)[:, 8:40] / 255
+    image = waves(0, 60, 40)
+    scaled = np.asarray(image.resize((48, 32), Image.Resampling.BICUBIC), np.float32)[:, 8:40] / 255
     mean, deviation = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
     expected = torch.from_numpy((scaled - mean) / deviation).float().permute(2, 0, 1)
     encoder = embeddings.clip_encoder(embeddings.CLIP_LARGE, weights)
-    given = encoder._processor(images=[picture], return_tensors="pt")["pixel_values"][0]
+    given = encoder._processor(images=[image], return_tensors="pt")["pixel_values"][0]
     # The mean is subtracted in float64 here.
     assert torch.allclose(given, expected, atol=1e-5)
 
 
-def test_many_pictures_go_in_batches(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_go_in_batches(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last, smaller batch was lost or mixed with the first."""
     samples = [sample(seed) for seed in range(5)]
     at_once = [loaded(name, weights).score(samples) for name in ("clip_i", "clip_t", "dino")]
@@ -151,7 +151,7 @@ def test_dino_is_the_cosine_of_class_tokens(weights: Path) -> None:
     for row, value in zip(made[:3], values, strict=False):
         assert row.target is not None
         assert value == pytest.approx(cosine_similarity(embed(row.edited), embed(row.target)).item(), **CLOSE)
-    assert values[3] == Missing("the sample has no target picture")
+    assert values[3] == Missing("the sample has no target image")
 
 
 def test_structure_distance_is_that_of_the_last_layers_keys(weights: Path) -> None:
@@ -178,7 +178,7 @@ def test_structure_distance_is_that_of_the_last_layers_keys(weights: Path) -> No
     assert value == pytest.approx(expected, rel=1e-3)
 
 
-def test_structure_distance_of_equal_pictures_is_zero(weights: Path) -> None:
+def test_structure_distance_of_equal_images_is_zero(weights: Path) -> None:
     metric = loaded("structure_distance", weights)
     assert isinstance(metric, StructureDistance)
     assert metric.score([sample(target=waves(100))]) == [0.0]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sample_pictures import sample, waves
+from sample_images import sample, waves
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ class FirstPixel(nn.Module):
 
 
 class Convolved(nn.Module):
-    """Five random features of the whole picture."""
+    """Five random features of the whole image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,16 +58,16 @@ def test_two_gaussians_worked_out_by_hand() -> None:
 
 
 def test_equals_scipy_on_a_random_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks, sizes and the two sides must not mix: edited pictures counted as targets still give a number."""
+    """Chunks, sizes and the two sides must not mix: edited images counted as targets still give a number."""
     monkeypatch.setattr(fid, "ROWS_AT_ONCE", 4)
     sizes = [(48, 40), (40, 48), (32, 32)]
     rows = [sample(seed, edited=waves(seed + 50, *sizes[seed % 3])) for seed in range(11)]
     network = Convolved()
 
     def gaussian(side: str) -> tuple[np.ndarray, np.ndarray]:
-        pictures = [torch.from_numpy(np.array(getattr(row, side))).permute(2, 0, 1)[None] for row in rows]
+        images = [torch.from_numpy(np.array(getattr(row, side))).permute(2, 0, 1)[None] for row in rows]
         with torch.no_grad():
-            features = torch.cat([network(picture) for picture in pictures]).numpy()
+            features = torch.cat([network(image) for image in images]).numpy()
         return features.mean(0), np.cov(features, rowvar=False)
 
     (mean, covariance), (other_mean, other_covariance) = gaussian("edited"), gaussian("target")
@@ -103,7 +103,7 @@ def test_warns_below_full_rank_only() -> None:
 
 
 def test_rows_may_come_one_by_one() -> None:
-    """Thousands of pictures do not fit into memory: a generator must be enough, and be gone through once."""
+    """Thousands of images do not fit into memory: a generator must be enough, and be gone through once."""
     seen = []
 
     def rows() -> Iterator[EditedSample]:

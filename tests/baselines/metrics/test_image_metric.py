@@ -1,4 +1,4 @@
-"""Which pictures are compared, at which size, in which batches."""
+"""Which images are compared, at which size, in which batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sample_pictures import sample, waves
+from sample_images import sample, waves
 
 from baselines.metrics import image_metric
 from baselines.metrics.image_metric import Against, Missing, batches, framed_pair, score_pairs
@@ -25,7 +25,7 @@ def test_edit_is_compared_with_what_was_asked_for(against: Against) -> None:
 
 
 def test_without_target_there_is_a_reason_and_no_number() -> None:
-    assert framed_pair(sample(target=None), "target") == Missing("the sample has no target picture")
+    assert framed_pair(sample(target=None), "target") == Missing("the sample has no target image")
 
 
 def test_edit_of_another_size_is_scaled_to_the_reference_and_the_reference_stays() -> None:
@@ -59,7 +59,7 @@ def test_scores_come_back_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPat
             enumerate(sizes)]  # fmt: skip
     rows.insert(1, sample(target=None))
     scores = score_pairs(rows, "target", lambda edited, _: edited[:, 0].double().amax((1, 2)), CPU)
-    assert scores == [0.0, Missing("the sample has no target picture"), 1.0, 2.0, 3.0, 4.0]
+    assert scores == [0.0, Missing("the sample has no target image"), 1.0, 2.0, 3.0, 4.0]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sample_pictures import sample, waves
+from sample_images import sample, waves
 from tiny_encoders import save_clip
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -40,24 +40,24 @@ def value(name: str, *rows: EditedSample, weights: Path | None = None) -> float 
 
 def test_the_background_by_hand() -> None:
     """Guards a mask the wrong way round, and a mean over other pixels than PIE-Bench's: a change of 51 / 255 = 0.2 in
-    three quarters of the picture, the masked quarter counted as unchanged."""
+    three quarters of the image, the masked quarter counted as unchanged."""
     assert value("l1_background", row()) == pytest.approx(0.75 * 0.2)
     assert value("l2_background", row()) == pytest.approx(0.75 * 0.04)
     assert value("psnr_background", row()) == pytest.approx(10 * log10(1 / 0.03))
 
 
 def test_ssim_of_the_background_is_the_librarys() -> None:
-    pictures = [waves(1, 48, 40), waves(2, 48, 40)]
+    images = [waves(1, 48, 40), waves(2, 48, 40)]
     mask = np.zeros((40, 48), np.uint8)
     mask[10:30, 5:25] = 255
-    black = [np.asarray(picture) * (mask == 0)[..., None] for picture in pictures]
+    black = [np.asarray(image) * (mask == 0)[..., None] for image in images]
     tensors = [torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None] for pixels in black]
     _, local = structural_similarity_index_measure(*tensors, data_range=1.0, sigma=1.5, return_full_image=True)
     expected = local[..., 5:-5, 5:-5].mean().item()
-    found = value("ssim_background", row(source=pictures[0], edited=pictures[1], mask=Image.fromarray(mask)))
+    found = value("ssim_background", row(source=images[0], edited=images[1], mask=Image.fromarray(mask)))
     assert found == pytest.approx(expected, abs=1e-5)
     assert value(
-        "ssim_background", row(source=pictures[0], edited=pictures[0], mask=Image.fromarray(mask))
+        "ssim_background", row(source=images[0], edited=images[0], mask=Image.fromarray(mask))
     ) == pytest.approx(1)
 
 
@@ -81,7 +81,7 @@ def test_the_edited_region_is_what_clip_sees(tmp_path: Path) -> None:
     ],
 )
 def test_without_a_part_to_look_at_there_is_no_number(name: str, fields: dict[str, object], reason: str) -> None:
-    """Guards the zero that a black picture against a black picture would give; rows beside it keep their places."""
+    """Guards the zero that a black image against a black image would give; rows beside it keep their places."""
     metric = metric_named(name)
     assert isinstance(metric, ImageMetric)
     missing, number = metric.score([row(**fields), row()])
@@ -90,7 +90,7 @@ def test_without_a_part_to_look_at_there_is_no_number(name: str, fields: dict[st
 
 
 def test_an_edit_of_another_size_is_brought_to_the_source() -> None:
-    """Guards a mask that is laid over a picture of another size."""
+    """Guards a mask that is laid over an image of another size."""
     large = row().edited.resize((32, 32), Image.Resampling.NEAREST)
     assert value("l1_background", row(edited=large)) == pytest.approx(0.75 * 0.2, abs=0.01)
 

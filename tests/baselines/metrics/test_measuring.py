@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from sample_pictures import sample
+from sample_images import sample
 
 from baselines.metrics import metric_weights as weights_module
 from baselines.metrics.image_metric import AbsentMetric, ImageMetric, Missing, SetMetric

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sample_pictures import AURORA_FILE, photographs, sample, waves
+from sample_images import AURORA_FILE, photographs, sample, waves
 
 from baselines.metrics.image_metric import AbsentMetric, ImageMetric, Missing
 from baselines.metrics.measuring import metric_named
@@ -60,12 +60,12 @@ def test_squeezenet_has_the_published_layers() -> None:
     assert state["features.12.expand3x3.weight"].shape == (256, 64, 3, 3)
 
 
-def test_equal_pictures_are_at_distance_zero(network: FeatureStages, tmp_path: Path) -> None:
+def test_equal_images_are_at_distance_zero(network: FeatureStages, tmp_path: Path) -> None:
     publish(network.state_dict(), tmp_path)
     assert score("lpips", tmp_path, waves(0), waves(0)) == 0
 
 
-def test_pictures_too_small_for_the_network_have_a_reason(network: FeatureStages, tmp_path: Path) -> None:
+def test_images_too_small_for_the_network_have_a_reason(network: FeatureStages, tmp_path: Path) -> None:
     publish(network.state_dict(), tmp_path)
     result = score("lpips", tmp_path, waves(0, 40, 20), waves(1, 40, 20))
     assert isinstance(result, Missing) and "32 pixels" in result.reason
@@ -118,9 +118,9 @@ def st_lpips() -> ImageMetric:
 
 
 def test_st_lpips_equals_its_own_package(st_lpips: ImageMetric) -> None:
-    """Figures of stlpips_pytorch 0.0.2's own code (variant shift_tolerant, AlexNet) for the same two pictures."""
+    """Numbers of stlpips_pytorch 0.0.2's own code (variant shift_tolerant, AlexNet) for the same two images."""
     data = pytest.importorskip("skimage.data")
-    astronaut, cat = (Image.fromarray(picture).resize((256, 256)) for picture in (data.astronaut(), data.chelsea()))
+    astronaut, cat = (Image.fromarray(image).resize((256, 256)) for image in (data.astronaut(), data.chelsea()))
     rows = [sample(edited=astronaut, target=cat), sample(edited=astronaut, target=astronaut)]
     # The package adds its epsilon to the length, this code below the root.
     assert st_lpips.score(rows) == [pytest.approx(0.690514, abs=2e-6), 0.0]
@@ -132,12 +132,12 @@ def test_st_lpips_orders_changes_of_photographs_as_the_eye_does(st_lpips: ImageM
     rows = photographs(3)
     other = photographs(4)[-1].source
     for row in rows:
-        picture = row.source.resize((192, 192))
-        pixels = np.asarray(picture)
+        image = row.source.resize((192, 192))
+        pixels = np.asarray(image)
         shifted = Image.fromarray(np.roll(pixels, 1, axis=1))
         noise = np.random.default_rng(0).normal(0, 12, pixels.shape)
         noisy = Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
-        edits = (picture, shifted, noisy, other.resize((192, 192)))
-        distances = st_lpips.score([sample(edited=edit, target=picture) for edit in edits])
+        edits = (image, shifted, noisy, other.resize((192, 192)))
+        distances = st_lpips.score([sample(edited=edit, target=image) for edit in edits])
         assert distances[0] == 0
         assert distances == sorted(distances, key=float)  # type: ignore[arg-type]

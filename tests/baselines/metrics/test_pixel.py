@@ -1,4 +1,4 @@
-"""L1, L2, PSNR and SSIM against scikit-image and torchmetrics, on synthetic pictures and on photographs."""
+"""L1, L2, PSNR and SSIM against scikit-image and torchmetrics, on synthetic images and on photographs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sample_pictures import AURORA_FILE, photographs, sample, waves
+from sample_images import AURORA_FILE, photographs, sample, waves
 
 from baselines.metrics.image_metric import EditedSample, ImageMetric, Missing
 from baselines.metrics.measuring import metric_named
@@ -100,21 +100,21 @@ def test_known_distances() -> None:
     assert score("psnr", grey) == [pytest.approx(13.9794, abs=1e-4)]
 
 
-def test_equal_pictures_have_no_psnr() -> None:
-    """100 dB, or 0, for an untouched picture was averaged with real figures."""
+def test_equal_images_have_no_psnr() -> None:
+    """100 dB, or 0, for an untouched image was averaged with real numbers."""
     row = sample(target=waves(100))
-    assert score("psnr", [row]) == [Missing("edited picture and target are equal: the PSNR is infinite")]
+    assert score("psnr", [row]) == [Missing("edited image and target are equal: the PSNR is infinite")]
     assert score("ssim", [row]) == [pytest.approx(1)]
     assert score("l1", [row]) == [0.0]
 
 
-def test_a_picture_smaller_than_the_window_has_no_ssim() -> None:
+def test_an_image_smaller_than_the_window_has_no_ssim() -> None:
     small = [sample(edited=waves(0, 30, 10), target=waves(1, 30, 10))]
     assert score("ssim", small) == [Missing("a side is shorter than the SSIM's window of 11 pixels")]
 
 
 def test_source_metrics_need_no_target() -> None:
     row = sample(target=None)
-    assert score("l1", [row]) == [Missing("the sample has no target picture")]
+    assert score("l1", [row]) == [Missing("the sample has no target image")]
     expected = np.abs(np.asarray(row.edited, float) - np.asarray(row.source, float)).mean() / 255
     assert score("l1_source", [row]) == [pytest.approx(expected)]

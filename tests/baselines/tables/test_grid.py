@@ -42,7 +42,7 @@ def test_csv_has_no_dress() -> None:
     assert to_csv(GRID).splitlines()[1] == "sft_s__rl,1.00"
 
 
-def test_picture_grows_with_the_table_and_is_reproducible(tmp_path: Path) -> None:
+def test_image_grows_with_the_table_and_is_reproducible(tmp_path: Path) -> None:
     one, two = draw(GRID, tmp_path / "one.png"), draw(GRID, tmp_path / "two.png")
     assert one.read_bytes() == two.read_bytes()
     wide = draw(Grid("", ["m", *"abcdef"], [["m", *"123456"]] * 9), tmp_path / "wide.png")
@@ -52,7 +52,7 @@ def test_picture_grows_with_the_table_and_is_reproducible(tmp_path: Path) -> Non
         draw(Grid("", ["m"], []), tmp_path / "none.png")
 
 
-def test_figures_of_other_metrics_keep_their_digits() -> None:
+def test_numbers_of_other_metrics_keep_their_digits() -> None:
     """Guards against an L1 of 0.01 that is printed as 0.01 for every model."""
     assert cell(3.14159, (2.0, 4.0)) == "3.14 [2.00, 4.00]"
     assert cell(0.0123456, (0.01, 0.02), metric="l1") == "0.01235 [0.01000, 0.02000]"

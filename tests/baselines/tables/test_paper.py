@@ -1,4 +1,4 @@
-"""The paper's tables, rendered from our copy of its figures, are the paper's tables."""
+"""The paper's tables, rendered from our copy of its scores, are the paper's tables."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Make = Callable[..., ScoredSample]
 
 @pytest.fixture(scope="module")
 def source() -> Any:
-    """The figures as they were read from the paper, from which ours are not made at run time."""
+    """The scores as they were read from the paper, from which ours are not made at run time."""
     if not SOURCE.exists():
-        pytest.skip("the source of the published figures is not here")
+        pytest.skip("the source of the published scores is not here")
     return json.loads(SOURCE.read_text(encoding="utf-8"))
 
 
@@ -45,7 +45,7 @@ def cells(text: str) -> list[list[str]]:
     [(2, "table2_main", 0), (3, "table3_chain_of_thought", 1)],
 )
 def test_tables_of_benchmarks_as_printed(source: Any, number: int, key: str, skipped: int) -> None:
-    """Guards every cell: name, the six figures and AVG, two decimals, in the paper's order."""
+    """Guards every cell: name, the six scores and AVG, two decimals, in the paper's order."""
     rows = cells(to_markdown(printed(table(number))))[skipped:]
     assert rows == [
         [entry["name"], *(f"{entry['scores'][name]:.2f}" for name in source["columns"]), f"{entry['avg']:.2f}"]
@@ -55,8 +55,8 @@ def test_tables_of_benchmarks_as_printed(source: Any, number: int, key: str, ski
 
 def test_verifier_and_best_of_n_as_printed(source: Any) -> None:
     verifier, sft, rl = source["table6_11_verifier_and_best_of_n"]
-    figures = [[*entry["scores"].values(), entry["avg"]] for entry in (verifier, sft, rl)]
-    assert [list(table(6).rows[1].cells), *(list(table(11).rows[place].cells) for place in (1, 3))] == figures
+    scores = [[*entry["scores"].values(), entry["avg"]] for entry in (verifier, sft, rl)]
+    assert [list(table(6).rows[1].cells), *(list(table(11).rows[place].cells) for place in (1, 3))] == scores
     assert table(11).rows[2].cells == table(2).rows[10].cells
 
 
@@ -64,8 +64,8 @@ def test_parts_as_printed(source: Any) -> None:
     parts = source["table7_parts_sft_s_then_unscaled_rl"]
     rows = cells(to_markdown(printed(table(7))))
     assert [row[1:] for row in rows[:8]] == [
-        [f"{figures[column][place]:.1f}" for column in (*source["columns"], "AVG")]
-        for figures in parts.values()
+        [f"{scores[column][place]:.1f}" for column in (*source["columns"], "AVG")]
+        for scores in parts.values()
         for place in (0, 1)
     ]
 
@@ -83,14 +83,12 @@ def test_tasks_and_pie_bench_as_printed(source: Any) -> None:
         source["table10_pie_bench"][name] for name in ("EditAR", "EARL")
     ]
     for number, key in ((14, "omniedit_tasks"), (15, "emuedit_tasks"), (16, "table16_vismin")):
-        figures = list(source[f"{key}_sft_s_then_earl"].values())
-        assert [list(row.cells) for row in table(number).rows] == [
-            [pair[place] for pair in figures] for place in (0, 1)
-        ]
+        scores = list(source[f"{key}_sft_s_then_earl"].values())
+        assert [list(row.cells) for row in table(number).rows] == [[pair[place] for pair in scores] for place in (0, 1)]
 
 
 def test_avg_is_the_plain_mean_of_the_six() -> None:
-    """Guards the meaning of AVG; 0.01 covers that the paper averaged figures with more decimals than it prints."""
+    """Guards the meaning of AVG; 0.01 covers that the paper averaged scores with more decimals than it prints."""
     for row in (*table(2).rows, *table(3).rows, *table(11).rows):
         assert row.cells[-1] == pytest.approx(sum(row.cells[:-1]) / 6, abs=0.01)
 

@@ -1,6 +1,6 @@
 """Text in many scripts, the same on every machine: words of instructions, whole Unicode blocks, and what lies between.
 
-It is made here so that a test needs no data set; what is hard for a tokenizer (marks, joiners, runs of blanks and
+It is made here so that a test needs no dataset; what is hard for a tokenizer (marks, joiners, runs of blanks and
 line ends, contractions, digits of other scripts) is more frequent than in any real text.
 """
 

@@ -81,7 +81,7 @@ CONVERTED = {
     "transformers_version": "4.48.0",
 }
 
-# Config, prefix of the trunk's tensors, prefix of the head's, prefix of the image tokenizer's if there is one.
+# Config, prefix of the trunk's tensors, prefix of the head's, prefix of the vision tokenizer's if there is one.
 LAYOUTS: dict[str, tuple[dict[str, Any], str, str, str | None]] = {
     "released": (RELEASED, "model.", "lm_head.", None),
     "old transformers": (OLD_TRANSFORMERS, "model.", "lm_head.", None),
@@ -124,7 +124,7 @@ def stored_name(layout: str, name: str) -> str:
 
 
 def write_layout(folder: Path, layout: str, tensors: Mapping[str, Tensor], shards: int = 1) -> Path:
-    """Write config and weights, the image tokenizer's beside them where the layout has one."""
+    """Write config and weights, the vision tokenizer's beside them where the layout has one."""
     config, *_, image_tokenizer = LAYOUTS[layout]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))

@@ -62,7 +62,7 @@ def test_configs_of_all_layouts_are_equal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shard_size", ["50GB", "20KB"])
 def test_what_transformers_writes_today(tmp_path: Path, shard_size: str) -> None:
-    """The reference is the class that wrote the files, image tokenizer included."""
+    """The reference is the class that wrote the files, vision tokenizer included."""
     text = {name: value for name, value in CONVERTED["text_config"].items() if not name.startswith("rope")}
     text |= {"rope_parameters": {"rope_theta": THETA, "rope_type": "default"}}
     image = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "attn_resolutions": []}

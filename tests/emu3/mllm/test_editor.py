@@ -13,7 +13,7 @@ from PIL import Image
 
 from emu3.errors import UserError
 from emu3.mllm import editor as editor_module
-from emu3.mllm.editor import Edit, Editor
+from emu3.mllm.editor import EditedImage, Editor
 from emu3.mllm.generate import Request, generate
 from emu3.mllm.sequence import THINK_PREFILL, edit_prompt
 from emu3.tokenizer.codec import ImageCodec
@@ -32,17 +32,17 @@ def editor(tiny_model_folder: Path, tiny_vision_folder: Path) -> Editor:
     return editor
 
 
-def picture(seed: int, width: int = 30, height: int = 30) -> Image.Image:
+def photo(seed: int, width: int = 30, height: int = 30) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def pixels(edits: list[list[Edit]]) -> list[list[bytes]]:
+def pixels(edits: list[list[EditedImage]]) -> list[list[bytes]]:
     return [[edit.image.tobytes() for edit in group] for group in edits]
 
 
 def test_equals_the_steps_by_hand(editor: Editor) -> None:
-    """Guards the chain: source, instruction and seed of one picture must not reach another one's sample."""
-    images, instructions = [picture(0), picture(1, 48, 16)], ["make the sky purple", "remove it"]
+    """Guards the chain: source, instruction and seed of one image must not reach another one's sample."""
+    images, instructions = [photo(0), photo(1, 48, 16)], ["make the sky purple", "remove it"]
     edits = editor.edit(images, instructions, n=2, temperature=0.9, top_k=9, seed=4, image_area=AREA)
     for index, (image, instruction) in enumerate(zip(images, instructions, strict=True)):
         [codes] = editor.codec.encode([scale_image(image, AREA, 8)])
@@ -57,16 +57,16 @@ def test_equals_the_steps_by_hand(editor: Editor) -> None:
 
 
 def test_the_seed_decides(editor: Editor) -> None:
-    """Guards determinism, and against an `n` that gives the same picture n times."""
-    first = editor.edit([picture(0)], ["a"], n=3, seed=1, image_area=AREA)
-    assert pixels(first) == pixels(editor.edit([picture(0)], ["a"], n=3, seed=1, image_area=AREA))
-    assert pixels(first) != pixels(editor.edit([picture(0)], ["a"], n=3, seed=2, image_area=AREA))
+    """Guards determinism, and against an `n` that gives the same image n times."""
+    first = editor.edit([photo(0)], ["a"], n=3, seed=1, image_area=AREA)
+    assert pixels(first) == pixels(editor.edit([photo(0)], ["a"], n=3, seed=1, image_area=AREA))
+    assert pixels(first) != pixels(editor.edit([photo(0)], ["a"], n=3, seed=2, image_area=AREA))
     assert len(set(pixels(first)[0])) == 3
 
 
-def test_many_pictures_go_in_portions(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards the memory bound, and that it changes no picture."""
-    images, instructions = [picture(seed) for seed in range(5)], list("abcde")
+def test_many_images_go_in_portions(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the memory bound, and that it changes no image."""
+    images, instructions = [photo(seed) for seed in range(5)], list("abcde")
     at_once = editor.edit(images, instructions, n=2, image_area=AREA)
     sizes = []
 
@@ -80,7 +80,7 @@ def test_many_pictures_go_in_portions(editor: Editor, monkeypatch: pytest.Monkey
     assert sizes == [2, 2, 1]
 
 
-def test_pictures_are_handed_over_as_they_come(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_handed_over_as_they_come(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards an hour of edits from the error, or the person, that ends it."""
     happened: list[Any] = []
 
@@ -91,7 +91,7 @@ def test_pictures_are_handed_over_as_they_come(editor: Editor, monkeypatch: pyte
     monkeypatch.setattr(editor_module, "generate", noted)
     monkeypatch.setattr(editor_module, "SAMPLES_AT_ONCE", 4)
     edits = editor.edit(
-        [picture(seed) for seed in range(3)],
+        [photo(seed) for seed in range(3)],
         list("abc"),
         n=2,
         image_area=AREA,
@@ -111,51 +111,51 @@ def test_thinking_gives_the_chain_of_thought(editor: Editor, monkeypatch: pytest
         return [[type(sample)(sample.tokens, sample.logprobs, sample.codes, thought) for sample in groups[0]]]
 
     monkeypatch.setattr(editor_module, "generate", prefilled)
-    [[edit]] = editor.edit([picture(0)], ["a"], think=True, image_area=AREA)
+    [[edit]] = editor.edit([photo(0)], ["a"], think=True, image_area=AREA)
     assert edit.reasoning == "plan: sky"
     prefill = editor.tokenizer.encode(THINK_PREFILL)
     assert seen[0].think and list(seen[0].prompt[-len(prefill) :]) == prefill
 
 
 def test_thinking_runs_to_the_end(editor: Editor) -> None:
-    [[edit]] = editor.edit([picture(0)], ["a"], think=True, image_area=AREA)
+    [[edit]] = editor.edit([photo(0)], ["a"], think=True, image_area=AREA)
     assert isinstance(edit.reasoning, str) and edit.image.size == (24, 24)
 
 
-def test_no_pictures_no_edits(editor: Editor) -> None:
+def test_no_images_no_edits(editor: Editor) -> None:
     assert editor.edit([], []) == []
 
 
 def truncated() -> Image.Image:
     """An opened PNG whose pixels end too early; Pillow notices when they are first read."""
     file = io.BytesIO()
-    picture(0, 64, 64).save(file, format="PNG")
+    photo(0, 64, 64).save(file, format="PNG")
     return Image.open(io.BytesIO(file.getvalue()[:2000]))
 
 
 @pytest.mark.parametrize(
     ("bad", "instruction", "message"),
     [
-        (picture(0), " ", "image 1: the instruction is empty"),
+        (photo(0), " ", "image 1: the instruction is empty"),
         (truncated(), "a", "image 1 cannot be read"),
-        (picture(0, 400, 2), "a", "image 1: .*less than one cell"),
-        (picture(0), "long " * 400, "image 1: .*do not fit the model's 1024 positions"),
+        (photo(0, 400, 2), "a", "image 1: .*less than one cell"),
+        (photo(0), "long " * 400, "image 1: .*do not fit the model's 1024 positions"),
     ],
     ids=["empty", "truncated", "thin", "long"],
 )
 def test_a_bad_request_is_told_before_anything_is_sampled(
     editor: Editor, monkeypatch: pytest.MonkeyPatch, bad: Image.Image, instruction: str, message: str
 ) -> None:
-    """Guards one clear line that names the picture, in place of a traceback an hour into a batch."""
+    """Guards one clear line that names the image, in place of a traceback an hour into a batch."""
     monkeypatch.setattr(editor_module, "generate", lambda *_, **__: pytest.fail("sampled"))
     with pytest.raises(UserError, match=message):
-        editor.edit([picture(0), bad], ["fine", instruction], image_area=AREA)
+        editor.edit([photo(0), bad], ["fine", instruction], image_area=AREA)
 
 
 @pytest.mark.parametrize("settings", [{"n": 0}, {"seed": -1}, {"image_area": 0}, {"temperature": -1.0}, {"top_k": 0}])
 def test_settings_out_of_range(editor: Editor, settings: dict[str, Any]) -> None:
     with pytest.raises(UserError):
-        editor.edit([picture(0)], ["a"], **({"image_area": AREA} | settings))
+        editor.edit([photo(0)], ["a"], **({"image_area": AREA} | settings))
 
 
 def test_a_bad_request_is_told_before_an_engine_starts(editor: Editor) -> None:
@@ -175,11 +175,11 @@ def test_a_bad_request_is_told_before_an_engine_starts(editor: Editor) -> None:
     lazy = Editor(editor.model, editor.tokenizer, editor.codec, start)
     for instruction, settings in (("long " * 400, {}), (" ", {}), ("a", {"temperature": -1.0}), ("a", {"top_k": 0})):
         with pytest.raises(UserError):
-            lazy.edit([picture(0)], [instruction], image_area=AREA, **settings)  # type: ignore[arg-type]
+            lazy.edit([photo(0)], [instruction], image_area=AREA, **settings)  # type: ignore[arg-type]
     assert not started
-    expected = pixels(editor.edit([picture(0)], ["a"], image_area=AREA))
+    expected = pixels(editor.edit([photo(0)], ["a"], image_area=AREA))
     for _ in range(2):
-        assert pixels(lazy.edit([picture(0)], ["a"], image_area=AREA, progress=True)) == expected
+        assert pixels(lazy.edit([photo(0)], ["a"], image_area=AREA, progress=True)) == expected
     assert len(started) == 1
 
 
@@ -192,9 +192,9 @@ def test_vllm_is_missed_before_the_model_is_read(
         Editor.from_pretrained(tiny_model_folder, tiny_vision_folder, device="cpu", engine="vllm")
 
 
-def test_pictures_and_instructions_pair_up(editor: Editor) -> None:
+def test_images_and_instructions_pair_up(editor: Editor) -> None:
     with pytest.raises(ValueError, match="2 images and 1 instructions"):
-        editor.edit([picture(0), picture(1)], ["a"])
+        editor.edit([photo(0), photo(1)], ["a"])
 
 
 def test_parts_of_different_worlds_are_refused(editor: Editor) -> None:

@@ -24,8 +24,8 @@ TOKENIZER_PARTS = ("emu3.tiktoken", "emu3_vision_tokens.txt", "tokenizer.json", 
 
 
 def edits(editor: Editor) -> list[bytes]:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8))
-    [group] = editor.edit([picture], ["make the sky purple"], n=2, image_area=24 * 24)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8))
+    [group] = editor.edit([image], ["make the sky purple"], n=2, image_area=24 * 24)
     return [edit.image.tobytes() for edit in group]
 
 
@@ -110,7 +110,7 @@ def test_parts_that_are_nowhere(bare: Path, tiny_model_folder: Path, tiny_vision
     """Guards the advice: the published fine-tuned checkpoints lack both."""
     with pytest.raises(UserError, match="bare holds no text tokenizer: name one as `tokenizer`, such as BAAI/Emu3-Gen"):
         Editor.from_pretrained(bare, tiny_vision_folder)
-    with pytest.raises(UserError, match="no image tokenizer: name one as `vision`, such as BAAI/Emu3-VisionTokenizer"):
+    with pytest.raises(UserError, match="no vision tokenizer: name one as `vision`, such as BAAI/Emu3-VisionTokenizer"):
         Editor.from_pretrained(tiny_model_folder)
 
 
@@ -131,7 +131,7 @@ def test_a_device_that_is_not_there(tiny_model_folder: Path, tiny_vision_folder:
 
 
 def test_dtype_is_the_language_model_s(tiny_model_folder: Path, tiny_vision_folder: Path) -> None:
-    """Guards the image tokenizer, whose codes differ in bfloat16."""
+    """Guards the vision tokenizer, whose codes differ in bfloat16."""
     for dtype, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
         editor = Editor.from_pretrained(tiny_model_folder, tiny_vision_folder, device="cpu", dtype=dtype)
         assert editor.model.dtype == expected

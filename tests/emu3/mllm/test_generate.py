@@ -15,7 +15,7 @@ import torch
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from emu3.errors import UserError
-from emu3.mllm.generate import MAX_LANES, Request, Sample, generate
+from emu3.mllm.generate import MAX_LANES, Completion, Request, generate
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
 from emu3.mllm.sampling import choose, uniform_numbers
@@ -56,7 +56,7 @@ def request(prompt: int = 0, group: int = 4, grammar: GridGrammar = GRID, think:
     return Request(tuple(tokens.tolist()), grammar, tuple((1, prompt, sample) for sample in range(group)), think)
 
 
-def assert_same(left: list[list[Sample]], right: list[list[Sample]]) -> None:
+def assert_same(left: list[list[Completion]], right: list[list[Completion]]) -> None:
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
         assert [sample.tokens for sample in a] == [sample.tokens for sample in b]
@@ -79,19 +79,19 @@ def plain(
     budget = think_tokens if request.think else 0
     uniforms = uniform_numbers(seed, budget + len(request.grammar.free_offsets()))
     thinking, drawn, spent = request.think, 0, 0
-    answer: list[int] = []
+    completion: list[int] = []
     logprobs: list[float] = []
     offset = 0  # of the next token, counted behind boi
     while offset < request.grammar.length:
         if thinking and spent < budget:
             legal = [*range(LAYOUT.pad), LAYOUT.boi]
             uniform = uniforms[spent]
-        elif LAYOUT.boi not in answer:
+        elif LAYOUT.boi not in completion:
             legal, uniform = [LAYOUT.boi], 0.0
         else:
             legal = list(range(*request.grammar.legal(offset)))
             uniform = uniforms[min(budget + drawn, len(uniforms) - 1)]
-        logits = model(torch.tensor([[*request.prompt, *answer]])).logits[0, -1, legal].numpy()
+        logits = model(torch.tensor([[*request.prompt, *completion]])).logits[0, -1, legal].numpy()
         weights = np.exp((logits - logits.max()) / (temperature or 1.0))
         weights /= weights.sum()
         kept = weights.copy()
@@ -100,16 +100,16 @@ def plain(
         choice = int(np.argmax(kept))
         if temperature > 0:
             choice = int(np.flatnonzero(np.cumsum(kept) > uniform * kept.sum())[0])
-        answer.append(legal[choice])
+        completion.append(legal[choice])
         logprobs.append(float(np.log(weights[choice])))
-        if LAYOUT.boi in answer[:-1]:
+        if LAYOUT.boi in completion[:-1]:
             offset += 1
             drawn += len(legal) > 1
-        elif answer[-1] == LAYOUT.boi:
+        elif completion[-1] == LAYOUT.boi:
             thinking = False
         else:
             spent += 1
-    return answer, logprobs
+    return completion, logprobs
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_seeds_decide(model: Emu3ForCausalLM) -> None:
 
 @pytest.mark.parametrize("think", [False, True])
 def test_every_sample_obeys_the_grammar(model: Emu3ForCausalLM, think: bool) -> None:
-    """Guards the arithmetic of the answer: `GridGrammar.codes` raises on any illegal token."""
+    """Guards the arithmetic of the completion: `GridGrammar.codes` raises on any illegal token."""
     for wanted in (request(1, 8, GRID, think), request(1, 8, OTHER_GRID, think)):
         for sample in generate(model, LAYOUT, [wanted], think_tokens=4)[0]:
             start = sample.tokens.index(LAYOUT.boi)
@@ -273,7 +273,7 @@ def test_bad_settings_get_one_line(model: Emu3ForCausalLM) -> None:
 
 
 def test_an_answer_beyond_the_models_positions_is_refused() -> None:
-    """Guards the edge: the longest answer that fits is sampled, one token more is an error naming the request."""
+    """Guards the edge: the longest completion that fits is sampled, one token more is an error naming the request."""
     wanted = request()
     exact = tiny_model(positions=len(wanted.prompt) + 1 + GRID.length)
     generate(exact, LAYOUT, [wanted])
@@ -285,7 +285,7 @@ def test_an_answer_beyond_the_models_positions_is_refused() -> None:
 
 
 def test_diverged_weights_are_told() -> None:
-    """Guards against codes made of NaN: a diverged policy must not go on as if it had answered."""
+    """Guards against codes made of NaN: a diverged policy must not go on as if it had completed."""
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight.fill_(torch.nan)

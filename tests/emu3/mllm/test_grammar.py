@@ -36,7 +36,7 @@ def reference(height: int, width: int, since_img: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize(("height", "width"), [(h, w) for h in range(1, 8) for w in range(1, 8)])
 def test_legal_ranges_equal_the_published_rule(height: int, width: int) -> None:
-    """An eol one column early, or eof taken for an eol, shears the picture."""
+    """An eol one column early, or eof taken for an eol, shears the image."""
     rules = grammar(height, width)
     header = [(token, token + 1) for token in (*rules.size_ids, LAYOUT.img)]
     body = [reference(height, width, n) for n in range(1, (width + 1) * height + 4)]
@@ -44,7 +44,7 @@ def test_legal_ranges_equal_the_published_rule(height: int, width: int) -> None:
 
 
 def test_the_published_256_pixel_block() -> None:
-    """boi + "32*32" (5 ids) + img + 32 * 33 + eof + eoi = 1,065 tokens; the answer has eos in the place of boi."""
+    """boi + "32*32" (5 ids) + img + 32 * 33 + eof + eoi = 1,065 tokens; the completion has eos in the place of boi."""
     rules = GridGrammar(TokenLayout(), 32, 32, (18, 17, 9, 18, 17))
     assert rules.length == 1_065
     assert rules.header_length == 6
@@ -72,32 +72,32 @@ def test_free_offsets_are_those_with_a_choice(height: int, width: int) -> None:
 def test_answer_and_codes_are_inverse(height: int, width: int) -> None:
     """Rows and columns swapped would still have the right length for a square grid."""
     rules, codes = grammar(height, width), grid(height, width)
-    answer = rules.answer(codes)
-    assert len(answer) == rules.length
-    assert all(token in range(*rules.legal(offset)) for offset, token in enumerate(answer))
-    assert [answer[offset] - LAYOUT.first_code for offset in rules.free_offsets()] == [
+    completion = rules.completion(codes)
+    assert len(completion) == rules.length
+    assert all(token in range(*rules.legal(offset)) for offset, token in enumerate(completion))
+    assert [completion[offset] - LAYOUT.first_code for offset in rules.free_offsets()] == [
         code for row in codes for code in row
     ]
-    assert rules.codes(answer) == codes
+    assert rules.codes(completion) == codes
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (2, 4), (1, 3), (3, 3), (2, 0), (0, 0)])
 def test_a_grid_of_another_shape_is_refused(shape: tuple[int, int]) -> None:
-    """A transposed or cut grid would become an answer of the right look that no decoder reads."""
-    with pytest.raises(ValueError, match="want 2 rows of 3 codes"):
-        grammar(2, 3).answer(grid(*shape))
+    """A transposed or cut grid would become a completion of the right look that no decoder reads."""
+    with pytest.raises(ValueError, match="expected 2 rows of 3 codes"):
+        grammar(2, 3).completion(grid(*shape))
 
 
 def test_every_illegal_token_is_refused() -> None:
-    """A broken answer must fail, never decode to some picture."""
+    """A broken completion must fail, never decode to some image."""
     rules = grammar(2, 3)
-    answer = rules.answer(grid(2, 3))
+    completion = rules.completion(grid(2, 3))
     for offset in range(rules.length):
         low, high = rules.legal(offset)
         for token in range(LAYOUT.vocab_size + 1):
-            changed = [*answer[:offset], token, *answer[offset + 1 :]]
+            changed = [*completion[:offset], token, *completion[offset + 1 :]]
             if low <= token < high:
-                assert rules.answer(rules.codes(changed)) == changed
+                assert rules.completion(rules.codes(changed)) == changed
             else:
                 with pytest.raises(ValueError, match=f"token {token} at offset {offset} "):
                     rules.codes(changed)
@@ -105,20 +105,20 @@ def test_every_illegal_token_is_refused() -> None:
 
 def test_answers_of_another_length_are_refused() -> None:
     rules = grammar(2, 3)
-    answer = rules.answer(grid(2, 3))
-    for wrong in ([], answer[:-1], [*answer, LAYOUT.eos], grammar(3, 3).answer(grid(3, 3))):
-        with pytest.raises(ValueError, match="2x3 grid wants 15 tokens"):
+    completion = rules.completion(grid(2, 3))
+    for wrong in ([], completion[:-1], [*completion, LAYOUT.eos], grammar(3, 3).completion(grid(3, 3))):
+        with pytest.raises(ValueError, match="2x3 grid has 15 tokens"):
             rules.codes(wrong)
 
 
 def test_the_answer_of_the_transposed_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="outside the legal range"):
-        grammar(3, 4).codes([*grammar(4, 3).answer(grid(4, 3)), LAYOUT.eos][: grammar(3, 4).length])
+        grammar(3, 4).codes([*grammar(4, 3).completion(grid(4, 3)), LAYOUT.eos][: grammar(3, 4).length])
 
 
 @pytest.mark.parametrize("offset", [-1, 15, 1_000])
 def test_offsets_outside_the_answer_are_refused(offset: int) -> None:
-    """A negative offset would otherwise answer from the end, as lists do."""
+    """A negative offset would otherwise count from the end, as lists do."""
     with pytest.raises(IndexError, match="15 tokens"):
         grammar(2, 3).legal(offset)
 
@@ -126,5 +126,16 @@ def test_offsets_outside_the_answer_are_refused(offset: int) -> None:
 def test_numpy_codes_become_plain_integers() -> None:
     """uint16 codes plus an id of 151,854 would wrap around; and NumPy integers are not JSON."""
     rules = GridGrammar(TokenLayout(), 1, 2, (16, 9, 17))
-    answer = rules.answer(list(np.array([[0, 32_767]], dtype=np.uint16)))
-    assert json.loads(json.dumps(answer)) == [16, 9, 17, 151_851, 151_854, 184_621, 151_846, 151_847, 151_853, 151_850]
+    completion = rules.completion(list(np.array([[0, 32_767]], dtype=np.uint16)))
+    assert json.loads(json.dumps(completion)) == [
+        16,
+        9,
+        17,
+        151_851,
+        151_854,
+        184_621,
+        151_846,
+        151_847,
+        151_853,
+        151_850,
+    ]

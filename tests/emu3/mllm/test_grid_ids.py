@@ -20,7 +20,7 @@ def test_equals_the_plain_path(height: int, width: int, dtype: type) -> None:
     codes: np.ndarray = np.random.default_rng(0).integers(0, 50, (height, width)).astype(dtype)
     codes.flat[0], codes.flat[-1] = 0, 49
     ids = grid_to_ids(grammar, codes)
-    assert ids.tolist() == grammar.answer(codes.tolist())
+    assert ids.tolist() == grammar.completion(codes.tolist())
     assert ids_to_grid(grammar, ids).tolist() == grammar.codes(ids.tolist()) == codes.tolist()
 
 

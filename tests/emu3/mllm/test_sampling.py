@@ -27,7 +27,7 @@ def test_the_uniform_number_names_the_token(uniform: float, index: int) -> None:
     assert draw(uniform) == (index, pytest.approx(float(PROBABILITIES[index].log())))
 
 
-def test_top_k_renormalises_the_draw_and_not_the_log_probability() -> None:
+def test_top_k_renormalizes_the_draw_and_not_the_log_probability() -> None:
     """Guards the trainer's quantity: it does not know of the cut. Kept are 0.5 and 0.3, so 2 up to 0.625."""
     assert draw(0.0, top_k=2) == (2, pytest.approx(np.log(0.5)))
     assert draw(0.624, top_k=2)[0] == 2

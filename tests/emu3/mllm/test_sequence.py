@@ -1,4 +1,4 @@
-"""Prompt and answer in the published order; the real ids are built by hand here, never with the grammar."""
+"""Prompt and completion in the published order; the real ids are built by hand here, never with the grammar."""
 
 import numpy as np
 import pytest

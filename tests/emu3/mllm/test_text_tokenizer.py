@@ -114,7 +114,7 @@ def test_special_forms_in_an_instruction_stay_text(tokenizer: TextTokenizer) -> 
 @pytest.mark.parametrize(
     "form", ["<|image start|>", "<|extra_204|>", "<|extra_200|>", "<|endoftext|>", "<|visual token 000001|>"]
 )
-def test_a_prompt_has_special_tokens_only_around_the_picture(tokenizer: TextTokenizer, form: str) -> None:
+def test_a_prompt_has_special_tokens_only_around_the_image(tokenizer: TextTokenizer, form: str) -> None:
     """An instruction that spells a special token could end the prompt or draw into it."""
     source = np.array([[0, 1], [2, 3]])
     plain, spelled = (edit_prompt(tokenizer, source, text) for text in ("", f"add {form} here"))

@@ -44,8 +44,8 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.vllm import processor_v1, processor_v2
-from emu3.mllm.vllm.rules import AnswerRule
+from emu3.mllm.vllm import inside
+from emu3.mllm.vllm.rules import CompletionRule
 
 HERE = Path(__file__).parent
 
@@ -70,7 +70,8 @@ def test_a_gpu_gets_the_config_that_is_meant(ranks: int, runner: int) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["v2"] == (runner == 2)
-    assert found["processors"] == [f"emu3.mllm.vllm.processor_v{runner}:AnswerProcessor"]
+    name = "FirstRunnerProcessor" if runner == 1 else "SecondRunnerProcessor"
+    assert found["processors"] == [f"emu3.mllm.vllm.inside:{name}"]
     assert found["executor"] == ("UniProcExecutor" if ranks == 1 else "ExecutorWithExternalLauncher")
     assert found["device"] == ("cuda:1" if ranks == 1 else "cuda")
     assert found["sleep"] == [True, True] and found["sleep_backend"] == "cumem"
@@ -250,19 +251,19 @@ def test_the_head_of_a_gpu_is_not_rounded(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_first_runner_hands_out_what_was_drawn() -> None:
-    """Guards the lists that `processor_v1` reads: kept for custom processors, and complete before they are asked."""
+    """Guards the lists that `FirstRunnerProcessor` reads: for custom processors, and complete before they are asked."""
     [batch] = calls(FirstRunner.__init__, "InputBatch")
     keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in batch.keywords}
     assert keywords["logitsprocs_need_output_token_ids"] == "bool(custom_logitsprocs)"
     asked = [ast.unparse(node) for node in ast.walk(source_of(FirstRunner._sample)) if isinstance(node, ast.Call)]
     assert "self.input_batch.update_async_output_token_ids()" in asked
     assert {"removed", "added", "moved", "batch_size"} <= set(first.BatchUpdate.__dataclass_fields__)
-    assert not processor_v1.AnswerProcessor.__abstractmethods__
-    inspect.signature(processor_v1.AnswerProcessor).bind(vllm_config=None, device=None, is_pin_memory=False)
+    assert not inside.FirstRunnerProcessor.__abstractmethods__
+    inspect.signature(inside.FirstRunnerProcessor).bind(vllm_config=None, device=None, is_pin_memory=False)
 
 
 def test_second_runner_builds_our_processor_and_shows_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards its loader, and each buffer of its that `processor_v2` reads, made by the runner's own classes."""
+    """Guards its loader, and each buffer of its that `SecondRunnerProcessor` reads, made by its own classes."""
     from vllm.v1.worker.gpu import buffer_utils
     from vllm.v1.worker.gpu.buffer_utils import StagedWriteTensor, UvaBackedTensor
     from vllm.v1.worker.gpu.states import RequestState
@@ -271,18 +272,18 @@ def test_second_runner_builds_our_processor_and_shows_its_tokens(monkeypatch: py
     states = RequestState(4, 40, 64, 0, 30, torch.device("cpu"), use_dense_all_token_ids=True)
     assert isinstance(states.all_token_ids, StagedWriteTensor) and isinstance(states.prompt_len, UvaBackedTensor)
     assert states.all_token_ids.gpu.shape == (4, 40) and states.prompt_len.gpu.shape == (4,)
-    name = "emu3.mllm.vllm.processor_v2:AnswerProcessor"
+    name = "emu3.mllm.vllm.inside:SecondRunnerProcessor"
     [processor] = second.build_custom_logits_processors(None, states, False, [name])  # type: ignore[arg-type]
-    assert isinstance(processor, processor_v2.AnswerProcessor) and not type(processor).__abstractmethods__
+    assert isinstance(processor, inside.SecondRunnerProcessor) and not type(processor).__abstractmethods__
     fields = {"expanded_idx_mapping", "idx_mapping_np", "pos"}
     assert fields <= set(second.LogitsContext.__dataclass_fields__)
 
-    rule = AnswerRule(GridGrammar(TokenLayout(12, 16), 1, 2, size_ids=(1, 9, 2)), None)
+    rule = CompletionRule(GridGrammar(TokenLayout(12, 16), 1, 2, size_ids=(1, 9, 2)), None)
     assert processor.add_request(2, SamplingParams(extra_args=rule.arguments()))
     validate = second.build_custom_logits_processors_params_validator([name])
     validate(SamplingParams(extra_args=rule.arguments()))
-    with pytest.raises(VLLMValidationError, match="emu3_answer"):
-        validate(SamplingParams(extra_args={"emu3_answer": [1]}))
+    with pytest.raises(VLLMValidationError, match="emu3_completion"):
+        validate(SamplingParams(extra_args={"emu3_completion": [1]}))
 
 
 def test_second_runner_asks_in_the_order_that_is_meant() -> None:

@@ -21,23 +21,23 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext
 
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.vllm import processor_v1, processor_v2
-from emu3.mllm.vllm.rules import AnswerRule
+from emu3.mllm.vllm import inside
+from emu3.mllm.vllm.rules import CompletionRule
 
 LAYOUT = TokenLayout(text_ranks=12, codebook_size=16)
 GRID = GridGrammar(LAYOUT, 3, 2, size_ids=(3, 9, 2))
-PLAIN, THINKS = AnswerRule(GRID, None), AnswerRule(GridGrammar(LAYOUT, 1, 2, size_ids=(1, 9, 2)), 3)
-ANSWERS = {
-    PLAIN: GRID.answer([[0, 15], [3, 4], [15, 0]])[GRID.header_length : -2],
-    THINKS: [5, 6, LAYOUT.boi, *THINKS.grammar.answer([[7, 8]])[:-2]],
+PLAIN, THINKS = CompletionRule(GRID, None), CompletionRule(GridGrammar(LAYOUT, 1, 2, size_ids=(1, 9, 2)), 3)
+COMPLETIONS = {
+    PLAIN: GRID.completion([[0, 15], [3, 4], [15, 0]])[GRID.header_length : -2],
+    THINKS: [5, 6, LAYOUT.boi, *THINKS.grammar.completion([[7, 8]])[:-2]],
 }
 
 
-def params(rule: AnswerRule | None) -> SamplingParams:
+def params(rule: CompletionRule | None) -> SamplingParams:
     return SamplingParams(extra_args=rule.arguments() if rule else None)
 
 
-def legal_ids(rule: AnswerRule | None, drawn: list[int]) -> set[int]:
+def legal_ids(rule: CompletionRule | None, drawn: list[int]) -> set[int]:
     if rule is None:
         return set(range(LAYOUT.vocab_size))
     low, high, also = rule.table[rule.state(len(drawn), drawn.index(LAYOUT.boi) if LAYOUT.boi in drawn else None)]
@@ -50,17 +50,17 @@ def unmasked(logits: Tensor) -> list[set[int]]:
 
 def test_first_runner_follows_its_rows() -> None:
     """Guards the book-keeping: requests come at different times, rows are swapped, moved and taken by others."""
-    processor = processor_v1.AnswerProcessor(None, torch.device("cpu"), False)  # type: ignore[arg-type]
+    processor = inside.FirstRunnerProcessor(None, torch.device("cpu"), False)  # type: ignore[arg-type]
     lists: list[list[int]] = [[], [], []]
 
-    def step(rows: list[tuple[AnswerRule | None, int]], **update: Any) -> None:
+    def step(rows: list[tuple[CompletionRule | None, int]], **update: Any) -> None:
         """rows: rule and list of each row of the batch."""
         changed = BatchUpdate(len(rows), **{"removed": [], "added": [], "moved": [], **update}) if update else None
         processor.update_state(changed)
         masked = processor.apply(torch.zeros(len(rows), LAYOUT.vocab_size))
         assert unmasked(masked) == [legal_ids(rule, lists[number]) for rule, number in rows]
         for rule, number in rows:
-            lists[number].append(ANSWERS[rule][len(lists[number])] if rule else 1)
+            lists[number].append(COMPLETIONS[rule][len(lists[number])] if rule else 1)
 
     step([(THINKS, 0), (None, 1)], added=[(0, params(THINKS), None, lists[0]), (1, params(None), None, lists[1])])
     step([(THINKS, 0), (None, 1), (PLAIN, 2)], added=[(2, params(PLAIN), None, lists[2])])
@@ -87,9 +87,9 @@ class Runner:
             all_token_ids=SimpleNamespace(gpu=self.tokens),
             prompt_len=SimpleNamespace(gpu=self.prompts),
         )
-        self.processor = processor_v2.AnswerProcessor(None, states)  # type: ignore[arg-type]
+        self.processor = inside.SecondRunnerProcessor(None, states)  # type: ignore[arg-type]
 
-    def add(self, slot: int, rule: AnswerRule | None, prompt: int, drawn: list[int]) -> bool:
+    def add(self, slot: int, rule: CompletionRule | None, prompt: int, drawn: list[int]) -> bool:
         changes = self.processor.add_request(slot, params(rule))
         self.prompts[slot], self.lengths[slot] = prompt, prompt
         for token in drawn:
@@ -122,14 +122,14 @@ def test_second_runner_reads_where_its_slots_are() -> None:
     assert runner.add(3, THINKS, 5, []) and runner.add(0, PLAIN, 9, [])
     assert not runner.add(1, None, 2, [])
     drawn: dict[int, list[int]] = {3: [], 0: [], 1: []}
-    rules: dict[int, AnswerRule | None] = {3: THINKS, 0: PLAIN, 1: None}
-    for step in range(max(map(len, ANSWERS.values())) + 2):
+    rules: dict[int, CompletionRule | None] = {3: THINKS, 0: PLAIN, 1: None}
+    for step in range(max(map(len, COMPLETIONS.values())) + 2):
         slots = [[3, 0, 1], [1, 3, 0]][step % 2]
         assert runner.step(slots) == [legal_ids(rules[slot], drawn[slot]) for slot in slots]
         for slot in slots:
             rule = rules[slot]
-            answer = [*ANSWERS[rule], LAYOUT.eoi, LAYOUT.eos] if rule else [1] * 40
-            token = answer[min(len(drawn[slot]), len(answer) - 1)]
+            completion = [*COMPLETIONS[rule], LAYOUT.eoi, LAYOUT.eos] if rule else [1] * 40
+            token = completion[min(len(drawn[slot]), len(completion) - 1)]
             drawn[slot].append(token)
             runner.draw(slot, token)
 
@@ -137,11 +137,11 @@ def test_second_runner_reads_where_its_slots_are() -> None:
 def test_second_runner_takes_up_a_request_in_any_slot() -> None:
     """Guards what a slot keeps of the request before, and a request that comes with tokens drawn before."""
     runner = Runner(slots=2, positions=40)
-    runner.add(1, PLAIN, 7, ANSWERS[PLAIN][:5])
-    assert runner.step([1]) == [legal_ids(PLAIN, ANSWERS[PLAIN][:5])]
-    for length in range(len(ANSWERS[THINKS])):
-        runner.add(1, THINKS, 3, ANSWERS[THINKS][:length])
-        assert runner.step([1]) == [legal_ids(THINKS, ANSWERS[THINKS][:length])]
+    runner.add(1, PLAIN, 7, COMPLETIONS[PLAIN][:5])
+    assert runner.step([1]) == [legal_ids(PLAIN, COMPLETIONS[PLAIN][:5])]
+    for length in range(len(COMPLETIONS[THINKS])):
+        runner.add(1, THINKS, 3, COMPLETIONS[THINKS][:length])
+        assert runner.step([1]) == [legal_ids(THINKS, COMPLETIONS[THINKS][:length])]
     runner.add(1, None, 7, [])
     assert runner.step([1]) == [legal_ids(None, [])]
 
@@ -164,7 +164,7 @@ def test_second_runner_outlives_half_a_prompt() -> None:
     assert len(runner.step([0], unread=6)) == 1
 
 
-@pytest.mark.parametrize("processor", [processor_v1.AnswerProcessor, processor_v2.AnswerProcessor])
+@pytest.mark.parametrize("processor", [inside.FirstRunnerProcessor, inside.SecondRunnerProcessor])
 def test_a_wrong_rule_fails_its_request_alone(processor: Any) -> None:
-    with pytest.raises(ValueError, match="emu3_answer"):
-        processor.validate_params(SamplingParams(extra_args={"emu3_answer": [1]}))
+    with pytest.raises(ValueError, match="emu3_completion"):
+        processor.validate_params(SamplingParams(extra_args={"emu3_completion": [1]}))

@@ -1,4 +1,4 @@
-"""The table of the answer's states against the grammar and the thinking that it is made of, token by token."""
+"""The table of the completion's states against the grammar and the thinking that it is made of, token by token."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.vllm.rules import AnswerRule, mask_illegal, row_states, rule_of
+from emu3.mllm.vllm.rules import CompletionRule, mask_illegal, row_states, rule_of
 
 LAYOUT = TokenLayout(text_ranks=12, codebook_size=16)
 GRID = GridGrammar(LAYOUT, 3, 2, size_ids=(3, 9, 2))
-RULES = [AnswerRule(GRID, think_tokens) for think_tokens in (None, 0, 1, 4)]
+RULES = [CompletionRule(GRID, think_tokens) for think_tokens in (None, 0, 1, 4)]
 
 
-def answers(rule: AnswerRule) -> list[list[int]]:
-    """One answer for each length of thought that the rule allows, `boi` in it if it is drawn, up to `eof`."""
-    grid = GRID.answer([[0, 15], [3, 4], [15, 0]])[:-2]
+def completions(rule: CompletionRule) -> list[list[int]]:
+    """One completion for each length of thought that the rule allows, `boi` in it if it is drawn, up to `eof`."""
+    grid = GRID.completion([[0, 15], [3, 4], [15, 0]])[:-2]
     if rule.think_tokens is None:
         return [grid[GRID.header_length :]]
     return [[*([7] * length), LAYOUT.boi, *grid] for length in range(rule.think_tokens + 1)]
 
 
-def legal_by_definition(rule: AnswerRule, drawn: list[int]) -> set[int]:
+def legal_by_definition(rule: CompletionRule, drawn: list[int]) -> set[int]:
     if rule.think_tokens is None:
         return set(range(*GRID.legal(GRID.header_length + len(drawn))))
     if LAYOUT.boi in drawn:
@@ -34,21 +34,21 @@ def legal_by_definition(rule: AnswerRule, drawn: list[int]) -> set[int]:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_state_has_the_legal_ids(rule: AnswerRule) -> None:
+def test_every_state_has_the_legal_ids(rule: CompletionRule) -> None:
     """Guards each border: the last token of thought, boi itself, the header, the ends of rows."""
-    for answer in answers(rule):
-        for drawn in range(len(answer)):
-            opened = answer.index(LAYOUT.boi) if LAYOUT.boi in answer[:drawn] else None
+    for completion in completions(rule):
+        for drawn in range(len(completion)):
+            opened = completion.index(LAYOUT.boi) if LAYOUT.boi in completion[:drawn] else None
             low, high, also = rule.table[rule.state(drawn, opened)]
-            assert {*range(low, high), also} == legal_by_definition(rule, answer[:drawn])
-            assert answer[drawn] in {*range(low, high), also}
-    assert rule.most_tokens == max(map(len, answers(rule)))
+            assert {*range(low, high), also} == legal_by_definition(rule, completion[:drawn])
+            assert completion[drawn] in {*range(low, high), also}
+    assert rule.most_tokens == max(map(len, completions(rule)))
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_what_vllm_asks_for_behind_the_end_is_in_the_table(rule: AnswerRule) -> None:
-    """An engine that schedules ahead asks once more before it sees that the answer is finished."""
-    last = answers(rule)[-1]
+def test_what_vllm_asks_for_behind_the_end_is_in_the_table(rule: CompletionRule) -> None:
+    """An engine that schedules ahead asks once more before it sees that the completion is finished."""
+    last = completions(rule)[-1]
     opened = last.index(LAYOUT.boi) if LAYOUT.boi in last else None
     asked = [rule.table[rule.state(len(last) + ahead, opened)] for ahead in range(3)]
     assert [low for low, _, _ in asked] == [LAYOUT.eoi, LAYOUT.eos, LAYOUT.eos]
@@ -60,7 +60,7 @@ def test_plain_answers_have_their_header_in_the_prompt() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule_travels_as_numbers(rule: AnswerRule) -> None:
+def test_a_rule_travels_as_numbers(rule: CompletionRule) -> None:
     assert rule_of(json.loads(json.dumps(rule.arguments()))) == rule
     assert rule_of({"another": 1}) is None and rule_of(None) is None
 
@@ -69,8 +69,8 @@ def test_a_rule_travels_as_numbers(rule: AnswerRule) -> None:
     "numbers", [5, [], [12, 16, 3, 2, -1], [12, 16, 0, 2, -1, 3], [12, 16, 3, 2, -2, 3], ["a"] * 6]
 )
 def test_numbers_that_are_no_rule_are_refused(numbers: object) -> None:
-    with pytest.raises(ValueError, match="emu3_answer"):
-        rule_of({"emu3_answer": numbers})
+    with pytest.raises(ValueError, match="emu3_completion"):
+        rule_of({"emu3_completion": numbers})
 
 
 def test_row_states_equal_the_rule() -> None:
@@ -79,11 +79,11 @@ def test_row_states_equal_the_rule() -> None:
     width = max(rule.thinking_states for rule in RULES)
     rows, expected = [], []
     for rule in RULES:
-        for answer in answers(rule):
-            for drawn in range(len(answer) + 1):  # here no state is beyond the table's last
-                window = [*answer[:drawn], *[LAYOUT.boi] * width][:width]
+        for completion in completions(rule):
+            for drawn in range(len(completion) + 1):  # here no state is beyond the table's last
+                window = [*completion[:drawn], *[LAYOUT.boi] * width][:width]
                 rows.append((drawn, LAYOUT.boi, rule.first_state, rule.thinking_states, *window))
-                opened = answer.index(LAYOUT.boi) if LAYOUT.boi in answer[:drawn] else None
+                opened = completion.index(LAYOUT.boi) if LAYOUT.boi in completion[:drawn] else None
                 expected.append(rule.state(drawn, opened))
     drawn_R, boi_R, first_R, thinking_R, *window_W = torch.tensor(rows).unbind(1)
     assert row_states(drawn_R, torch.stack(window_W, 1), boi_R, first_R, thinking_R).tolist() == expected

@@ -21,11 +21,11 @@ from vllm_world import LARGE, LAYOUT, SMALL, teacher_forced, world_model, world_
 
 from emu3.errors import UserError
 from emu3.mllm.editor import Editor
-from emu3.mllm.generate import Sample, generate
+from emu3.mllm.generate import Completion, generate
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
+from emu3.mllm.vllm.engine import CPU_BLOCK, VllmSettings, start_engine
 from emu3.mllm.vllm.sampler import Preemptions, VllmSampler, named_weights, sampler_of
-from emu3.mllm.vllm.start import CPU_BLOCK, VllmSettings, start_engine
 
 CPU = torch.device("cpu")
 MIXED = [
@@ -47,7 +47,7 @@ def loaded(sampler: VllmSampler) -> None:
     sampler.load(named_weights(world_model()))
 
 
-def tokens(groups: Iterator[list[Sample]]) -> list[list[list[int]]]:
+def tokens(groups: Iterator[list[Completion]]) -> list[list[list[int]]]:
     return [[sample.tokens for sample in group] for group in groups]
 
 
@@ -62,8 +62,8 @@ def test_logprobs_are_those_of_the_model(sampler: VllmSampler, temperature: floa
             np.testing.assert_allclose(sample.logprobs, expected, rtol=0, atol=1e-4)
             assert (sample.logprobs[expected.numpy() == 0] == 0).all()
             assert sample.codes.shape == (request.grammar.height, request.grammar.width)
-            answer = sample.tokens[-request.grammar.length :]
-            assert sample.codes.tolist() == request.grammar.codes(answer)
+            completion = sample.tokens[-request.grammar.length :]
+            assert sample.codes.tolist() == request.grammar.codes(completion)
             thought = sample.tokens[: -request.grammar.length - 1]
             assert sample.reasoning == (thought if request.think else None) and len(thought) <= 6
             assert sample.tokens[len(thought)] == LAYOUT.boi
@@ -166,7 +166,7 @@ def share_of(blocks: int) -> float:
 
 
 def test_preemptions_are_counted_and_change_nothing(sampler: VllmSampler, capsys: pytest.CaptureFixture[str]) -> None:
-    """Guards against silence: of twelve answers in a cache for two, vLLM interrupts some and computes them again."""
+    """Guards against silence: of twelve completions in a cache for two, some are interrupted and computed twice."""
     requests = [world_request(prompt, 4, LARGE, length=60) for prompt in range(3)]
     expected = tokens(sampler.sample(requests))
     assert sampler.preemptions == Preemptions(0, 0)
@@ -185,8 +185,8 @@ def test_asynchronous_scheduling_gives_the_same_samples(
     sampler: VllmSampler, blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GPUs schedule a step while the last one's tokens are on their way, which vLLM does not do on CPUs by itself.
-    Guards the processor, for which they are missing for a while, steps that are left over when all is answered, the
-    caller has gone, or the engine sleeps, and answers that are interrupted meanwhile (`blocks` of cache)."""
+    Guards the processor, for which they are missing for a while, steps that are left over when all is sampled, the
+    caller has gone, or the engine sleeps, and completions that are interrupted meanwhile (`blocks` of cache)."""
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -263,7 +263,7 @@ def test_a_second_engine_of_another_model_comes_and_goes(sampler: VllmSampler) -
 
 
 def test_ranks_have_engines_of_their_own(tmp_path: Path) -> None:
-    """Guards the launcher's executor, which has one engine over all ranks in mind: here each answers its own requests
+    """Guards the launcher's executor, which has one engine over all ranks in mind: here each samples its own requests
     with its own weights, and the process group is the trainer's before and after."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = Path(__file__).with_name("vllm_ranks.py")
@@ -272,10 +272,10 @@ def test_ranks_have_engines_of_their_own(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(2):
         model = world_model(rank)
-        answers = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert len(answers) == 2 + rank
+        completions = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert len(completions) == 2 + rank
         alone = sampler_of(model, 4, CPU)
-        assert answers == tokens(alone.sample([world_request(prompt, 2) for prompt in range(2 + rank)]))
+        assert completions == tokens(alone.sample([world_request(prompt, 2) for prompt in range(2 + rank)]))
 
 
 def test_heads_that_cannot_run_are_named() -> None:
@@ -339,15 +339,15 @@ def test_a_saved_checkpoint_loads_as_it_is(checkpoint: Path) -> None:
 
 
 def test_the_editor_on_vllm(checkpoint: Path, tiny_vision_folder: Path) -> None:
-    """Greedy edits of both engines are the same pictures and the same thoughts."""
+    """Greedy edits of both engines are the same images and the same thoughts."""
     from PIL import Image
 
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8))
     edits = []
     for engine in ("local", "vllm"):
         editor = Editor.from_pretrained(checkpoint, tiny_vision_folder, device="cpu", engine=engine)  # type: ignore[arg-type]
         arguments: dict[str, Any] = {"temperature": 0.0, "think": True, "image_area": 24 * 32, "progress": True}
-        edits.append(editor.edit([picture] * 2, ["a", "make it purple"], n=2, **arguments))
+        edits.append(editor.edit([image] * 2, ["a", "make it purple"], n=2, **arguments))
     for ours, theirs in zip(*edits, strict=True):
         assert [(edit.image.tobytes(), edit.reasoning) for edit in ours] == [
             (edit.image.tobytes(), edit.reasoning) for edit in theirs

@@ -11,8 +11,8 @@ import torch
 from emu3.errors import UserError
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
+from emu3.mllm.vllm.engine import VllmSettings, _gpu_arguments, start_engine
 from emu3.mllm.vllm.sampler import named_weights, seed_number, with_head
-from emu3.mllm.vllm.start import VllmSettings, _gpu_arguments, start_engine
 
 
 def tiny(**changes: Any) -> Any:

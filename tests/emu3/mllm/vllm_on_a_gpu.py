@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from vllm_world import world_model
 
-import emu3.mllm.vllm.start as start
+from emu3.mllm.vllm import engine
 
 
 def pretend() -> None:
@@ -58,6 +58,10 @@ def pretend() -> None:
         if name.startswith("vllm") and hasattr(module, "current_platform"):
             module.current_platform = platform
     vllm.config.vllm.HAS_TRITON = True
+    # What it finds out about our model's class it keeps for the next start, with code that needs the CUDA build.
+    from vllm.model_executor.models.registry import _LazyRegisteredModel
+
+    _LazyRegisteredModel._save_modelinfo_to_cache = lambda *_: None  # type: ignore[method-assign]
 
 
 def resolved() -> dict[str, Any]:
@@ -74,9 +78,9 @@ def resolved() -> dict[str, Any]:
         raise Enough
 
     LLMEngine.from_vllm_config = stop  # type: ignore[method-assign, assignment]
-    settings = start.VllmSettings(torch.bfloat16, max_sequences=96, memory_share=0.3, sleep=True)
+    settings = engine.VllmSettings(torch.bfloat16, max_sequences=96, memory_share=0.3, sleep=True)
     with contextlib.suppress(Enough):
-        start.start_engine(world_model().config, settings, torch.device("cuda", 1))
+        engine.start_engine(world_model().config, settings, torch.device("cuda", 1))
     config, options = found
     from vllm.v1.executor.abstract import Executor
 
@@ -103,5 +107,5 @@ def resolved() -> dict[str, Any]:
 if __name__ == "__main__":
     pretend()
     ranks = int(sys.argv[1])
-    start._ranks = lambda: ranks
+    engine._ranks = lambda: ranks
     print(json.dumps(resolved()))

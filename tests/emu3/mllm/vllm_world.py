@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import Emu3ForCausalLM
 
-from emu3.mllm.generate import Request, Sample
+from emu3.mllm.generate import Completion, Request
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
@@ -50,7 +50,7 @@ def world_request(
 
 @torch.no_grad()
 def teacher_forced(
-    model: Emu3ForCausalLM, request: Request, sample: Sample, temperature: float, think_tokens: int
+    model: Emu3ForCausalLM, request: Request, sample: Completion, temperature: float, think_tokens: int
 ) -> Tensor:
     """The log-probability of each of the sample's tokens, from one forward pass, the legal ids spelled out."""
     logits = model(torch.tensor([[*request.prompt, *sample.tokens]])).logits[0].double()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emu3.report.table import REPEAT, Table, duration, settled_median, short, step_of
+from emu3.report.console import REPEAT, Table, duration, settled_median, short, step_of
 
 
 def test_the_heading_comes_again_after_a_while_and_with_other_columns() -> None:

@@ -68,7 +68,7 @@ def test_a_full_disk_cuts_no_line_and_loses_none(tmp_path: Path) -> None:
 def test_trouble_with_an_output_is_said_once_and_a_bug_is_not_hidden(capsys: pytest.CaptureFixture[str]) -> None:
     """A page that cannot be written must not end a run of days, nor fill its log."""
     spared = Spared()
-    for name in ("report.html", "report.html", "picture"):
+    for name in ("report.html", "report.html", "image"):
         with spared.output(name):
             raise OSError(28, "No space left on device", "/runs/x")
     with spared.output("report.html"):

@@ -26,7 +26,7 @@ def random_images(batch: int, height: int, width: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def temporal_latents(vqvae: Emu3VQVAE, images: Tensor) -> Tensor:
-    """(B, D, h, w) that the plain path gives to its quantiser."""
+    """(B, D, h, w) that the plain path gives to its quantizer."""
     frames = images[:, None].repeat(1, vqvae.config.temporal_downsample_factor, 1, 1, 1)
     return vqvae.quant_conv(vqvae.encoder(frames).permute(0, 2, 1, 3, 4))[:, :, 0]
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from temporal_vq import random_temporal_vq
 
 from emu3.errors import UserError
-from emu3.tokenizer.checkpoint import weights_digest
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.random_vision import save_baai
+from emu3.tokenizer.vision_checkpoint import weights_digest
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 

@@ -34,7 +34,7 @@ def vq() -> StillVQ:
     return vq
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     random = np.random.default_rng(0)
     return [Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in SIZES]
 
@@ -43,20 +43,20 @@ def pictures() -> list[Image.Image]:
 def test_equals_one_by_one_in_order(vq: StillVQ, batch_pixels: int) -> None:
     """Buckets that leak across sizes, lose the order or pad would show; fp64 leaves no ties."""
     codec = ImageCodec(vq, batch_pixels=batch_pixels)
-    grids = codec.encode(pictures())
+    grids = codec.encode(images())
     assert len({grid.tobytes() for grid in grids}) == len(SIZES)
-    for picture, grid in zip(pictures(), grids, strict=True):
+    for image, grid in zip(images(), grids, strict=True):
         assert grid.dtype == np.uint16
-        assert np.array_equal(grid, vq.encode(to_tensor([picture]).double())[0].numpy())
+        assert np.array_equal(grid, vq.encode(to_tensor([image]).double())[0].numpy())
     for grid, decoded in zip(grids, codec.decode(grids), strict=True):
         assert decoded == to_pil(vq.decode(torch.from_numpy(grid.astype(np.int64))[None]))[0]
 
 
 def test_batches_keep_the_budget(vq: StillVQ) -> None:
-    """Activations grow with the pixels of a batch, not with the number of pictures."""
+    """Activations grow with the pixels of a batch, not with the number of images."""
     seen: list[tuple[int, ...]] = []
     vq.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
-    ImageCodec(vq, batch_pixels=2 * 16 * 24).encode(pictures())
+    ImageCodec(vq, batch_pixels=2 * 16 * 24).encode(images())
     assert sorted(seen) == [(1, 3, 8, 8), (2, 3, 16, 24), (2, 3, 24, 16), (2, 3, 24, 16)]
 
 
@@ -77,17 +77,17 @@ def test_codes_outside_the_codebook(vq: StillVQ) -> None:
 def test_encoding_stays_out_of_bf16(vq: StillVQ) -> None:
     """Autocast around the codec changes no code, and bf16 weights are refused rather than wrong."""
     codec = ImageCodec(vq.float())
-    expected = codec.encode(pictures())
+    expected = codec.encode(images())
     with torch.autocast("cpu", torch.bfloat16):
-        grids = codec.encode(pictures())
+        grids = codec.encode(images())
     assert all(np.array_equal(grid, other) for grid, other in zip(grids, expected, strict=True))
     with pytest.raises(ValueError, match="bf16"):
-        ImageCodec(vq.bfloat16()).encode(pictures())
+        ImageCodec(vq.bfloat16()).encode(images())
 
 
 def test_decode_dtype_is_for_decoding_only(vq: StillVQ) -> None:
     """decode_dtype trades grey levels for speed; it must reach the decoder and leave the codes alone."""
-    large = [picture for picture in pictures() if picture.size != (8, 8)]
+    large = [image for image in images() if image.size != (8, 8)]
     plain, quick = ImageCodec(vq.float()), ImageCodec(vq.float(), decode_dtype=torch.bfloat16)
     grids = plain.encode(large)
     assert all(np.array_equal(grid, other) for grid, other in zip(grids, quick.encode(large), strict=True))

@@ -16,7 +16,7 @@ from emu3.errors import UserError
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.fold import fold
 from emu3.tokenizer.model import StillVQ
-from emu3.tokenizer.published import still_config
+from emu3.tokenizer.vision_checkpoint import still_config
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +165,6 @@ def test_missing_and_unknown_weights_are_named(temporal: Emu3VQVAE) -> None:
 
 @pytest.mark.parametrize("change", [{"double_latent": True}, {"num_attention_heads": 2}, {"latent_channels": 8}])
 def test_other_networks_are_refused(change: dict[str, Any]) -> None:
-    """These would fold into weights of plausible shapes and wrong pictures."""
+    """These would fold into weights of plausible shapes and wrong images."""
     with pytest.raises(UserError, match=next(iter(change))):
         still_config(Emu3VQVAEConfig(**change).to_dict())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from emu3.tokenizer import quantizer
+from emu3.tokenizer import blocks
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
@@ -21,12 +21,12 @@ def loose_float32() -> Iterator[None]:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     yield
-    for operation, value in zip(quantizer._OPERATIONS, before, strict=True):
+    for operation, value in zip(blocks._OPERATIONS, before, strict=True):
         operation.fp32_precision = value
 
 
 def precisions() -> list[str]:
-    return [operation.fp32_precision for operation in quantizer._OPERATIONS]
+    return [operation.fp32_precision for operation in blocks._OPERATIONS]
 
 
 @pytest.mark.usefixtures("loose_float32")
@@ -46,9 +46,9 @@ def test_encoding_is_never_in_tf32() -> None:
 
 @pytest.mark.usefixtures("loose_float32")
 def test_the_settings_come_back_after_an_error() -> None:
-    """A refused picture must not slow down the rest of a run, nor leave flags that torch refuses to read."""
+    """A refused image must not slow down the rest of a run, nor leave flags that torch refuses to read."""
     outside = precisions()
-    with pytest.raises(RuntimeError), quantizer.plain_float32():
+    with pytest.raises(RuntimeError), blocks.plain_float32():
         assert torch.backends.cudnn.allow_tf32 is False and torch.get_float32_matmul_precision() == "highest"
         raise RuntimeError
     assert precisions() == outside

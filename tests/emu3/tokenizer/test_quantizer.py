@@ -1,4 +1,4 @@
-"""The quantiser gives the nearest code whatever surrounds it."""
+"""The quantizer gives the nearest code whatever surrounds it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from emu3.tokenizer.quantizer import CHUNK_BYTES, Quantizer, nearest_codes
+from emu3.tokenizer.blocks import CHUNK_BYTES, Quantizer, nearest_codes
 
 
 def latents_and_codebook(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,7 +61,7 @@ class LiveBytes(TorchDispatchMode):
 @pytest.mark.parametrize(("codes", "rows"), [(32768, 128), (32768, 1024), (64, 2**20)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_memory_does_not_grow_with_the_batch(dtype: torch.dtype, codes: int, rows: int) -> None:
-    """The published formula takes 24 GB for 64 pictures. Temporaries count, and those of a conversion too; only the
+    """The published formula takes 24 GB for 64 images. Temporaries count, and those of a conversion too; only the
     result, 8 bytes a row, may grow. 32,768 codes are the published ones."""
     generator = torch.Generator().manual_seed(0)
     codebook = torch.randn(codes, 4, generator=generator).to(dtype)

@@ -15,7 +15,7 @@ def halve(clip: list[tuple], stage: int) -> list[tuple]:
 
 @pytest.mark.parametrize("frames", [2, 4, 8, 16])
 def test_distinct_frames_are_those_of_a_repeated_still(frames: int) -> None:
-    """A frame too many wastes work; one too few is a wrong picture."""
+    """A frame too many wastes work; one too few is a wrong image."""
     clip: list[tuple] = [("still",)] * frames
     stages = still_stages(frames)
     for stage, distinct in enumerate(stages):

@@ -46,7 +46,7 @@ def test_shapes_follow_the_factor(tiny: StillVQ) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(23, 16), (24, 15), (0, 16), (4, 4)])
 def test_other_sizes_are_refused(tiny: StillVQ, height: int, width: int) -> None:
-    """Less than a cell, or half a patch, is no picture to this network."""
+    """Less than a cell, or half a patch, is no image to this network."""
     with pytest.raises(ValueError, match=f"{height}x{width}"):
         tiny.encode(images(height, width))
 
@@ -59,7 +59,7 @@ def test_rows_beyond_the_last_cell_are_seen_but_have_no_code(tiny: StillVQ) -> N
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_half_a_tokenizer(tiny: StillVQ, tmp_path: Path, part: Parts) -> None:
-    """Whoever encodes a million pictures holds no decoder; asked for what it lacks, it says so and how to get it."""
+    """Whoever encodes a million images holds no decoder; asked for what it lacks, it says so and how to get it."""
     tiny.save_pretrained(tmp_path / "vision")
     half = StillVQ.from_pretrained(tmp_path / "vision", parts=part)
     other = "decoder" if part == "encoder" else "encoder"

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on the loopback with one public data set, as far as downloading asks for it."""
+"""A Hugging Face Hub on the loopback with one public dataset, as far as downloading asks for it."""
 
 from __future__ import annotations
 

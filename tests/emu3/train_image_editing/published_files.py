@@ -1,4 +1,4 @@
-"""Data sets as published: `.pth` files that torch.save writes, and the list beside them."""
+"""Datasets as published: `.pth` files that torch.save writes, and the list beside them."""
 
 from __future__ import annotations
 

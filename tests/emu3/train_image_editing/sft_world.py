@@ -1,4 +1,4 @@
-"""A world small enough to tokenise and fine-tune in a test: 2x3 grids of 16 codes, text as bytes, one layer."""
+"""A world small enough to tokenize and fine-tune in a test: 2x3 grids of 16 codes, text as bytes, one layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from emu3.train_image_editing.shards import EditRow, ShardWriter
 MANIFEST = {"image_area": 384, "factor": 8, "vision_sha256": "0" * 64}
 
 
-def picture(seed: int, width: int = 40, height: int = 40) -> bytes:
+def image_bytes(seed: int, width: int = 40, height: int = 40) -> bytes:
     """A PNG of noise."""
     buffer = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -14,7 +14,7 @@ from published_files import AREA, publish, record, saved
 from sft_world import save_vision
 
 from emu3.errors import UserError
-from emu3.tokenizer.checkpoint import weights_digest
+from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing import convert_published
 from emu3.train_image_editing.convert_published import ConvertArguments, convert
 from emu3.train_image_editing.shards import check_alike, read_rows
@@ -73,7 +73,7 @@ def test_bad_files_are_recorded_and_counted(arguments: ConvertArguments, capsys:
 def test_files_listed_twice_are_taken_once(
     arguments: ConvertArguments, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The published tokeniser ran the same rows in several processes."""
+    """The published tokenizer ran the same rows in several processes."""
     publish(out, {"a.pth": saved(record(1))}, path_list=["a.pth", "a.pth", "a.pth"])
     manifest = convert(arguments)
     assert manifest is not None
@@ -195,6 +195,6 @@ def test_a_pair_takes_a_quarter_of_the_bytes(tmp_path: Path) -> None:
     """On 32x32 pairs as published, of codes drawn evenly from all 32,768, which compress worst."""
     files = {f"{index}.pth": saved(record(index, side=32)) for index in range(512)}
     publish(tmp_path / "OUT", files)
-    convert(ConvertArguments(str(tmp_path / "OUT"), str(tmp_path / "shards"), rank=0, world_size=1))
+    convert(ConvertArguments(data=str(tmp_path / "OUT"), output_path=str(tmp_path / "shards"), rank=0, world_size=1))
     shards = sum(path.stat().st_size for path in (tmp_path / "shards").glob("*.parquet"))
     assert sum(map(len, files.values())) / shards > 4

@@ -1,4 +1,4 @@
-"""Windows, threads and shared pictures change nothing about a row but the time that it takes."""
+"""Windows, threads and shared images change nothing about a row but the time that it takes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sft_world import picture, save_vision
+from sft_world import image_bytes, save_vision
 
 from emu3.errors import UserError
 from emu3.tokenizer.codec import ImageCodec
@@ -40,8 +40,8 @@ class Source:
             if index >= self.damaged_from:
                 raise UserError("the disk is gone")
             box = f"see [0, 10, {40 + 8 * (index // 3 % 7)}, 40]"
-            source = picture(int(index) // 3, width=40 + 8 * (index // 3 % 7))
-            values = {"a": source, "b": picture(100 + int(index)), "text": f"{index}", "why": box}
+            source = image_bytes(int(index) // 3, width=40 + 8 * (index // 3 % 7))
+            values = {"a": source, "b": image_bytes(100 + int(index)), "text": f"{index}", "why": box}
             yield BadRow("torn") if index == 13 else values
 
 
@@ -54,7 +54,7 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> ImageCodec:
 
 @pytest.fixture
 def encoded(codec: ImageCodec, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Pictures of each call of the codec."""
+    """Images of each call of the codec."""
     counts: list[int] = []
     plain = ImageCodec.encode
 
@@ -89,7 +89,7 @@ def test_any_window_gives_the_rows_of_one_at_a_time(
 ) -> None:
     """Ordering by size and splitting into calls must not swap codes between rows."""
     windows_of(rows, monkeypatch)
-    monkeypatch.setattr(encode_rows, "PICTURES_PER_TICK", 5)
+    monkeypatch.setattr(encode_rows, "IMAGES_PER_TICK", 5)
     shards = run(codec, {3: range(10), 5: range(10, 25)})
     assert list(shards) == [3, 5]
     assert [row.id for row in shards[3][0]] == [str(index) for index in range(10)]
@@ -100,10 +100,10 @@ def test_any_window_gives_the_rows_of_one_at_a_time(
         assert same(row, alone)
 
 
-def test_a_picture_of_a_shard_is_encoded_once_in_whatever_window(
+def test_an_image_of_a_shard_is_encoded_once_in_whatever_window(
     codec: ImageCodec, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Data sets hold several edits of one picture behind each other; but a shard never borrows from another one."""
+    """Datasets hold several edits of one image behind each other; but a shard never borrows from another one."""
     windows_of(2, monkeypatch)
     run(codec, {0: range(6), 1: range(6, 12)})
     assert sum(encoded) == (2 + 6) + (2 + 6)
@@ -117,17 +117,17 @@ def test_sources_and_targets_share_a_call(codec: ImageCodec, encoded: list[int])
     assert encoded == [4 + 12]
 
 
-def test_boxes_follow_the_picture(codec: ImageCodec) -> None:
+def test_boxes_follow_the_image(codec: ImageCodec) -> None:
     """88 x 40 pixels become 47 x 22, of which 40 x 16 are whole cells."""
     [row] = run(codec, {0: [18]})[0][0]
     assert row.source.shape == (16 // 8, 40 // 8)
     assert row.cot == {"why": "see [0, 6, 40, 16]"}
 
 
-def test_every_picture_is_counted_as_done(codec: ImageCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_image_is_counted_as_done(codec: ImageCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shared and broken ones too: else the bar stops short and the time left is wrong."""
     windows_of(4, monkeypatch)
-    monkeypatch.setattr(encode_rows, "PICTURES_PER_TICK", 2)
+    monkeypatch.setattr(encode_rows, "IMAGES_PER_TICK", 2)
     done: list[int] = []
     run(codec, {0: range(10, 20)}, done.append)
     assert sum(done) == 20 and max(done) <= 4
@@ -143,7 +143,7 @@ class AtOnce(ThreadPoolExecutor):
 
 
 def test_reading_stays_a_few_windows_ahead(codec: ImageCodec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A million decoded pictures would not fit into memory."""
+    """A million decoded images would not fit into memory."""
     windows_of(2, monkeypatch)
     monkeypatch.setattr(encode_rows, "ThreadPoolExecutor", AtOnce)
     source = Source()

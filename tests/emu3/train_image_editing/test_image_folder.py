@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sft_world import picture
+from sft_world import image_bytes
 
 from emu3.errors import UserError
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile
@@ -19,7 +19,7 @@ COLUMNS = Columns(source="before", instruction="text", edited="after")
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     for index in range(4):
-        (tmp_path / f"{index}.png").write_bytes(picture(index))
+        (tmp_path / f"{index}.png").write_bytes(image_bytes(index))
     lines = [
         json.dumps({"before": "0.png", "after": "1.png", "text": "Größer", "more": [1]}, ensure_ascii=False),
         "",
@@ -52,11 +52,11 @@ def test_lines_are_rows_wherever_one_starts(table: Path) -> None:
                 assert row == expected[index]
 
 
-def test_changed_lines_and_changed_pictures_are_other_contents(table: Path) -> None:
-    """A run that goes on with other pictures would mix two data sets."""
+def test_changed_lines_and_changed_images_are_other_contents(table: Path) -> None:
+    """A run that goes on with other images would mix two datasets."""
     before = ImageFolder(table, COLUMNS).contents
     assert ImageFolder(table, COLUMNS).contents == before
-    (table.parent / "3.png").write_bytes(picture(3, width=48))
+    (table.parent / "3.png").write_bytes(image_bytes(3, width=48))
     replaced = ImageFolder(table, COLUMNS).contents
     (table.parent / "3.png").unlink()
     removed = ImageFolder(table, COLUMNS).contents

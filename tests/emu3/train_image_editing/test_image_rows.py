@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sft_world import picture
+from sft_world import image_bytes
 
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile, read_row, row_id
 
@@ -14,15 +14,15 @@ COLUMNS = Columns(source="a", instruction="text", edited="b", cot=("why",), id="
 
 
 def values(**cells: Any) -> dict[str, Any]:
-    return {"a": picture(0), "b": None, "text": "more", "why": None, "key": "k"} | cells
+    return {"a": image_bytes(0), "b": None, "text": "more", "why": None, "key": "k"} | cells
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     inside = tmp_path / "inside"
     (inside / "images").mkdir(parents=True)
-    (inside / "images" / "1.png").write_bytes(picture(1))
-    (tmp_path / "secret.png").write_bytes(picture(2))
+    (inside / "images" / "1.png").write_bytes(image_bytes(1))
+    (tmp_path / "secret.png").write_bytes(image_bytes(2))
     (inside / "link.png").symlink_to(tmp_path / "secret.png")
     (inside / "circle.png").symlink_to("circle.png")
     return inside
@@ -31,8 +31,8 @@ def folder(tmp_path: Path) -> Path:
 def test_a_file_of_the_folder_is_read(folder: Path) -> None:
     for name in ("images/1.png", "./images/../images/1.png", str(folder / "images/1.png")):
         row = read_row(values(a=ImageFile(folder, name)), COLUMNS, 0)
-        assert row.source_digest == read_row(values(a=picture(1)), COLUMNS, 0).source_digest
-    assert ImageFile(folder, "images/1.png").size() == len(picture(1))
+        assert row.source_digest == read_row(values(a=image_bytes(1)), COLUMNS, 0).source_digest
+    assert ImageFile(folder, "images/1.png").size() == len(image_bytes(1))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_file_of_the_folder_is_read(folder: Path) -> None:
     ],
 )
 def test_any_other_name_is_a_bad_row(folder: Path, name: str, why: str) -> None:
-    """The JSONL of a downloaded data set must not choose which files of this machine are tokenised."""
+    """The JSONL of a downloaded dataset must not choose which files of this machine are tokenized."""
     with pytest.raises(BadRow, match=f"^a: .*({why})"):
         read_row(values(a=ImageFile(folder, name)), COLUMNS, 0)
     assert ImageFile(folder, name).size() == -1

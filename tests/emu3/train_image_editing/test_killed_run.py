@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sft_world import picture, save_vision
+from sft_world import image_bytes, save_vision
 
 from emu3.errors import run_main
 from emu3.train_image_editing import prepare_data
@@ -34,9 +34,9 @@ def entries(folder: Path) -> int:
 
 
 def test_twenty_kills_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a shard under its name, a shard tokenised twice into other bytes, temporary files for ever."""
-    pictures = [{"bytes": picture(seed), "path": None} for seed in range(20)]
-    rows = [{"a": pictures[i // 3 % 20], "b": pictures[i % 20], "text": f"edit {i}"} for i in range(ROWS)]
+    """Half a shard under its name, a shard tokenized twice into other bytes, temporary files for ever."""
+    images = [{"bytes": image_bytes(seed), "path": None} for seed in range(20)]
+    rows = [{"a": images[i // 3 % 20], "b": images[i % 20], "text": f"edit {i}"} for i in range(ROWS)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet", row_group_size=30)
     save_vision(tmp_path / "vision")
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"

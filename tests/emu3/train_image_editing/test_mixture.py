@@ -11,8 +11,8 @@ from emu3.errors import UserError
 from emu3.train_image_editing.dataset import Mixture
 
 
-def per_row(mixture: Mixture, data_set: int) -> Counter[int]:
-    return Counter(row for index, row in (mixture[i] for i in range(len(mixture))) if index == data_set)
+def per_row(mixture: Mixture, dataset: int) -> Counter[int]:
+    return Counter(row for index, row in (mixture[i] for i in range(len(mixture))) if index == dataset)
 
 
 def test_coefficients_are_shares_and_repeat_above_one() -> None:

@@ -1,4 +1,4 @@
-"""A data set by its name: which files it means."""
+"""A dataset by its name: which files it means."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_split_is_a_word_of_the_path(split: str, chosen: list[str]) -> None:
 
 
 def test_files_without_any_split_are_for_training() -> None:
-    """As the Hub has it; but never the test files of a data set that has nothing else."""
+    """As the Hub has it; but never the test files of a dataset that has nothing else."""
     assert of_split(["a.parquet", "b/c.parquet"], "train") == ["a.parquet", "b/c.parquet"]
     assert of_split(["a.parquet"], "test") == []
     assert of_split(["a.parquet", "test.parquet"], "train") == []
@@ -72,7 +72,7 @@ def test_a_folder_with_a_jsonl(tmp_path: Path) -> None:
         texts(tmp_path)
 
 
-def test_what_is_no_data_set_is_named(tmp_path: Path) -> None:
+def test_what_is_no_dataset_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no Parquet and no JSONL file"):
         texts(tmp_path)
     with pytest.raises(UserError, match=r"nowhere does not exist.*--source HF"):

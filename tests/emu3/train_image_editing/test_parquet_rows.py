@@ -45,7 +45,7 @@ def test_rows_are_those_of_their_number(files: list[Path], indices: Any) -> None
 
 
 def test_a_large_row_group_is_not_read_at_once(tmp_path: Path) -> None:
-    """Writers that know nothing of pictures put a million rows into one group."""
+    """Writers that know nothing of images put a million rows into one group."""
     generator = np.random.default_rng(0)
     cells = [{"image": generator.bytes(5_000), "text": "x"} for _ in range(8192)]
     pq.write_table(pa.Table.from_pylist(cells), tmp_path / "large.parquet", compression="none")
@@ -58,7 +58,7 @@ def test_a_large_row_group_is_not_read_at_once(tmp_path: Path) -> None:
 
 
 def test_other_data_under_the_same_names_is_other_contents(files: list[Path]) -> None:
-    """A run that goes on with them would mix two data sets; that they were copied or touched does not matter."""
+    """A run that goes on with them would mix two datasets; that they were copied or touched does not matter."""
     root = files[0].parent
     before = ParquetRows(files, root, COLUMNS).contents
     copies = root / "copies"

@@ -14,14 +14,14 @@ import torch
 from published_files import AREA, SIDE, around, publish, record, saved
 
 from emu3.errors import UserError
-from emu3.train_image_editing.published_data import FILE_LIMIT, Grids, open_published, read_edit
+from emu3.train_image_editing.convert_published import FILE_LIMIT, Grids, open_published, read_edit
 from emu3.train_image_editing.published_pickle import BadFile
 
 GRIDS = Grids(codebook_size=32_768, factor=8, image_area=AREA)
 
 
 def read(folder: Path, value: Any) -> Any:
-    """Read one file of the data set in `folder`: `value` as bytes, or saved by torch."""
+    """Read one file of the dataset in `folder`: `value` as bytes, or saved by torch."""
     publish(folder, {"a.pth": value if isinstance(value, bytes) else saved(value)})
     return read_edit(folder, "a.pth", GRIDS)
 
@@ -82,7 +82,7 @@ def test_no_list_and_two_lists(tmp_path: Path) -> None:
         open_published(tmp_path)
     for name in ("a", "b"):
         publish(tmp_path / name, {"x.pth": b""})
-    with pytest.raises(UserError, match="several data sets"):
+    with pytest.raises(UserError, match="several datasets"):
         open_published(tmp_path)
 
 
@@ -101,7 +101,7 @@ def test_no_list_and_two_lists(tmp_path: Path) -> None:
         ("", "not there"),
     ],
 )
-def test_names_that_lead_out_of_the_data_set(tmp_path: Path, name: str, message: str) -> None:
+def test_names_that_lead_out_of_the_dataset(tmp_path: Path, name: str, message: str) -> None:
     out = publish(tmp_path / "out", {"a.pth": saved(record(1))})
     outside = tmp_path / "outside.pth"
     outside.write_bytes(saved(record(2)))
@@ -111,7 +111,7 @@ def test_names_that_lead_out_of_the_data_set(tmp_path: Path, name: str, message:
         read_edit(out, name.format(outside=outside), GRIDS)
 
 
-def test_a_link_inside_of_the_data_set_is_read(tmp_path: Path) -> None:
+def test_a_link_inside_of_the_dataset_is_read(tmp_path: Path) -> None:
     out = publish(tmp_path, {"a.pth": saved(record(1))})
     (out / "feature" / "b.pth").symlink_to("a.pth")
     assert read_edit(out, "b.pth", GRIDS).id == "swap_1"

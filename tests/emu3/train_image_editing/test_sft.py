@@ -63,7 +63,7 @@ def trainer_fp64(model: Path, data: Path, training: TrainingArguments, weight: f
 
 def test_golden_trajectory(model: Path, train_data: Path, tmp_path: Path) -> None:
     """Eight steps in float32. Sums in another order (other BLAS, other vector width) move these losses in the sixth
-    digit; a changed mask, shift, weight, order, schedule or initialisation moves them in the third or before."""
+    digit; a changed mask, shift, weight, order, schedule or initialization moves them in the third or before."""
     training = sft_world.trainer_arguments(
         tmp_path, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-3}
     )
@@ -84,7 +84,7 @@ def test_micro_batches_do_not_change_a_step(
     model: Path, train_data: Path, tmp_path: Path, batch: int, micro_batches: int
 ) -> None:
     """A mean per micro-batch weighs a short row's tokens more than a long one's. In float64, so that only a wrong
-    normalisation can differ; `logging_steps` is 1, so the logged loss is compared as well. AdamW hides the scale of
+    normalization can differ; `logging_steps` is 1, so the logged loss is compared as well. AdamW hides the scale of
     a gradient, so plain gradient descent is used."""
     runs = {}
     for size, steps in ((8, 1), (batch, micro_batches)):
@@ -121,7 +121,7 @@ def test_the_first_loss_is_the_weighted_mean_over_target_tokens(model: Path, tra
 def test_a_resumed_run_equals_one_that_never_stopped(
     model: Path, train_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Order, optimiser, schedule and metrics; one thread, so that sums have one order."""
+    """Order, optimizer, schedule and metrics; one thread, so that sums have one order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     values: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "gradient_accumulation_steps": 2}
@@ -202,7 +202,7 @@ def test_the_command_takes_published_and_trainer_flags(
         ({"model_name_or_path": "nowhere"}, "nowhere"),
         ({"coefficients": [1.0, 2.0]}, "2 coefficients for 1"),
         ({"changed_token_weight": 0.0}, "above 0"),
-        ({"image_area": 65536}, "image_area 384, wanted is 65536"),
+        ({"image_area": 65536}, "image_area 384, expected 65536"),
         ({"attn_implementation": "fast"}, "--attn_implementation fast"),
         ({"validation_size": 0}, "--validation_size is 0"),
         ({"max_position_embeddings": 30}, "row row-0"),
@@ -313,7 +313,7 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_whole(
 
 @pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one(model: Path, train_data: Path, tmp_path: Path) -> None:
-    """Ranks whose rows are shorter must not weigh more per token (the published normalisation is per rank)."""
+    """Ranks whose rows are shorter must not weigh more per token (the published normalization is per rank)."""
     common = [
         "-m", "emu3.train_image_editing.sft", "--model_name_or_path", str(model), "--train_data", str(train_data),
         "--changed_token_weight", "3", "--max_steps", "3", "--use_cpu", "--optim", "sgd", "--learning_rate", "0.1",

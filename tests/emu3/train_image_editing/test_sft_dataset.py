@@ -108,7 +108,7 @@ def test_unfit_rows_are_named(tmp_path: Path, row: EditRow, limit: int, message:
         encoded(tmp_path, [row], limit=limit)
 
 
-def test_a_mixture_draws_from_each_data_set(tmp_path: Path) -> None:
+def test_a_mixture_draws_from_each_dataset(tmp_path: Path) -> None:
     first = encoded(tmp_path / "a", sft_world.edits(4))
     second = encoded(tmp_path / "b", sft_world.edits(2, seed=9))
     mixed = MixedRows([first, second], Mixture([4, 2], [0.5, 2.0]))

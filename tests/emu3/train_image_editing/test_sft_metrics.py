@@ -17,7 +17,7 @@ from dev.screenshots import find_browser
 from emu3.errors import UserError
 from emu3.files import write_json
 from emu3.report.metrics_file import read_lines
-from emu3.report.page import REFRESH
+from emu3.report.run_page import REFRESH
 from emu3.train_image_editing import metrics
 from emu3.train_image_editing.metrics import REPORT_SECONDS, MetricsLog, cells, with_rates, write_report
 
@@ -245,7 +245,7 @@ def test_a_full_disk_costs_no_step(
     run = Run(tmp_path).begin()
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
-    monkeypatch.setattr("emu3.report.page.whole_file", full)
+    monkeypatch.setattr("emu3.report.run_page.whole_file", full)
     run.add(entry(10), entry(20)).finish()
     told = capsys.readouterr()
     assert [line.split(":")[1] for line in told.err.splitlines()] == [" no line in metrics.jsonl", " no report.html"]

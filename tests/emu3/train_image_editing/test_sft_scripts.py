@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sft_world import picture, save_vision
+from sft_world import image_bytes, save_vision
 
 from emu3.mllm.language_model import load_language_model
 
@@ -32,7 +32,7 @@ def test_offload_only_moves_the_optimizer_and_the_parameters() -> None:
 @pytest.mark.slow
 def test_tokenize_then_fine_tune(model: Path, tmp_path: Path) -> None:
     """Every flag in the scripts has to exist, and the one stage has to read what the other wrote."""
-    cells = [{"bytes": picture(seed), "path": None} for seed in range(8)]
+    cells = [{"bytes": image_bytes(seed), "path": None} for seed in range(8)]
     rows = [{"a": cells[i], "b": cells[i + 4], "text": "more", "why": "because"} for i in range(4)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
     save_vision(tmp_path / "vision", codebook_size=16)

@@ -56,7 +56,7 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_no_manifest_while_a_shard_is_missing(tmp_path: Path) -> None:
-    """A reader must not take the first finished shards for the data set."""
+    """A reader must not take the first finished shards for the dataset."""
     writer = write(tmp_path)
     writer.path(1).unlink()
     assert writer.finish() is None
@@ -65,7 +65,7 @@ def test_no_manifest_while_a_shard_is_missing(tmp_path: Path) -> None:
 
 
 def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:
-    """Codes of two image areas in one data set would train without any error."""
+    """Codes of two image areas in one dataset would train without any error."""
     write(tmp_path, area=64)
     other = ShardWriter(tmp_path, {"image_area": 128}, shards=2)
     with pytest.raises(UserError, match="image_area 64, now it is 128"):
@@ -130,7 +130,7 @@ def test_damaged_shards_are_noticed(tmp_path: Path) -> None:
         read_rows(tmp_path)
 
 
-def test_a_data_set_without_one_usable_row_is_an_error(tmp_path: Path) -> None:
+def test_a_dataset_without_one_usable_row_is_an_error(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, {}, shards=1)
     writer.write(0, [], [FailedRow("z", "unreadable image")])
     with pytest.raises(UserError, match="unreadable image"):
@@ -146,7 +146,7 @@ def test_a_manifest_of_something_else_is_refused(tmp_path: Path, manifest: str) 
         read_rows(tmp_path)
 
 
-def test_data_sets_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
+def test_datasets_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
     """Codes of two tokenizers in one run train without any error."""
     for name, area in (("one", 64), ("two", 64), ("other", 128)):
         write(tmp_path / name, area).finish()
@@ -154,5 +154,5 @@ def test_data_sets_that_do_not_belong_together_are_named(tmp_path: Path) -> None
     check_alike([one, two], {"image_area": 64})
     with pytest.raises(UserError, match=r"other has image_area 128, .*one has 64"):
         check_alike([one, other], {})
-    with pytest.raises(UserError, match="one has image_area 64, wanted is 128"):
+    with pytest.raises(UserError, match="one has image_area 64, expected 128"):
         check_alike([one], {"image_area": 128})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sft_world import picture, save_vision
+from sft_world import image_bytes, save_vision
 
 from emu3.train_image_editing.prepare_data import PrepareArguments, prepare
 
@@ -29,7 +29,7 @@ def tokenize(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_two_workers_write_what_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or say in one line why not, and end with code 2: torchrun would print its own report and end with 1."""
-    rows = [{"a": picture(i // 2), "b": picture(50 + i), "text": f"edit {i}"} for i in range(9)]
+    rows = [{"a": image_bytes(i // 2), "b": image_bytes(50 + i), "text": f"edit {i}"} for i in range(9)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
     save_vision(tmp_path / "vision")
     flags = [

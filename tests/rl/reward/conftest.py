@@ -1,4 +1,4 @@
-"""Judges to ask, and pictures to ask about."""
+"""Judges to ask, and images to ask about."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def picture() -> Callable[[int], Image.Image]:
+def image() -> Callable[[int], Image.Image]:
     def make(seed: int) -> Image.Image:
         return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8))
 

@@ -10,8 +10,8 @@ import pytest
 from rl.reward.client import Judge
 from rl.reward.config import JudgeConfig
 from rl.reward.counters import JudgeMeter, JudgeStep, judge_metrics
-from rl.reward.metrics import VieScore, load_prompts
 from rl.reward.scorer import Scorer
+from rl.reward.viescore import VieScore, load_prompts
 
 
 class Clock:
@@ -93,11 +93,11 @@ def test_servers_are_listed_where_there_are_several() -> None:
     assert metrics["endpoints"] == {name: {"requests": 6, "failures": 2, "outages": 2} for name in "ab"}
 
 
-def test_a_scorer_tells_of_its_step(stub: Any, picture: Any) -> None:
+def test_a_scorer_tells_of_its_step(stub: Any, image: Any) -> None:
     """Guards: a reading from another thread than the one that counts; an ask in two steps."""
     with Scorer(VieScore(Judge(JudgeConfig(stub.url)), load_prompts())) as scorer:
         for seed in (1, 2):
-            scorer.submit("do", picture(0), picture(seed)).result(10)
+            scorer.submit("do", image(0), image(seed)).result(10)
             step = scorer.step()
             assert step.counts["asks"] == step.counts["answered"] == len(step.latencies) == 2
             assert 0 < max(step.latencies) <= step.busy_seconds

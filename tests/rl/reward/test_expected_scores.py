@@ -14,8 +14,8 @@ from aiohttp import web
 from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
 from rl.reward.config import JudgeConfig
-from rl.reward.metrics import ExpectedVieScore, GroundScore, expected_score
 from rl.reward.scores import Outcome, Score, Unavailable, Unparsable
+from rl.reward.viescore import ExpectedVieScore, GroundScore, expected_score
 
 
 def likeliest(**tokens: float) -> list[dict[str, Any]]:
@@ -104,46 +104,46 @@ def test_a_model_that_says_nothing_is_unparsable(stub) -> None:
     assert part(Judge(JudgeConfig(stub.url))) == Unparsable("[]")
 
 
-def test_four_questions_make_an_expected_viescore(stub, picture) -> None:
+def test_four_questions_make_an_expected_viescore(stub, image) -> None:
     """Guards: swapped parts; an instruction in the questions about quality, or none in those about the edit."""
     digits = {"success": "8", "restraint": "6", "naturalness": "9", "artifacts": "4"}
 
     async def reply(body: dict[str, Any]) -> web.Response:
-        text, *pictures = body["messages"][0]["content"]
+        text, *images = body["messages"][0]["content"]
         (name,) = [line[7:] for line in text["text"].splitlines() if line.startswith("Grade: ")]
         about_edit = name in ("success", "restraint")
         assert ("Editing instruction: add a hat" in text["text"].splitlines()) == about_edit
-        assert len(pictures) == (2 if about_edit else 1)
+        assert len(images) == (2 if about_edit else 1)
         return await saying(probabilities(likeliest(**{digits[name]: 1.0})))(body)
 
     stub.reply = reply
-    outcome = score(ExpectedVieScore(Judge(JudgeConfig(stub.url))), picture)
+    outcome = score(ExpectedVieScore(Judge(JudgeConfig(stub.url))), image)
     names = ["edit_success", "overedit", "naturalness", "no_artifacts", "sc", "pq"]
     assert isinstance(outcome, Score)
     assert outcome.parts == pytest.approx(dict(zip(names, [80 / 9, 60 / 9, 10, 40 / 9, 60 / 9, 40 / 9], strict=True)))
     assert outcome.value == pytest.approx(math.sqrt(60 / 9 * 40 / 9))
 
 
-def test_one_missing_part_leaves_no_score(stub, picture) -> None:
+def test_one_missing_part_leaves_no_score(stub, image) -> None:
     async def reply(body: dict[str, Any]) -> web.Response:
         lost = "Grade: artifacts" in body["messages"][0]["content"][0]["text"]
         return await saying(probabilities(likeliest(**({"no": 1.0} if lost else {"9": 1.0}))))(body)
 
     stub.reply = reply
-    assert isinstance(score(ExpectedVieScore(Judge(JudgeConfig(stub.url))), picture), Unparsable)
+    assert isinstance(score(ExpectedVieScore(Judge(JudgeConfig(stub.url))), image), Unparsable)
 
 
-def test_expected_agreement(stub, picture) -> None:
+def test_expected_agreement(stub, image) -> None:
     stub.reply = saying(probabilities(likeliest(**{"2": 0.5, "7": 0.5})))
-    outcome = score(GroundScore(Judge(JudgeConfig(stub.url)), expected=True), picture)
+    outcome = score(GroundScore(Judge(JudgeConfig(stub.url)), expected=True), image)
     assert outcome == Score(pytest.approx(5.0), {"agreement": pytest.approx(5.0)})
     assert stub.bodies[0]["max_tokens"] == 1
 
 
-def score(metric: Any, picture: Any) -> Outcome:
+def score(metric: Any, image: Any) -> Outcome:
     async def run() -> Outcome:
         try:
-            return await metric.score("add a\nhat", picture(0), picture(1), picture(2))
+            return await metric.score("add a\nhat", image(0), image(1), image(2))
         finally:
             await metric.judge.aclose()
 

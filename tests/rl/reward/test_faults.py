@@ -15,9 +15,9 @@ from aiohttp import web
 from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
 from rl.reward.config import JudgeConfig
-from rl.reward.metrics import VieScore, load_prompts
 from rl.reward.scorer import Scorer
 from rl.reward.scores import Score, Unavailable, Unparsable
+from rl.reward.viescore import VieScore, load_prompts
 
 GOOD = json.dumps({"choices": [{"message": {"content": json.dumps({"reasoning": "so", "score": [9, 4]})}}]})
 HEAD = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
@@ -132,7 +132,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_storm_invents_no_score(stub, picture, seed) -> None:
+def test_a_storm_invents_no_score(stub, image, seed) -> None:
     """Half of the replies are 429, 500, proxy pages or wrong answers, by question and try. Guards: any number that the
     judge did not give, and outcomes that get lost on the way: 40 rollouts in, 40 outcomes out, each right or none."""
     tries: Counter[str] = Counter()
@@ -156,7 +156,7 @@ def test_a_storm_invents_no_score(stub, picture, seed) -> None:
     stub.reply = stormy
     judge = Judge(JudgeConfig(stub.url, attempts=3, reasks=1), ReplyCache())
     with Scorer(VieScore(judge, load_prompts())) as scorer:
-        futures = [scorer.submit("do", picture(0), picture(i)) for i in range(1, 41)]
+        futures = [scorer.submit("do", image(0), image(i)) for i in range(1, 41)]
         outcomes = [future.result(60) for future in futures]
         counters = scorer.counters()
     assert all(not isinstance(outcome, Score) or outcome.value == 4 for outcome in outcomes)

@@ -49,10 +49,10 @@ async def hang(body: dict[str, Any]) -> web.Response:
     return web.Response()
 
 
-def test_question_and_pictures_arrive_unharmed(stub, say, picture):
-    """Guards: a lossy or reordered picture, a missing setting, an image sent as text."""
+def test_question_and_images_arrive_unharmed(stub, say, image):
+    """Guards: a lossy or reordered image, a missing setting, an image sent as text."""
     stub.reply = say("yes")
-    source, edited = picture(0), picture(1)
+    source, edited = image(0), image(1)
     judge = Judge(JudgeConfig(stub.url, seed=5, max_tokens=77, temperature=0.5))
     assert with_judge(judge, lambda j: j.ask("same?", [source, edited])) == "yes"
     (body,) = stub.bodies
@@ -65,10 +65,10 @@ def test_question_and_pictures_arrive_unharmed(stub, say, picture):
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), np.asarray(image))
 
 
-def test_jpeg_and_unset_temperature_as_published(stub, say, picture):
-    """Guards: the published setting cannot be reproduced; an RGBA picture breaks JPEG."""
+def test_jpeg_and_unset_temperature_as_published(stub, say, image):
+    """Guards: the published setting cannot be reproduced; an RGBA image breaks JPEG."""
     judge = Judge(JudgeConfig(stub.url, image_format="jpeg", temperature=None))
-    with_judge(judge, lambda j: j.ask("q", [picture(0).convert("RGBA")]))
+    with_judge(judge, lambda j: j.ask("q", [image(0).convert("RGBA")]))
     assert "temperature" not in stub.bodies[0]
     head, _, data = stub.bodies[0]["messages"][0]["content"][1]["image_url"]["url"].partition(",")
     assert head == "data:image/jpeg;base64"
@@ -141,7 +141,7 @@ def test_tokens_are_counted_where_they_are_reported(stub, usage, counted):
 
 @pytest.mark.parametrize("code", [400, 401, 404, 413, 422])
 def test_mistake_of_ours_is_not_retried(stub, code):
-    """Guards: minutes of back-off on a wrong key or a picture that is too large."""
+    """Guards: minutes of back-off on a wrong key or an image that is too large."""
     stub.reply = status(code, text="because of this")
     outcome = with_judge(Judge(JudgeConfig(stub.url)), lambda j: j.ask("q", []))
     assert isinstance(outcome, Unavailable) and outcome.refused
@@ -209,15 +209,15 @@ def test_reasks_are_bounded_and_under_one_deadline(stub):
     assert isinstance(outcome, Unavailable) and len(stub.bodies) <= 3 + 3
 
 
-def test_equal_questions_are_sent_once(stub, say, picture):
+def test_equal_questions_are_sent_once(stub, say, image):
     """Guards: eight equal rollouts cost eight judgements; equal pixels in another object count as new."""
     stub.reply = say("yes")
     judge = Judge(JudgeConfig(stub.url), ReplyCache())
 
     async def use(j: Judge) -> list[str | Unavailable]:
         await j.model_name()
-        together = await asyncio.gather(*(j.ask("q", [picture(0)]) for _ in range(8)))
-        return [*together, await j.ask("q", [picture(0)])]
+        together = await asyncio.gather(*(j.ask("q", [image(0)]) for _ in range(8)))
+        return [*together, await j.ask("q", [image(0)])]
 
     assert with_judge(judge, use) == ["yes"] * 9
     assert len(stub.bodies) == 1
@@ -237,7 +237,7 @@ def test_other_settings_are_another_question(stub, change):
     assert len(stub.bodies) == 2
 
 
-def test_same_bytes_in_another_shape_are_another_picture(stub):
+def test_same_bytes_in_another_shape_are_another_image(stub):
     """Guards: a digest over the pixels without the size."""
     tall, wide = Image.new("RGB", (2, 8)), Image.new("RGB", (8, 2))
 
@@ -321,7 +321,7 @@ def test_dead_judge_at_the_start_names_the_address():
 )  # fmt: skip
 def test_an_address_that_is_none_is_refused_at_once(url):
     """Guards: a traceback from the depths of the HTTP client, or a wait for a server that cannot be there."""
-    with pytest.raises(UserError, match=r"want http://HOST:PORT/v1") as caught:
+    with pytest.raises(UserError, match=r"expected http://HOST:PORT/v1") as caught:
         Judge(JudgeConfig(url))
     assert not re.search("p@ss|ss@judge|ss,word", str(caught.value))
 

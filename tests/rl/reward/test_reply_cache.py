@@ -13,8 +13,8 @@ from emu3.errors import UserError
 from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
 from rl.reward.config import JudgeConfig
-from rl.reward.metrics import ExpectedVieScore, Metric, VieScore, load_prompts
 from rl.reward.scores import Score
+from rl.reward.viescore import ExpectedVieScore, Metric, VieScore, load_prompts
 
 
 def test_answers_survive_the_process(tmp_path: Path) -> None:
@@ -68,14 +68,14 @@ def test_memory_is_bounded_and_the_file_is_not(tmp_path: Path) -> None:
         assert len(cache) == 6
 
 
-def test_replies_of_an_older_version_are_found(stub: Any, picture: Any, tmp_path: Path) -> None:
+def test_replies_of_an_older_version_are_found(stub: Any, image: Any, tmp_path: Path) -> None:
     """Guards what a long evaluation paid for. The file was written by commit a157375 for these three metrics, asked for
     "add a hat" about these images; another text, digest, order of settings or type of a number changes a key."""
     path = tmp_path / "answers.jsonl"
     shutil.copy(Path(__file__).parent / "older_replies.jsonl", path)
 
     async def score(judge: Judge, metric: Metric) -> Any:
-        outcome = await metric.score("add a hat", picture(0), picture(1))
+        outcome = await metric.score("add a hat", image(0), image(1))
         await judge.aclose()
         return outcome
 

@@ -18,14 +18,14 @@ from PIL import Image
 from emu3.errors import UserError
 from rl.reward.client import Judge
 from rl.reward.config import JudgeConfig
-from rl.reward.metrics import GroundScore, VieScore, WeightedMean, load_prompts, load_published_prompts
 from rl.reward.scores import Outcome, Score, Unavailable, Unparsable
+from rl.reward.viescore import GroundScore, VieScore, WeightedMean, load_prompts, load_published_prompts
 
 
-def score(metric: Any, *pictures: Any) -> Outcome:
+def score(metric: Any, *images: Any) -> Outcome:
     async def run() -> Outcome:
         try:
-            return await metric.score("add a\n red  hat", *pictures)
+            return await metric.score("add a\n red  hat", *images)
         finally:
             await metric.judge.aclose()
 
@@ -40,9 +40,9 @@ def by_question(edit: str | None, quality: str | None, ground: str | None = None
     """A reply by the question; HTTP 500 for None."""
 
     async def reply(body: dict[str, Any]) -> web.Response:
-        text, *pictures = body["messages"][0]["content"]
-        assert ("Editing instruction: add a red hat" in text["text"].splitlines()) == (len(pictures) == 2)
-        said = ground if "Grade: agreement" in text["text"] else edit if len(pictures) == 2 else quality
+        text, *images = body["messages"][0]["content"]
+        assert ("Editing instruction: add a red hat" in text["text"].splitlines()) == (len(images) == 2)
+        said = ground if "Grade: agreement" in text["text"] else edit if len(images) == 2 else quality
         return web.json_response({"choices": [{"message": {"content": said}}]}, status=500 if said is None else 200)
 
     return reply
@@ -56,10 +56,10 @@ def pixels(part: dict[str, Any]) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2]))))
 
 
-def test_formula_and_parts(stub, picture) -> None:
+def test_formula_and_parts(stub, image) -> None:
     """Guards: swapped parts, a mean for the minimum, the source sent to the quality question."""
     stub.reply = by_question(answer(9, 4), answer(3, 10))
-    outcome = viescore(Judge(JudgeConfig(stub.url)), picture(0), picture(1))
+    outcome = viescore(Judge(JudgeConfig(stub.url)), image(0), image(1))
     assert isinstance(outcome, Score)
     assert outcome.value == pytest.approx(math.sqrt(4 * 3))
     names = ["edit_success", "overedit", "naturalness", "no_artifacts", "sc", "pq"]
@@ -68,38 +68,38 @@ def test_formula_and_parts(stub, picture) -> None:
     assert edit[1] != edit[2] and quality[1] == edit[2]
 
 
-def test_zeros_are_scores(stub, picture) -> None:
+def test_zeros_are_scores(stub, image) -> None:
     """Guards: a judged zero that is taken for a missing answer."""
     stub.reply = by_question(answer(0, 0), answer(0, 0))
-    outcome = viescore(Judge(JudgeConfig(stub.url)), picture(0), picture(1))
+    outcome = viescore(Judge(JudgeConfig(stub.url)), image(0), image(1))
     assert isinstance(outcome, Score) and outcome.value == 0
 
 
 @pytest.mark.parametrize("bad", ["garbage", answer(11, 3), answer(-1, 3), '{"score": [5]}', '{"score": [NaN, 3]}', ""])
 @pytest.mark.parametrize("which", ["edit", "quality"])
-def test_no_number_without_an_answer_that_holds_it(stub, picture, bad, which) -> None:
+def test_no_number_without_a_reply_that_holds_it(stub, image, bad, which) -> None:
     """Guards: what the published code does with such answers: random scores, zeros, a dead run."""
     stub.reply = by_question(*((bad, answer(9, 9)) if which == "edit" else (answer(9, 9), bad)))
-    assert viescore(Judge(JudgeConfig(stub.url, reasks=1)), picture(0), picture(1)) == Unparsable(bad)
+    assert viescore(Judge(JudgeConfig(stub.url, reasks=1)), image(0), image(1)) == Unparsable(bad)
     assert len(stub.bodies) == 3
 
 
-def test_no_number_without_an_answer(stub, picture) -> None:
+def test_no_number_without_a_reply(stub, image) -> None:
     """Guards: an outage that lowers the mean."""
 
     async def down(body: dict[str, Any]) -> web.Response:
         return web.Response(status=500)
 
     stub.reply = down
-    outcome = viescore(Judge(JudgeConfig(stub.url, attempts=2)), picture(0), picture(1))
+    outcome = viescore(Judge(JudgeConfig(stub.url, attempts=2)), image(0), image(1))
     assert isinstance(outcome, Unavailable) and not hasattr(outcome, "value")
 
 
-def test_source_and_edited_picture_are_encoded_once_each(stub, picture, monkeypatch) -> None:
+def test_source_and_edited_images_are_encoded_once_each(stub, image, monkeypatch) -> None:
     """Guards: a PNG per request, nine of them for the source of a group of eight and sixteen for its edits."""
     stub.reply = by_question(answer(9, 9), answer(9, 9))
     saved = []
-    source, edits = picture(0), [picture(seed) for seed in range(1, 9)]
+    source, edits = image(0), [image(seed) for seed in range(1, 9)]
     save = type(source).save
     monkeypatch.setattr(type(source), "save", lambda self, *a, **k: (saved.append(self), save(self, *a, **k))[1])
     judge = Judge(JudgeConfig(stub.url))
@@ -136,10 +136,10 @@ def test_published_prompts_from_a_checkout(tmp_path: Path) -> None:
         load_published_prompts(tmp_path)
 
 
-def test_the_judge_sees_the_data_sets_edit_and_then_ours(stub, picture) -> None:
+def test_the_judge_sees_the_datasets_edit_and_then_ours(stub, image) -> None:
     """Guards: the source in the place of the data's edit, the two the wrong way round, no instruction."""
     stub.reply = by_question(None, None, answer(7))
-    source, edited, target = picture(0), picture(1), picture(2)
+    source, edited, target = image(0), image(1), image(2)
     assert score(GroundScore(Judge(JudgeConfig(stub.url))), source, edited, target) == Score(7.0, {"agreement": 7.0})
     (body,) = stub.bodies
     text, *parts = body["messages"][0]["content"]
@@ -149,17 +149,15 @@ def test_the_judge_sees_the_data_sets_edit_and_then_ours(stub, picture) -> None:
 
 
 @pytest.mark.parametrize("bad", ["7", answer(7, 8), answer(), answer(11), '{"score": 7}', "<score>7</score>"])
-def test_no_number_without_one_grade(stub, picture, bad) -> None:
+def test_no_number_without_one_score(stub, image, bad) -> None:
     """Guards: a figure picked out of whatever the judge said."""
     stub.reply = by_question(None, None, bad)
-    assert score(GroundScore(Judge(JudgeConfig(stub.url, reasks=0))), picture(0), picture(1), picture(2)) == Unparsable(
-        bad
-    )
+    assert score(GroundScore(Judge(JudgeConfig(stub.url, reasks=0))), image(0), image(1), image(2)) == Unparsable(bad)
 
 
-def test_a_missing_target_is_a_bug(stub, picture) -> None:
-    with pytest.raises(ValueError, match="the data set's edit"):
-        score(GroundScore(Judge(JudgeConfig(stub.url))), picture(0), picture(1))
+def test_a_missing_target_is_a_bug(stub, image) -> None:
+    with pytest.raises(ValueError, match="the dataset's edit"):
+        score(GroundScore(Judge(JudgeConfig(stub.url))), image(0), image(1))
 
 
 def mixed(judge: Judge, viescore: float = 1.0, groundscore: float = 3.0) -> WeightedMean:
@@ -168,14 +166,14 @@ def mixed(judge: Judge, viescore: float = 1.0, groundscore: float = 3.0) -> Weig
     )
 
 
-def test_weights_are_shares(stub, picture) -> None:
+def test_weights_are_shares(stub, image) -> None:
     """Guards: a sum that leaves the scale of 0 to 10; a part that overwrites another's."""
     stub.reply = by_question(answer(4, 9), answer(4, 9), answer(8))
-    outcome = score(mixed(Judge(JudgeConfig(stub.url))), picture(0), picture(1), picture(2))
+    outcome = score(mixed(Judge(JudgeConfig(stub.url))), image(0), image(1), image(2))
     assert isinstance(outcome, Score) and outcome.value == pytest.approx((1 * 4 + 3 * 8) / 4)
     assert outcome.parts["viescore/value"] == outcome.parts["viescore/sc"] == 4
     assert outcome.parts["groundscore/value"] == outcome.parts["groundscore/agreement"] == 8
-    full = score(mixed(Judge(JudgeConfig(stub.url)), 0.2, 0.1), picture(0), picture(1), picture(2))
+    full = score(mixed(Judge(JudgeConfig(stub.url)), 0.2, 0.1), image(0), image(1), image(2))
     assert isinstance(full, Score) and full.value == pytest.approx((2 * 4 + 8) / 3)
 
 
@@ -188,9 +186,9 @@ def test_weights_are_shares(stub, picture) -> None:
         (None, "hm", Unavailable),
     ],
 )
-def test_without_one_part_there_is_no_score(stub, picture, ground, edit, expected) -> None:
+def test_without_one_part_there_is_no_score(stub, image, ground, edit, expected) -> None:
     """Guards: a reward from what happens to be there, which would prefer rollouts whose judge failed. Of two failures
     the outage is told: it may end, and both are asked again then."""
     stub.reply = by_question(edit, answer(9, 9), ground)
-    outcome = score(mixed(Judge(JudgeConfig(stub.url, attempts=1, reasks=0))), picture(0), picture(1), picture(2))
+    outcome = score(mixed(Judge(JudgeConfig(stub.url, attempts=1, reasks=0))), image(0), image(1), image(2))
     assert isinstance(outcome, expected)

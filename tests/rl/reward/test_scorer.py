@@ -13,9 +13,9 @@ from aiohttp import web
 from emu3.errors import UserError
 from rl.reward.client import Judge
 from rl.reward.config import JudgeConfig
-from rl.reward.metrics import VieScore, load_prompts
 from rl.reward.scorer import Scorer
 from rl.reward.scores import Score, Unavailable
+from rl.reward.viescore import VieScore, load_prompts
 
 
 def metric(url: str, **settings: Any) -> VieScore:
@@ -27,10 +27,10 @@ async def hang(body: dict[str, Any]) -> web.Response:
     return web.Response()
 
 
-def test_scores_arrive_while_the_caller_works(stub, picture) -> None:
+def test_scores_arrive_while_the_caller_works(stub, image) -> None:
     """Guards: submit that blocks; scores that wait for the last rollout."""
     with Scorer(metric(stub.url)) as scorer:
-        futures = [scorer.submit("do", picture(0), picture(seed)) for seed in range(1, 9)]
+        futures = [scorer.submit("do", image(0), image(seed)) for seed in range(1, 9)]
         outcomes = [future.result(10) for future in futures]
         assert all(isinstance(outcome, Score) and outcome.value == 4 for outcome in outcomes)
         counters = scorer.counters()
@@ -38,19 +38,19 @@ def test_scores_arrive_while_the_caller_works(stub, picture) -> None:
     assert 0 < counters["latency_mean"] < 5
 
 
-def test_outage_in_the_middle_is_an_outcome(stub, picture) -> None:
+def test_outage_in_the_middle_is_an_outcome(stub, image) -> None:
     """Guards: a caller that waits for ever for a judge that went away."""
     with Scorer(metric(stub.url, deadline=0.3)) as scorer:
-        assert isinstance(scorer.submit("do", picture(0), picture(1)).result(10), Score)
+        assert isinstance(scorer.submit("do", image(0), image(1)).result(10), Score)
         stub.reply = hang
-        assert isinstance(scorer.submit("do", picture(0), picture(2)).result(10), Unavailable)
+        assert isinstance(scorer.submit("do", image(0), image(2)).result(10), Unavailable)
 
 
-def test_close_is_quick_and_releases_the_waiting(stub, picture) -> None:
+def test_close_is_quick_and_releases_the_waiting(stub, image) -> None:
     """Guards: a run that cannot end because the judge hangs, requests that queue for a slot included."""
     stub.reply = hang
     scorer = Scorer(metric(stub.url, concurrency=2))
-    futures = [scorer.submit("do", picture(0), picture(seed)) for seed in range(1, 9)]
+    futures = [scorer.submit("do", image(0), image(seed)) for seed in range(1, 9)]
     while len(stub.bodies) < 2:
         time.sleep(0.01)
     start = time.monotonic()
@@ -61,15 +61,15 @@ def test_close_is_quick_and_releases_the_waiting(stub, picture) -> None:
         with pytest.raises(CancelledError):
             future.result(1)
     with pytest.raises(RuntimeError, match="closed"):
-        scorer.submit("do", picture(0), picture(1))
+        scorer.submit("do", image(0), image(1))
 
 
-def test_a_bug_reaches_the_caller(stub, picture, monkeypatch) -> None:
+def test_a_bug_reaches_the_caller(stub, image, monkeypatch) -> None:
     """Guards: an exception in the thread that only shows as a future which is never done."""
     with Scorer(metric(stub.url)) as scorer:
         with pytest.raises(AttributeError):
-            scorer.submit("do", picture(0), "not a picture").result(10)  # type: ignore[arg-type]
-        assert isinstance(scorer.submit("do", picture(0), picture(1)).result(10), Score)
+            scorer.submit("do", image(0), "not an image").result(10)  # type: ignore[arg-type]
+        assert isinstance(scorer.submit("do", image(0), image(1)).result(10), Score)
 
 
 def test_dead_judge_ends_the_start() -> None:

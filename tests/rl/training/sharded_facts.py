@@ -26,7 +26,7 @@ from rl.training.zero import ZeroTrainer
 
 def batch_of(config: Config) -> Batch:
     prompt = probe_prompt(TextTokenizer.from_pretrained(config.model).layout)
-    tokens = [prompt.grammar.layout.boi, *prompt.grammar.answer(prompt.source.tolist())]
+    tokens = [prompt.grammar.layout.boi, *prompt.grammar.completion(prompt.source.tolist())]
     return pack([(prompt, Rollout(tokens, np.zeros(len(tokens), np.float32), prompt.source, None))], "grammar", 0)
 
 

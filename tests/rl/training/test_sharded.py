@@ -21,7 +21,7 @@ from tiny_run import config_of, run_ranks, without_times
 
 from emu3.errors import UserError
 from emu3.mllm.language_model import load_language_model
-from emu3.training import zero_state
+from emu3.training import state
 from rl.check_configs import CONFIGS
 from rl.config import Config
 from rl.config_file import STAND_INS, load_config
@@ -134,7 +134,7 @@ def test_state_of_other_parameters_is_refused(runs: dict[str, Lines], folder: Pa
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.norm.weight")}
     save_file(rest, tmp_path / path.name)
     with pytest.raises(UserError, match="belongs to an optimizer of other parameters"):
-        zero_state.load(tmp_path, None, model)
+        state.load_sharded(tmp_path, None, model)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from run_lines import NOTHING, line
 
-from emu3.report.table import Table
+from emu3.report.console import Table
 from rl.watch.watch import cells
 
 

@@ -11,7 +11,7 @@ from run_lines import NOTHING, line, write_run
 
 from dev.screenshots import find_browser
 from emu3.errors import UserError
-from emu3.report.page import REFRESH
+from emu3.report.run_page import REFRESH
 from rl.watch.report import write_report
 
 

@@ -76,7 +76,7 @@ def test_nothing_more_is_written_where_nothing_is_asked_for(make_config: Any, tm
 
 
 class FakeWandb(ModuleType):
-    """Records what it is called with; of wandb's interface what `emu3.report.trackers` uses."""
+    """Records what it is called with; of wandb's interface what `emu3.report.metrics_file` uses."""
 
     def __init__(self) -> None:
         super().__init__("wandb")
@@ -129,7 +129,7 @@ def test_a_full_disk_costs_the_outputs_and_not_the_run(
     run.mkdir()
     record_config(config, run / "config.json", resuming=False)
     watch = Watch(run, config, 0)
-    monkeypatch.setattr("emu3.report.page.whole_file", full)
+    monkeypatch.setattr("emu3.report.run_page.whole_file", full)
     monkeypatch.setattr("rl.watch.watch.whole_file", full)
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").mkdir()

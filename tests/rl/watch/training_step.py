@@ -50,7 +50,7 @@ def train(config: Config, model: Emu3ForCausalLM) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
     codes = np.zeros((8, 8), np.uint16)
-    completion = [LAYOUT.boi, *GRAMMAR.answer(codes.tolist())]
+    completion = [LAYOUT.boi, *GRAMMAR.completion(codes.tolist())]
     rollout = Rollout(completion, np.zeros(len(completion), np.float32), codes, None)
     prompt = Prompt("", tuple(range(PROMPT_TOKENS)), GRAMMAR, codes, "", None)
     trainer = WholeTrainer(model, config, Accelerator(cpu=True))

@@ -2,6 +2,9 @@
 
 In this process it can be given new weights by a copy on the device, and its steps can be interleaved with the
 caller's work. Of several ranks each has an engine of its own on its own device.
+
+`register` is the package's entry point for vLLM, called in each of its processes: with it `vllm serve` and `vllm.LLM`
+load what `emu3.mllm.language_model.save_checkpoint` wrote.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import torch
 from transformers import Emu3TextConfig
 
 from emu3.errors import UserError, one_line
-from emu3.mllm.vllm.plugin import ARCHITECTURE, register
+
+ARCHITECTURE = "Emu3ForCausalLM"
 
 # Whoever wants to see more, or to bind threads, sets these variables; vLLM reads them when it is imported.
 DEFAULTS = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -30,7 +34,7 @@ CPU_BLOCK = 32
 
 @dataclass(frozen=True)
 class VllmSettings:
-    """dtype: of weights and cache. max_sequences: answered at once. memory_share: of the device's memory that vLLM may
+    """dtype: of weights and cache. max_sequences: sampled at once. memory_share: of the device's memory that vLLM may
     take, on a CPU for the key-value cache alone. sleep: whether it can give that memory back for a while.
     max_batched_tokens: computed at once on a GPU; None leaves it to vLLM."""
 
@@ -39,6 +43,15 @@ class VllmSettings:
     memory_share: float = 0.45
     sleep: bool = False
     max_batched_tokens: int | None = None
+
+
+def register() -> None:
+    """Add the architecture to vLLM's registry, once."""
+    from vllm import ModelRegistry
+
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        # By name: the class is imported where a model of it is made.
+        ModelRegistry.register_model(ARCHITECTURE, "emu3.mllm.vllm.inside:Emu3ForCausalLM")
 
 
 def start_engine(config: Emu3TextConfig, settings: VllmSettings, device: torch.device) -> Any:
@@ -85,7 +98,8 @@ def _start(config: Emu3TextConfig, settings: VllmSettings, device: torch.device)
         try:
             # Only a finished config knows which model runner there will be, and with it the processor's interface.
             second = arguments.create_engine_config(UsageContext.LLM_CLASS).use_v2_model_runner
-            arguments.logits_processors = [f"emu3.mllm.vllm.processor_v{2 if second else 1}:AnswerProcessor"]
+            processor = "SecondRunnerProcessor" if second else "FirstRunnerProcessor"
+            arguments.logits_processors = [f"emu3.mllm.vllm.inside:{processor}"]
             engine_config = arguments.create_engine_config(UsageContext.LLM_CLASS)
             if device.index is not None and _ranks() == 1:
                 engine_config.device_config.device = device
@@ -105,7 +119,7 @@ def _ranks() -> int:
 
 def _gpu_arguments(settings: VllmSettings) -> dict[str, Any]:
     arguments = {"gpu_memory_utilization": settings.memory_share, "enable_sleep_mode": settings.sleep}
-    if settings.max_batched_tokens is not None:  # not fewer than one for each answer
+    if settings.max_batched_tokens is not None:  # not fewer than one for each completion
         arguments["max_num_batched_tokens"] = max(settings.max_batched_tokens, settings.max_sequences)
     return arguments
 
@@ -128,8 +142,8 @@ def _cpu_arguments(config: Emu3TextConfig, settings: VllmSettings) -> dict[str, 
             f"the keys and values of one sequence take {sequence / 1e9:.2f} GB, and {memory / 1e9:.2f} GB is this "
             "rank's share of memory: raise the share"
         )
-    wanted = settings.max_sequences * sequence + CPU_BLOCK * kv_size  # vLLM keeps one block for itself
-    return {"enforce_eager": True, "block_size": CPU_BLOCK, "kv_cache_memory_bytes": int(min(wanted, memory))}
+    useful = settings.max_sequences * sequence + CPU_BLOCK * kv_size  # vLLM keeps one block for itself
+    return {"enforce_eager": True, "block_size": CPU_BLOCK, "kv_cache_memory_bytes": int(min(useful, memory))}
 
 
 def check_installed() -> None:

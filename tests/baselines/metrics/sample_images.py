@@ -1,4 +1,4 @@
-"""Samples for metrics: smooth synthetic pictures always, photographs of AURORA-Bench where the file is there."""
+"""Samples for metrics: smooth synthetic images always, photographs of AURORA-Bench where the file is there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AURORA_FILE = Path(__file__).parents[3] / "../shared/data/aurora-bench-dev.parqu
 
 
 def waves(seed: int, width: int = 48, height: int = 40) -> Image.Image:
-    """A picture with edges and slopes: noise alone looks the same at every place."""
+    """An image with edges and slopes: noise alone looks the same at every place."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     channels = [
@@ -28,7 +28,7 @@ def waves(seed: int, width: int = 48, height: int = 40) -> Image.Image:
 
 
 def sample(seed: int = 0, **fields: Any) -> EditedSample:
-    """A row whose three pictures differ."""
+    """A row whose three images differ."""
     defaults = {
         "source": waves(seed),
         "edited": waves(seed + 100),
@@ -41,7 +41,7 @@ def sample(seed: int = 0, **fields: Any) -> EditedSample:
 
 
 def photographs(count: int) -> list[EditedSample]:
-    """Rows of AURORA-Bench that have a target of the source's size; the source stands in as edited picture."""
+    """Rows of AURORA-Bench that have a target of the source's size; the source stands in as edited image."""
     rows = []
     for row in pq.read_table(AURORA_FILE).to_pylist():
         if row["output"] is None:

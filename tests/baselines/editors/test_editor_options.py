@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from baselines.editors.options import EditorOptions
+from baselines.editors.editing import EditorOptions
 from baselines.evaluate import choose_editor
 from emu3.errors import UserError
 from rl.reward.config import JudgeConfig
@@ -24,7 +24,7 @@ from rl.reward.config import JudgeConfig
         ("emu3", {"model": "m", "judge": JudgeConfig("u")}, "a judge picks among several edits"),
         ("emu3", {"model": "m", "temperature": -1.0}, "temperature and top-k are 0 or more"),
         ("command", {}, "editor command needs --command"),
-        ("folder", {}, "editor folder needs --pictures"),
+        ("folder", {}, "editor folder needs --images"),
         ("painter", {}, "no editor 'painter'; there are emu3, instruct-pix2pix"),
     ],
 )

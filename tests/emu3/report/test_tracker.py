@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from emu3.errors import UserError
-from emu3.report.trackers import Tracker
+from emu3.report.metrics_file import Tracker
 
 
 class FakeTracker(ModuleType):

@@ -1,6 +1,6 @@
 """A step as one line of a table, for a person who looks at a terminal or at a log file of 200 columns.
 
-Columns bear their names in a heading, which comes again after `REPEAT` steps and when other columns are there; a line
+Columns have their names in a heading, which comes again after `REPEAT` steps and when other columns are there; a line
 with a name at each value would be twice as long. A value that is unknown is a dash.
 """
 

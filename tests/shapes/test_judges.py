@@ -1,4 +1,4 @@
-"""Single marks of the world's judges, in words and as probabilities of a token."""
+"""Single scores of the world's judges, in words and as probabilities of a token."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from rl.config import JudgeConfig, RewardConfig
 from rl.reward.cache import ImageEncoder
 from rl.reward.scores import Score, Unavailable
 from rl.scoring import start_scorer
-from shapes.any_picture import mark_agreement
-from shapes.edits import Edit
+from shapes.any_image import score_agreement
+from shapes.edits import SceneEdit
 from shapes.edits.simple import Recolour
-from shapes.grading import VERIFIER, BadQuestion, choice
+from shapes.judges import VERIFIER, BadQuestion, choice
 from shapes.scene import BACKGROUNDS
 from shapes.verifier import judge_agreement
 
 
 @EVERY_KIND
-def test_agreement_is_full_for_the_same_scene_alone(kind: type[Edit]) -> None:
+def test_agreement_is_full_for_the_same_scene_alone(kind: type[SceneEdit]) -> None:
     """Guards: a copy of the source that agrees with an edit of it."""
     for sample in edit_samples(kind, 20):
-        target, source = sample.picture(sample.after), sample.picture(sample.before)
-        assert judge_agreement(target, target).value == 10
-        assert judge_agreement(target, source).value <= 5
+        target, source = sample.image(sample.after), sample.image(sample.before)
+        assert judge_agreement(target, target).scores[0] == 10
+        assert judge_agreement(target, source).scores[0] <= 5
 
 
 def test_a_background_is_a_difference() -> None:
     sample = next(edit_samples(Recolour, 1))
     other = next(tone for tone in BACKGROUNDS if tone != sample.after.background)
-    picture = sample.picture(replace(sample.after, background=other))
-    assert judge_agreement(sample.picture(sample.after), picture).value == 5
+    image = sample.image(replace(sample.after, background=other))
+    assert judge_agreement(sample.image(sample.after), image).scores[0] == 5
 
 
 def test_agreement_of_photographs_falls_with_the_difference() -> None:
-    pictures = [Image.new("RGB", (8, 8), (level,) * 3) for level in (100, 105, 110, 200)]
-    marks = [mark_agreement(pictures[0], picture).value for picture in pictures]
-    assert marks == sorted(marks, reverse=True) and (marks[0], marks[-1]) == (10, 0)
+    images = [Image.new("RGB", (8, 8), (level,) * 3) for level in (100, 105, 110, 200)]
+    scores = [score_agreement(images[0], image).scores[0] for image in images]
+    assert scores == sorted(scores, reverse=True) and (scores[0], scores[-1]) == (10, 0)
 
 
 @pytest.mark.parametrize("groundscore", [0.0, 1.0])
 def test_expected_scores_are_the_written_ones(verifier: Served, groundscore: float) -> None:
-    """The whole path in both manners: a judge that is sure of its marks must give the same by its probabilities. Guards
-    the scale, the names of the grades that both sides agree on, and the order of pictures."""
+    """The whole path in both modes: a judge that is sure of its scores must give the same by its probabilities. Guards
+    the scale, the names of the scores that both sides agree on, and the order of images."""
     judge = JudgeConfig(verifier.url)
     sample = next(edit_samples(Recolour, 1))
-    source, target = sample.picture(sample.before), sample.picture(sample.after)
-    other = sample.picture(replace(sample.after, background=_other(sample.after.background)))
+    source, target = sample.image(sample.before), sample.image(sample.after)
+    other = sample.image(replace(sample.after, background=_other(sample.after.background)))
     found: list[Score] = []
     for expected in (False, True):
         reward = RewardConfig(groundscore=groundscore, expected=expected)
         with start_scorer(judge, 0, reward) as scorer:
             for edited in (target, source, other):
-                outcome = scorer.submit(sample.instruction, source, edited, target).result(20)
+                outcome = scorer.submit(sample.instruction, source, edited, target).result(300)
                 assert isinstance(outcome, Score), outcome
                 found.append(outcome)
     for written, by_token in zip(found[:3], found[3:], strict=True):
@@ -66,23 +66,23 @@ def test_expected_scores_are_the_written_ones(verifier: Served, groundscore: flo
     assert len({score.value for score in found[:3]}) == 3
 
 
-def test_any_picture_gives_every_grade(any_picture: Served) -> None:
+def test_any_image_gives_every_score(any_image: Served) -> None:
     """Guards: a rehearsal on photographs that cannot try these rewards."""
     photograph, edited = Image.new("RGB", (64, 40), (90, 120, 60)), Image.new("RGB", (64, 40), (110, 140, 80))
     reward = RewardConfig(groundscore=1.0, expected=True)
-    with start_scorer(JudgeConfig(any_picture.url), 0, reward) as scorer:
-        assert isinstance(scorer.submit("Make them stand up", photograph, edited, edited).result(20), Score)
+    with start_scorer(JudgeConfig(any_image.url), 0, reward) as scorer:
+        assert isinstance(scorer.submit("Make them stand up", photograph, edited, edited).result(300), Score)
 
 
 def test_an_instruction_from_elsewhere_has_no_expected_score(verifier: Served) -> None:
     photograph = Image.new("RGB", (64, 40), (90, 120, 60))
     with start_scorer(JudgeConfig(verifier.url), 0, RewardConfig(expected=True)) as scorer:
-        outcome = scorer.submit("Make them stand up", photograph, photograph).result(20)
+        outcome = scorer.submit("Make them stand up", photograph, photograph).result(300)
     assert isinstance(outcome, Unavailable) and outcome.refused
 
 
 def test_probabilities_are_those_of_a_token() -> None:
-    """A full mark is a sure 9; no more tokens are listed than were asked for."""
+    """A full score is a sure 9; no more tokens are listed than were asked for."""
     sample = next(edit_samples(Recolour, 1))
     for top in (0, 1, 20):
         answer = choice(VERIFIER, _question(sample, top_logprobs=top))
@@ -92,8 +92,8 @@ def test_probabilities_are_those_of_a_token() -> None:
         assert sum(math.exp(entry["logprob"]) for entry in token["top_logprobs"]) == pytest.approx(min(top, 1))
 
 
-def test_probabilities_of_two_grades_are_refused() -> None:
-    """Guards: the first of two marks in the place of the one that was meant."""
+def test_probabilities_of_two_scores_are_refused() -> None:
+    """Guards: the first of two scores in the place of the one that was meant."""
     sample = next(edit_samples(Recolour, 1))
     with pytest.raises(BadQuestion, match="Grade"):
         choice(VERIFIER, _question(sample, grade=None))
@@ -104,8 +104,8 @@ def test_probabilities_of_two_grades_are_refused() -> None:
 def _question(sample: EditSample, grade: str | None = "success", **settings: Any) -> dict[str, Any]:
     lines = [f"Editing instruction: {sample.instruction}", *([f"Grade: {grade}"] if grade else [])]
     encoder = ImageEncoder()
-    pictures = [sample.picture(scene) for scene in (sample.before, sample.after)]
-    urls = [encoder.data_url(picture, str(place)) for place, picture in enumerate(pictures)]
+    images = [sample.image(scene) for scene in (sample.before, sample.after)]
+    urls = [encoder.data_url(image, str(place)) for place, image in enumerate(images)]
     content = [
         {"type": "text", "text": "\n".join(lines)},
         *({"type": "image_url", "image_url": {"url": url}} for url in urls),

@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # who only reads the questions does not wait for the client
     from rl.reward.client import Judge
 
 NAMES = ("edit_success", "overedit", "naturalness", "no_artifacts")
-MARK = "<instruction>"
+PLACEHOLDER = "<instruction>"
 
 
 class Metric(Protocol):
@@ -116,7 +116,7 @@ class GroundScore:
     ) -> Outcome:
         """`Score` with the part agreement, 0 to 10. `source` is not looked at. Raises ValueError without a target."""
         if target is None:
-            raise ValueError("GroundScore needs the data set's edit")
+            raise ValueError("GroundScore needs the dataset's edit")
         question, images = with_instruction(self._question, instruction), [target, edited]
         if self._expected:
             agreement = await expected_score(self.judge, question, images)
@@ -206,7 +206,7 @@ class EditPrompts:
 
 def with_instruction(question: str, instruction: str) -> str:
     """The question about an edit. Runs of white space in the instruction, newlines too, become one space."""
-    return question.replace(MARK, " ".join(instruction.split()))
+    return question.replace(PLACEHOLDER, " ".join(instruction.split()))
 
 
 def prompts_from(checkout: Path | str | None) -> EditPrompts:
@@ -234,8 +234,8 @@ def load_published_prompts(folder: Path) -> EditPrompts:
     context = _read(raw / "context_no_delimit.txt")
     shots = raw / "prompts_0shot"
     edit = "\n".join([context, _read(shots / "two_image_edit_rule.txt"), _read(shots / "tie_rule_SC.txt")])
-    if MARK not in edit:
-        raise UserError(f"{shots / 'tie_rule_SC.txt'} has no place for the instruction ({MARK})")
+    if PLACEHOLDER not in edit:
+        raise UserError(f"{shots / 'tie_rule_SC.txt'} has no place for the instruction ({PLACEHOLDER})")
     return EditPrompts(edit=edit, quality="\n".join([context, _read(shots / "rule_PQ.txt")]))
 
 

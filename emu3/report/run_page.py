@@ -24,7 +24,7 @@ from emu3.report.charts import Curve, line_chart, lines_chart, running_mean
 from emu3.report.metrics_file import flat, without_secrets
 
 REPORT = "report.html"
-TEMPLATE = "page.html.jinja"
+TEMPLATE = "run_page.html.jinja"
 REFRESH = 30
 """Seconds after which the page of a run that goes on is loaded again."""
 

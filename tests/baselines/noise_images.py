@@ -1,4 +1,4 @@
-"""Pictures of noise, and the way in which Hugging Face data sets store pictures in Parquet."""
+"""Images of noise, and the way in which Hugging Face datasets store images in Parquet."""
 
 from __future__ import annotations
 

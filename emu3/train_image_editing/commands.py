@@ -1,0 +1,111 @@
+"""What the commands of this package share: flags from dataclasses, and the work of one of several workers.
+
+transformers' parser makes the flags; its own usage text for a wrong one is two hundred lines long, here it is one line.
+
+A dataset of codes is cut into shards of `shard_rows` input rows; shard k belongs to worker k modulo the number of
+workers, which are plain processes that know nothing of each other (torchrun and `emu3.launch` set RANK and
+WORLD_SIZE). The worker that finds every shard there writes the manifest.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from tqdm import tqdm
+from transformers.hf_argparser import DataClassType, HfArgumentParser
+
+from emu3.errors import UserError
+from emu3.train_image_editing.shards import ShardWriter
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists all options)")
+
+
+def parse_flags(classes: Sequence[type], description: str | None) -> list[Any]:
+    """One instance of each of the dataclasses `classes`, filled from the command line.
+
+    description: of the command; its first line is shown by --help. Raises UserError for an unknown flag, a missing
+    or wrong value, and whatever a class itself refuses.
+    """
+    parser = _Parser([DataClassType(kind) for kind in classes], description=(description or "").splitlines()[0])
+    try:
+        *instances, unknown = parser.parse_args_into_dataclasses(
+            sys.argv[1:], return_remaining_strings=True, look_for_args_file=False
+        )
+    except (ValueError, ImportError) as error:  # what TrainingArguments refuses, or lacks a package for
+        raise UserError(" ".join(str(error).split())) from error
+    if unknown:
+        raise UserError(f"unknown option {unknown[0]} (--help lists all options)")
+    return instances
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerArguments:
+    """The flags of every command that writes shards; these names with dashes. Raises UserError for wrong values."""
+
+    output_path: str = field(metadata={"help": "folder for shards and manifest"})
+    image_area: int = field(default=65536, metadata={"help": "pixels of a resized image"})
+    shard_rows: int = field(
+        default=4096, metadata={"help": "input rows of one shard, the most that a worker that is killed loses"}
+    )
+    rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0")), metadata={"help": "this worker"})
+    world_size: int = field(
+        default_factory=lambda: int(os.environ.get("WORLD_SIZE", "1")), metadata={"help": "number of workers"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.shard_rows < 1:
+            raise UserError("--shard-rows must be at least 1")
+        if not 0 <= self.rank < self.world_size:
+            raise UserError(f"--rank {self.rank} is not below --world-size {self.world_size}")
+
+
+class Worker:
+    """One worker's share of a dataset. parts: by shard, the rows that this worker has still to do.
+
+    rows: what stands for the input rows, in order. settings: what decides the content of the shards.
+    Raises UserError if the folder holds shards of other settings.
+    """
+
+    def __init__(
+        self, arguments: WorkerArguments, settings: Mapping[str, Any], rows: np.ndarray | Sequence[str]
+    ) -> None:
+        size, shards = arguments.shard_rows, -(-len(rows) // arguments.shard_rows)
+        self._arguments = arguments
+        self._writer = ShardWriter(Path(arguments.output_path), settings, shards)
+        self._share = range(arguments.rank, shards, arguments.world_size)
+        missing = [index for index in self._share if not self._writer.finished(index)]
+        self.parts: dict[int, Any] = {index: rows[index * size : (index + 1) * size] for index in missing}
+        self.rows = sum(map(len, self.parts.values()))
+        self.write = self._writer.write
+
+    def progress(self, total: int, unit: str) -> tqdm:
+        """A progress bar, where there is work."""
+        return tqdm(
+            total=total,
+            unit=unit,
+            desc=f"worker {self._arguments.rank}",
+            position=int(os.environ.get("LOCAL_RANK", "0")),
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            disable=not self.parts,
+        )
+
+    def finish(self, worked: str) -> tuple[dict[str, Any] | None, str]:
+        """The manifest once all shards are there, else None; and a line about the work. worked: what it took.
+
+        Raises UserError if not one row could be used.
+        """
+        manifest = self._writer.finish()
+        written, there = len(self.parts), len(self._share) - len(self.parts)
+        done = f"worker {self._arguments.rank}: {worked}{written} shards written, {there} were there"
+        if manifest is None:
+            return None, f"{done}; other workers are not finished, no manifest yet"
+        return manifest, f"{done}; {self._arguments.output_path} is complete: {manifest['rows']} rows"

@@ -1,0 +1,228 @@
+"""Weights and optimizer state in training: on one process, or sharded over ranks by DeepSpeed; and both on disk.
+
+State on disk is by parameter: tensors as safetensors under their parameters' names, the rest as JSON. torch.save would
+write a pickle and order the tensors by number, and DeepSpeed's own checkpoints are pickles of each rank's shards, which
+only the same number of ranks can read. Here every sharded tensor is put together in turn and goes to files of a few
+gigabytes, so that neither a device nor the main process ever holds all of the state. One rank writes; the others help
+to put each tensor together and know nothing of the disk. So an error of the disk is kept until the end: a writer that
+left the loop at once would leave them waiting for it.
+
+DeepSpeed is imported in the functions: it is an extra, and importing it takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from emu3.errors import UserError
+from emu3.files import read_json, write_json
+
+TENSORS, GROUPS = "optimizer.safetensors", "optimizer.json"
+MASTER, STEP = "master", "step"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+FILE_BYTES = 2**32
+WRITE_ERRORS = (OSError, SafetensorError)  # such as a full disk
+
+
+def start_communication(device: torch.device) -> None:
+    """Make DeepSpeed know the processes there are, before it reads any of its settings.
+
+    It checks the batch size against the number of ranks that it knows, and takes a process group that torch has already
+    begun, on a CPU for example, for a world of one until it knows better. Raises UserError where DeepSpeed is not
+    installed.
+    """
+    try:
+        from deepspeed import comm
+    except ImportError:
+        raise UserError("DeepSpeed is asked for, but it is not installed: pip install deepspeed") from None
+    # DeepSpeed calls torch by names of before: a warning from every rank for each of its collectives.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    if not torch.distributed.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")  # a launcher's variable, which one process needs too
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    if not comm.is_initialized():
+        comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def collected(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
+    """Named tensors in main memory on the rank that is to `keep` them; nothing on the others, which only take part."""
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors if keep}
+
+
+@contextmanager
+def gathered(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """`parameters` whole on every rank for reading; those that DeepSpeed has not sharded are so already."""
+    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not sharded:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(sharded):
+        yield
+
+
+def save_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write the state of `optimizer`, which holds parameters of `model`, as two files in `folder`."""
+    names = _names(model, optimizer)
+    state = optimizer.state_dict()
+    tensors = {
+        f"{names[index]}/{key}": value.contiguous()
+        for index, values in state["state"].items()
+        for key, value in values.items()
+    }
+    save_file(tensors, folder / TENSORS)
+    write_json(folder / GROUPS, state["param_groups"])
+
+
+def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put back what `save_optimizer` wrote; `optimizer` has the same parameters in the same groups.
+
+    Raises UserError if the stored groups are others.
+    """
+    groups: list[dict[str, Any]] = read_json(folder / GROUPS)
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
+        raise UserError(f"{folder / GROUPS} belongs to an optimizer of other parameters")
+    for group in groups:
+        group["betas"] = tuple(group["betas"])
+    index_of = {name: index for index, name in enumerate(_names(model, optimizer))}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(folder / TENSORS).items():
+        name, _, kind = key.rpartition("/")
+        state.setdefault(index_of[name], {})[kind] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the optimizer's parameters in its own order, by which its state numbers them."""
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def save_sharded(folder: Path | None, engine: Any, model: nn.Module) -> None:
+    """Write a DeepSpeed engine's float32 weights and AdamW moments into `folder`, each tensor whole.
+
+    All ranks take part, those with None write nothing.
+    """
+    writer = None if folder is None else TensorWriter(folder, "optimizer")
+    for key, tensor in _whole_tensors(engine, model):
+        if writer is not None:
+            writer.add(key, tensor)
+    if writer is not None:
+        writer.close()
+
+
+def load_sharded(folder: Path, engine: Any, model: nn.Module) -> None:
+    """Put back what `save_sharded` wrote, on any number of ranks. Raises UserError if it is of other parameters."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    paths = sorted(folder.glob("optimizer-*.safetensors"))
+
+    # 1. Names and the step alone, so that a wrong folder is refused before anything is changed.
+    found = set()
+    step = None
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  # not a mapping
+                if key == STEP:
+                    step = file.get_tensor(STEP)
+                else:
+                    found.add(key.rpartition("/")[0])
+    if found != parameters.keys():
+        raise UserError(f"{folder} belongs to an optimizer of other parameters")
+
+    # 2. A fresh optimizer has no moments to write into, and DeepSpeed's setters cannot make them.
+    if step is not None:
+        _make_moments(engine, step)
+
+    # 3. One tensor at a time: each rank takes its own shard of it.
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                name, _, kind = key.rpartition("/")
+                if kind == MASTER:
+                    safe_set_full_fp32_param(parameters[name], file.get_tensor(key).to(engine.device))
+                elif kind in MOMENTS:
+                    safe_set_full_optimizer_state(parameters[name], file.get_tensor(key).to(engine.device), kind)
+
+
+def _whole_tensors(engine: Any, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The state by key: `step`, then for each parameter `name/master` and, once there was a step, its moments."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    state = engine.optimizer.optimizer.state
+    stepped = bool(state)
+    if stepped:
+        yield STEP, next(iter(state.values()))["step"].clone()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield f"{name}/{MASTER}", safe_get_full_fp32_param(parameter)
+            for kind in MOMENTS if stepped else ():
+                yield f"{name}/{kind}", safe_get_full_optimizer_state(parameter, kind)
+
+
+def _make_moments(engine: Any, step: Tensor) -> None:
+    """Give an optimizer that has not stepped yet moments of zeros, to be overwritten, and `step`, its number of steps.
+
+    step: scalar. DeepSpeed keeps the parameters that this rank updates in flat float32 tensors, one per group, and
+    AdamW's state is keyed by those.
+    """
+    zero = engine.optimizer
+    stage_3 = hasattr(zero, "fp32_partitioned_groups_flat")
+    flats = zero.fp32_partitioned_groups_flat if stage_3 else zero.single_partition_of_fp32_groups
+    on_device = any(group.get("fused") or group.get("capturable") for group in zero.optimizer.param_groups)
+    for index, flat in enumerate(flats):
+        state = {kind: torch.zeros_like(flat) for kind in MOMENTS}
+        # Where AdamW itself would have put it: a fused step reads it on the device, another on the CPU.
+        zero.optimizer.state[flat] = {STEP: step.to(flat.device if on_device else "cpu", copy=True), **state}
+        if not stage_3:
+            # Stage 2 finds a parameter's part of the moments through a mapping that it made before they were there.
+            for parameter in zero.bit16_groups[index]:
+                if parameter._hp_mapping is not None:  # None: no element of it is on this rank
+                    parameter._hp_mapping.set_optim_state_fragment(flat, state)
+
+
+class TensorWriter:
+    """Writes `stem-00000.safetensors` and so on into `folder`, each of about `file_bytes`."""
+
+    def __init__(self, folder: Path, stem: str, file_bytes: int = FILE_BYTES) -> None:
+        self._folder = folder
+        self._stem = stem
+        self._file_bytes = file_bytes
+        self._pending: dict[str, Tensor] = {}
+        self._files = 0
+        self._error: OSError | SafetensorError | None = None
+
+    def add(self, key: str, tensor: Tensor) -> None:
+        """Take a tensor; its values are copied now."""
+        if self._error is None:
+            self._pending[key] = tensor.detach().to("cpu", copy=True).contiguous()
+            if sum(tensor.nbytes for tensor in self._pending.values()) >= self._file_bytes:
+                self._flush()
+
+    def close(self) -> None:
+        """Write what is left. Raises the first error that there was."""
+        if self._error is None and self._pending:
+            self._flush()
+        if self._error is not None:
+            raise self._error
+
+    def _flush(self) -> None:
+        try:
+            save_file(self._pending, self._folder / f"{self._stem}-{self._files:05d}.safetensors")
+        except WRITE_ERRORS as error:
+            self._error = error
+        self._pending = {}
+        self._files += 1

@@ -1,0 +1,129 @@
+"""What the world's judges reply: which scores a question asks for, and how they are written.
+
+A question is recognised by its images and by lines of its text. `Editing instruction: ...` stands in every question
+about an edit. With a line `Grade: NAME` it asks for one score (success and restraint of source and edit, naturalness
+and artifacts of an image alone, agreement of the data's edit and the one to be scored); without such a line for the
+two of an edit (two images) or of an image's quality (one). The reply is a JSON object with "reasoning" and "score",
+or, to a request for the probabilities of tokens, a single digit from 0 to 9. These judges are sure of themselves, but a
+score from 0 to 10 lies between two digits: these get the probabilities whose mean is 0.9 of the score.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image
+
+from rl.reward.cache import image_of
+from shapes.any_image import score_agreement, score_edit, score_quality
+from shapes.verifier import Verdict, judge_agreement, judge_edit, judge_quality
+
+_INSTRUCTION = re.compile(r"^Editing instruction: (.+)$", re.MULTILINE)
+_SCORE_NAME = re.compile(r"^Grade: (.+)$", re.MULTILINE)
+
+
+class BadQuestion(ValueError):
+    """A request that a judge cannot answer."""
+
+
+@dataclass(frozen=True)
+class WorldJudge:
+    """Who replies: `edit` scores (instruction, source, edited) or raises ValueError, `quality` an image alone,
+    `agreement` (the data's edit, edited)."""
+
+    model: str
+    edit: Callable[[str, Image.Image, Image.Image], Verdict]
+    quality: Callable[[Image.Image], Verdict]
+    agreement: Callable[[Image.Image, Image.Image], Verdict] = judge_agreement
+
+
+VERIFIER = WorldJudge("shapes-verifier", judge_edit, judge_quality)
+ANY_IMAGE = WorldJudge("pixel-statistics-no-judgement", score_edit, score_quality, score_agreement)
+
+
+def choice(judge: WorldJudge, question: dict[str, Any]) -> dict[str, Any]:
+    """The choice of a chat completion that answers `question`, the body of a request. Raises BadQuestion."""
+    text, images = _contents(question["messages"])
+    verdict = _verdict(judge, text, images)
+    if not question.get("logprobs"):
+        content = json.dumps({"reasoning": verdict.reason, "score": verdict.scores})
+        return {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    if len(verdict.scores) != 1:
+        raise BadQuestion("probabilities of a token are for a question with a line 'Grade: ...'")
+    likeliest = _digits(verdict.scores[0])
+    token = {**likeliest[0], "top_logprobs": likeliest[: question.get("top_logprobs", 0)]}
+    return {
+        "index": 0,
+        "message": {"role": "assistant", "content": token["token"]},
+        "logprobs": {"content": [token]},
+        "finish_reason": "length",
+    }
+
+
+def _digits(score: int) -> list[dict[str, Any]]:
+    """The digits that stand for a score from 0 to 10, the more probable first."""
+    above, below = math.modf(0.9 * score)
+    shares = [(1 - above, int(below)), (above, int(below) + 1)]
+    return [
+        {"token": str(digit), "logprob": math.log(share)} for share, digit in sorted(shares, reverse=True) if share > 0
+    ]
+
+
+def _verdict(judge: WorldJudge, text: str, images: list[Image.Image]) -> Verdict:
+    """The scores that are asked for, and the reason."""
+    found = _SCORE_NAME.search(text)
+    if found is None:
+        if len(images) not in (1, 2):
+            raise BadQuestion(f"expected one or two images, got {len(images)}")
+        return judge.quality(*images) if len(images) == 1 else _edit_verdict(judge, text, *images)
+    match found[1], len(images):
+        case "success" | "restraint", 2:
+            both = _edit_verdict(judge, text, *images)
+        case "naturalness" | "artifacts", 1:
+            both = judge.quality(*images)
+        case "agreement", 2:
+            return judge.agreement(*images)
+        case name, count:
+            raise BadQuestion(f"no grade {name!r} of {count} images is given here")
+    return Verdict((both.scores[found[1] in ("restraint", "artifacts")],), both.reason)
+
+
+def _edit_verdict(judge: WorldJudge, text: str, source: Image.Image, edited: Image.Image) -> Verdict:
+    found = _INSTRUCTION.search(text)
+    if found is None:
+        raise BadQuestion("the question has no line 'Editing instruction: ...'")
+    try:
+        return judge.edit(found[1], source, edited)
+    except ValueError as error:
+        raise BadQuestion(str(error)) from None
+
+
+def _contents(messages: list[dict[str, Any]]) -> tuple[str, list[Image.Image]]:
+    texts: list[str] = []
+    images: list[Image.Image] = []
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            texts.append(content)
+            continue
+        for part in content:
+            if part["type"] == "text":
+                texts.append(part["text"])
+            elif part["type"] == "image_url":
+                images.append(_image(part["image_url"]["url"]))
+    return "\n".join(texts), images
+
+
+@lru_cache(maxsize=256)
+def _image(url: str) -> Image.Image:
+    """The image in a data URL; the source of a group of rollouts is decoded once."""
+    try:
+        return image_of(url)
+    except ValueError as error:
+        raise BadQuestion(str(error)) from None
