@@ -1,6 +1,6 @@
 """A run's folder: which run it holds, and which process writes there now. Every long command asks here.
 
-Which run: the settings that decide its content stand in one JSON file with a format `version` (`record_settings`); a
+Which run: the settings that decide its content stand in one JSON file with a format `version` (`SettingsFile`); a
 start with others is refused in one line that names the first difference. Files of an older format are taken up, of a
 newer one refused.
 
@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -77,38 +78,46 @@ def check_version(where: Path, found: Any, newest: int) -> int:
     return version
 
 
-def record_settings(
-    file: Path,
-    settings: Mapping[str, Any],
-    *,
-    version: int,
-    remedy: str,
-    decisive: Sequence[str] | None = None,
-    said: Sequence[str] = (),
-    later: Mapping[str, Any] | None = None,
-    unknown: Sequence[str] = (),
-) -> None:
-    """Write the settings of a run into `file`, after a comparison with those that are there.
+@dataclass(frozen=True)
+class SettingsFile:
+    """The settings of a run in one JSON file of its folder.
 
-    Names are dotted and stand for all below them. decisive: settings that have to stay; all of them if left out. said:
-    of the others, those whose change is worth a line on standard output. later: values, by their whole names, that a
-    file had in effect before these names were written. unknown: settings that an older file lacks and that nobody knows
-    any more: they are taken as they are now. Raises UserError for a difference, or another format.
+    Names are dotted and stand for all below them. version: of the file's format, 1 where it says none. remedy: what to
+    do about a difference. decisive: settings that have to stay; all of them if left out. said: of the others, those
+    whose change is worth a line on standard output. later: values, by their whole names, that a file had in effect
+    before these names were written. unknown: settings that an older file lacks and that nobody knows any more: they
+    are taken as they are now.
     """
-    now = flat(json.loads(json.dumps(settings)))
-    if file.is_file():
-        found = read_json(file)
-        check_version(file, found, version)
-        before = {**(later or {}), **flat({name: value for name, value in found.items() if name != VERSION})}
+
+    path: Path
+    version: int
+    remedy: str
+    decisive: Sequence[str] | None = None
+    said: Sequence[str] = ()
+    later: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Sequence[str] = ()
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise UserError if the file holds other settings, or has another format; nothing if there is no file."""
+        if not self.path.is_file():
+            return
+        found = read_json(self.path)
+        check_version(self.path, found, self.version)
+        before = {**self.later, **flat({name: value for name, value in found.items() if name != VERSION})}
+        now = flat(json.loads(json.dumps(settings)))
         for key in sorted(before.keys() | now.keys()):
             old, new = before.get(key), now.get(key)
-            if old == new or (key not in before and _is_among(key, unknown)):
+            if old == new or (key not in before and _is_among(key, self.unknown)):
                 continue
-            if decisive is None or _is_among(key, decisive):
-                raise _holds_another(file.parent, key, old, new, remedy)
-            if _is_among(key, said):
-                print(f"note: {file.parent}: {key} was {_shown(old)}, now it is {_shown(new)}", flush=True)
-    write_json(file, {VERSION: version, **settings})
+            if self.decisive is None or _is_among(key, self.decisive):
+                raise _holds_another(self.path.parent, key, old, new, self.remedy)
+            if _is_among(key, self.said):
+                print(f"note: {self.path.parent}: {key} was {_shown(old)}, now it is {_shown(new)}", flush=True)
+
+    def record(self, settings: Mapping[str, Any]) -> None:
+        """`check`, and write what the settings are now."""
+        self.check(settings)
+        write_json(self.path, {VERSION: self.version, **settings})
 
 
 def _is_among(key: str, names: Sequence[str]) -> bool:
@@ -132,14 +141,24 @@ def owned(folder: Path, share: tuple[int, int] = (0, 1)) -> Iterator[None]:
     of an owner on another machine.
     """
     index, number = share
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     name = OWNER if number == 1 else f"{OWNER}.{index}-of-{number}"
-    _refuse_other_shares(folder, number)
-    lock = _Lock(folder, folder / name)
+    try:
+        _refuse_other_shares(folder, number)
+        lock = _Lock(folder, folder / name)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        yield  # nobody can write here; a run that is finished does not have to
+        return
     try:
         yield
     finally:
         lock.release()
+        with suppress(OSError):  # what was made for nothing
+            for path in made:
+                path.rmdir()
 
 
 class _Lock:

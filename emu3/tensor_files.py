@@ -7,6 +7,7 @@ checkpoint costs what that part costs. From the Hub only the files that hold the
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from emu3.errors import UserError, one_line
-from emu3.files import read_json
+from emu3.files import read_json, sha256_of
 from emu3.hub import local_folder
 
 WEIGHTS_FILE = "model.safetensors"
@@ -115,6 +116,15 @@ class TensorFiles(TensorHeaders):
         needed = places_in({full: Path(file) for full, file in shards.items()}, prefixes)
         folder = local_folder(name, (INDEX_FILE, *sorted({file.name for file, _ in needed.values()})))
         return cls({short: (folder / file, full) for short, (file, full) in needed.items()})
+
+    def digest(self) -> str:
+        """64 hex digits that name the files' content: the SHA-256 of one file; of several, that of what `sha256sum`
+        prints about them in the order of their names."""
+        digests = [sha256_of(file) for file in self.files]
+        if len(digests) == 1:
+            return digests[0]
+        lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, self.files, strict=True))
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     def __getitem__(self, name: str) -> Tensor:
         file, full = self._places[name]

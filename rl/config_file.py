@@ -22,7 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import _jsonnet
 
 from emu3.errors import UserError
-from emu3.run_folder import flat, record_settings
+from emu3.run_folder import SettingsFile, flat
 from rl.config import Config, check_config, with_home
 
 FORMAT = 2
@@ -97,20 +97,22 @@ def record_config(config: Config, path: Path, *, resuming: bool, inputs: Mapping
     settings = {**dataclasses.asdict(config), "inputs": dict(inputs or {})}
     if not resuming:
         path.unlink(missing_ok=True)
-    record_settings(
+    _file(path).record(settings)
+
+
+def refuse_another_run(config: Config, path: Path) -> None:
+    """Raise UserError if the recorded config has other keys that decide the result; without a look at the inputs."""
+    dataclasses.replace(_file(path), decisive=DECISIVE, said=()).check(dataclasses.asdict(config))
+
+
+def _file(path: Path) -> SettingsFile:
+    said = (*(f"judge.{name}" for name in ("model", "prompts", "image_format", "temperature", "max_tokens")), "inputs")
+    return SettingsFile(
         path,
-        settings,
         version=FORMAT,
         remedy="choose another run_name, or the old value to continue that run",
         decisive=(*DECISIVE, "inputs.model", "inputs.vision", "inputs.tokenizer", "inputs.data"),
-        said=(
-            "judge.model",
-            "judge.prompts",
-            "judge.image_format",
-            "judge.temperature",
-            "judge.max_tokens",
-            "inputs.judge",
-        ),
+        said=said,
         later=flat(_defaults(Config)),
         unknown=("inputs",),
     )

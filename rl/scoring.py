@@ -6,6 +6,7 @@ mean that the judge is gone: then the run waits and asks again instead of traini
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -29,6 +30,8 @@ from rl.reward.viescore import ExpectedVieScore, GroundScore, Metric, VieScore, 
 from rl.rollout.engine import Prompt, Rollout
 
 VIESCORE_ALONE = RewardConfig()
+Wait = Callable[[Callable[[], bool], float], None]
+"""Waits while the first is true, at most so many seconds."""
 
 
 @dataclass
@@ -98,14 +101,18 @@ def collect(
     judge: JudgeConfig,
     accelerator: Accelerator,
     on_pause: Callable[[], None],
+    wait: Wait | None = None,
 ) -> list[Outcome]:
     """Wait for the scores of a step. Every rank takes part, and all pause together.
 
-    on_pause: called once before the first pause or the error. Raises UserError when more than `max_failed_share` of
+    on_pause: called once before the first pause or the error. wait: how to wait for something, for some seconds at
+    most; by all ranks at the same places. Raises UserError when more than `max_failed_share` of
     the step still has no score after `pauses` pauses, and at once when the judge refused more than that: what it
     refuses is not asked again.
     """
+    wait = wait or _wait
     for pause in range(judge.pauses + 1):
+        wait(lambda: not all(episode.score.done() for episode in episodes), math.inf)
         outcomes = [episode.score.result() for episode in episodes]
         lost = [outcome for outcome in outcomes if not isinstance(outcome, Score)]
         counts = ranks.gather((len(lost), sum(map(_refused, lost)), len(outcomes)))
@@ -122,7 +129,7 @@ def collect(
             f"paused: {complaint}; asking again in {judge.pause_seconds:g} s ({pause + 1} of {judge.pauses})",
             flush=True,
         )
-        time.sleep(judge.pause_seconds)
+        wait(lambda: True, judge.pause_seconds)
         for episode, outcome in zip(episodes, outcomes, strict=True):
             if not isinstance(outcome, Score) and not _refused(outcome):
                 episode.score = _submit(scorer, episode.prompt, episode.source, episode.edited, episode.target)
@@ -138,3 +145,9 @@ def _reason(lost: Sequence[Outcome]) -> str:
         return ""
     last = lost[-1]
     return f" ({last.reason if isinstance(last, Unavailable) else 'its replies hold no scores'})"
+
+
+def _wait(waiting: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while waiting() and time.monotonic() < end:
+        time.sleep(0.02)

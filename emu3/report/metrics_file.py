@@ -4,7 +4,7 @@ The file has one JSON object per line, each of a step, appended as the run goes.
 
 The file continues over a resume: the run first cuts it back to the steps that it keeps, so it reads like the file of a
 run that was never interrupted (but for its seconds). Here is as well what a run does when this file, or another
-that only shows it, cannot be written (`Spared`), and the flat form of nested values for pages and trackers (`flat`).
+that only shows it, cannot be written (`Spared`).
 
 wandb and trackio, for those who watch many runs at once, both have the interface that wandb began; they differ in what
 names a run: wandb has ids, trackio takes the name. A run that is started again continues its curves there. Neither
@@ -26,6 +26,7 @@ from typing import Any
 
 from emu3.errors import UserError, one_line
 from emu3.files import whole_file
+from emu3.run_folder import flat
 
 NAME = "metrics.jsonl"
 
@@ -105,22 +106,12 @@ class Spared:
                     print(f"warning: no {name}: {one_line(error)}; the run goes on", file=sys.stderr, flush=True)
 
 
-def flat(tree: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
-    """Values by their path, such as `parts/sc`; what is None is left out."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, separator, f"{prefix}{name}{separator}")
-        elif value is not None:
-            found[prefix + name] = value
-    return found
-
-
-def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat settings with the user and password of every address taken out."""
+def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their path for a page or a tracker: those that are set, without user and password in addresses."""
     return {
         name: re.sub(r"//[^/\s]*@", "//", value) if isinstance(value, str) else value
-        for name, value in settings.items()
+        for name, value in flat(settings).items()
+        if value not in (None, {})
     }
 
 
@@ -139,7 +130,7 @@ class Tracker:
                 project=project,
                 name=run_name,
                 resume="allow",
-                config=without_secrets(flat(settings, ".")),
+                config=shown_settings(settings),
                 **identity,
             )
         except Exception as error:  # their errors have no common class
@@ -150,7 +141,7 @@ class Tracker:
 
     def log(self, metrics: Mapping[str, Any], image: Path | None) -> None:
         """A step's line, with the grid of images that was drawn for it."""
-        values: dict[str, Any] = {name: value for name, value in flat(metrics, "/").items() if name != "step"}
+        values = {name: value for name, value in flat(metrics, "/").items() if name != "step" and value is not None}
         if image is not None:
             values["pictures"] = self._module.Image(str(image))
         self._module.log(values, step=metrics["step"])

@@ -13,7 +13,6 @@ run: what is needed of it are the two tables below.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from emu3.errors import UserError, one_line
-from emu3.files import read_json, sha256_of
+from emu3.files import read_json
 from emu3.hub import local_folder
 from emu3.tensor_files import TensorFiles, TensorHeaders
 from emu3.tokenizer.config import Parts, StillVQConfig
@@ -175,21 +174,15 @@ def still_state(
 
 
 def weights_digest(name: Path | str) -> str:
-    """By what tokenized data names the tokenizer in the folder or Hub id `name`: 64 hex digits.
+    """By what tokenized data and checkpoints name the tokenizer in the folder or Hub id `name`: `TensorFiles.digest`.
 
-    The SHA-256 of its weights file; of several, that of what `sha256sum` prints about them in the order of their names.
     Files without a tensor of the tokenizer do not count. The same weights in another layout have another digest.
 
     Raises UserError as `read_checkpoint`.
     """
     tensors = TensorFiles.of(name, _layout(name).prefixes)
     _check_any(name, tensors)
-    files = tensors.files
-    digests = [sha256_of(file) for file in files]
-    if len(files) == 1:
-        return digests[0]
-    lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return tensors.digest()
 
 
 def layout_in(values: Any, path: Path) -> Layout:

@@ -14,12 +14,14 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from emu3.errors import UserError, run_main
+from emu3.run_folder import owned
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
@@ -145,7 +147,8 @@ def _settings(arguments: PrepareArguments, rows: RowSource, factor: int) -> dict
 
 def main() -> None:
     [arguments] = parse_flags([PrepareArguments], __doc__)
-    prepare(arguments)
+    with owned(Path(arguments.output_path), (arguments.rank, arguments.world_size)):
+        prepare(arguments)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ the checkpoint with the smallest one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.run_folder import SettingsFile
 from emu3.train_image_editing.commands import parse_flags
 from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows, Mixture
 from emu3.train_image_editing.metrics import ARGUMENTS, output_folder
@@ -48,6 +49,8 @@ from emu3.training.state import start_communication
 
 FINAL = "final"
 FINISHED = "finished.json"
+FORMAT = 2
+"""Of the settings; 1 had no version."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
     expected = {} if arguments.image_area is None else {"image_area": arguments.image_area}
     check_alike([*train_rows, *eval_rows], expected)
     settings = _settings(arguments, training)
-    _check_same_run(settings, output)
+    _settings_file(output).check(settings)
     length = {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
     if (output / FINISHED).is_file() and read_json(output / FINISHED) == length:
         if training.process_index == 0:
@@ -148,7 +151,7 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
         lora=arguments.lora_rank > 0,
     )
     if trainer.is_world_process_zero():
-        write_json(output / ARGUMENTS, settings)
+        _settings_file(output).record(settings)
         for rows, part in zip([*train_rows, *eval_rows], [*train_parts, *eval_parts], strict=True):
             dropped = ", ".join(f"{count} {why}" for why, count in part.dropped.items() if count)
             print(f"{rows.folder}: {len(part)} rows" + (f", dropped {dropped}" if dropped else ""), flush=True)
@@ -250,18 +253,13 @@ def _settings(arguments: SftArguments, training: TrainingArguments) -> dict[str,
     return {**asdict(arguments), **trainer, "rows_per_step": rows}
 
 
-def _check_same_run(settings: dict[str, Any], output: Path) -> None:
-    """A run continues what lies in its output folder, so that has to be the same run."""
-    path = output / ARGUMENTS
-    if not path.is_file():
-        return
-    # What a run of an older version did not know yet had its default.
-    before = {item.name: item.default for item in fields(SftArguments)} | read_json(path)
-    for name, value in settings.items():
-        if before.get(name) != value:
-            raise UserError(
-                f"{output} holds a run with {name} {before.get(name)}, not {value}: choose another --output_dir"
-            )
+def _settings_file(output: Path) -> SettingsFile:
+    """A run continues what lies in its output folder, so that has to be the same run. What a run of an older version did
+    not know yet had its default."""
+    later = {item.name: item.default for item in fields(SftArguments) if item.default is not MISSING}
+    return SettingsFile(
+        output / ARGUMENTS, version=FORMAT, remedy="choose another --output_dir", later=later, unknown=("inputs",)
+    )
 
 
 def _checkpoint(training: TrainingArguments, output: Path) -> Path | None:

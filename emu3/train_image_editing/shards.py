@@ -24,8 +24,11 @@ import pyarrow.parquet as pq
 
 from emu3.errors import UserError
 from emu3.files import read_json, sha256_of, whole_file, write_json
+from emu3.run_folder import VERSION, check_version, refuse_differences
 
 MANIFEST = "manifest.json"
+FORMAT = 2
+"""Of the manifest; 1 had no version."""
 
 SCHEMA = pa.schema(
     [
@@ -127,6 +130,7 @@ class ShardWriter:
                 path.unlink(missing_ok=True)
             raise UserError(f"not one of {len(failed)} rows could be used; row {failed[0]['id']}: {failed[0]['why']}")
         manifest = {
+            VERSION: FORMAT,
             "rows": rows,
             "rows_with_target": with_target,
             **self.settings,
@@ -138,13 +142,7 @@ class ShardWriter:
         return manifest
 
     def _check_settings(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        found, now = _flat(metadata["settings"]), _flat(self.settings)
-        for key in sorted({*now, *found}):
-            if found.get(key) != now.get(key):
-                raise UserError(
-                    f"{path} was written with {key} {found.get(key)!r}, now it is {now.get(key)!r}: "
-                    "tokenize into another folder"
-                )
+        refuse_differences(path, metadata["settings"], self.settings, "tokenize into another folder")
 
 
 class Rows(Sequence[EditRow]):
@@ -182,6 +180,7 @@ def read_rows(folder: Path | str, verify: bool = False) -> Rows:
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder / MANIFEST} does not exist: not a tokenized dataset, or one that is unfinished")
     manifest = read_json(folder / MANIFEST)
+    check_version(folder / MANIFEST, manifest, FORMAT)
     try:
         entries = [(folder / Path(entry["file"]).name, entry["bytes"], entry["sha256"]) for entry in manifest["shards"]]
     except (KeyError, TypeError):
@@ -263,17 +262,6 @@ class _Grids:
             return None
         codes: np.ndarray = self._codes[self._offsets[index] : self._offsets[index + 1]]
         return codes.reshape(height, width)
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings by dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{inner}": leaf for inner, leaf in _flat(value).items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 def _remove_leftovers(path: Path) -> None:

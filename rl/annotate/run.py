@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from tqdm import tqdm
 
 from emu3.errors import UserError
 from emu3.files import read_json, whole_file, write_json
+from emu3.run_folder import SettingsFile, owned
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile, read_row, row_id
 from emu3.train_image_editing.open_rows import RowSource, open_rows
 from rl.annotate.steps import NO_REPLY, QUESTION, NoChain, ask_for_chain
@@ -44,6 +44,8 @@ GIVE_UP_AFTER = 64
 """So many rows in a row without a reply end a run: the judge is unavailable."""
 REPLIES_FILE = "answers.jsonl"
 SETTINGS_FILE = "settings.json"
+FORMAT = 2
+"""Of the settings; 1 had no version."""
 SUMMARY_FILE = "annotations.json"
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -89,7 +91,8 @@ def annotate(arguments: AnnotateArguments) -> dict[str, Any]:
     if arguments.cot_key in columns.names():
         raise UserError(f"--cot-key {arguments.cot_key} is a column of the data already")
     rows = open_rows(arguments.dataset_name, arguments.source, arguments.split, columns)
-    return asyncio.run(_Run(arguments, columns, rows).annotate())
+    with owned(arguments.output_path):
+        return asyncio.run(_Run(arguments, columns, rows).annotate())
 
 
 class _Run:
@@ -208,18 +211,7 @@ class AnnotatedParts:
     def __init__(self, folder: Path, settings: Mapping[str, Any], schema: pa.Schema) -> None:
         self.folder = folder
         self._schema = schema
-        asked = json.loads(json.dumps(settings))
-        file = folder / SETTINGS_FILE
-        if file.exists():
-            found = read_json(file)
-            for key in sorted(found.keys() | asked.keys()):
-                if found.get(key) != asked.get(key):
-                    raise UserError(
-                        f"{folder} holds annotations with {key}={found.get(key)!r}, this run has "
-                        f"{key}={asked.get(key)!r}: choose another folder"
-                    )
-        else:
-            write_json(file, asked)
+        SettingsFile(folder / SETTINGS_FILE, version=FORMAT, remedy="choose another folder").record(settings)
 
     def finished(self, part: int) -> bool:
         """Whether a part is there and nothing of it can be had by asking again."""

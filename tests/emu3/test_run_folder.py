@@ -18,7 +18,7 @@ import pytest
 
 from emu3 import run_folder
 from emu3.errors import UserError
-from emu3.run_folder import OWNER, differences, flat, owned, record_settings
+from emu3.run_folder import OWNER, SettingsFile, differences, flat, owned
 
 HOLD = """
 import sys, time
@@ -205,10 +205,10 @@ def test_nested_settings_by_their_path() -> None:
 
 
 def record(file: Path, **settings: Any) -> None:
-    record_settings(
-        file, settings, version=2, remedy="choose another folder", decisive=("a", "e", "digest"), said=("judge",),
+    SettingsFile(
+        file, version=2, remedy="choose another folder", decisive=("a", "e", "digest"), said=("judge",),
         later={"e": 7}, unknown=("digest", "judge"),
-    )  # fmt: skip
+    ).record(settings)  # fmt: skip
 
 
 def test_settings_are_kept_compared_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
