@@ -35,6 +35,7 @@ from emu3.files import read_json, write_json
 OWNER = ".owner"
 BEAT, STALE = 15.0, 120.0
 VERSION = "version"
+NOT_SET = object()
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 _TAKEN = (errno.EAGAIN, errno.EACCES)
@@ -106,8 +107,10 @@ class SettingsFile:
         before = {**self.later, **flat({name: value for name, value in found.items() if name != VERSION})}
         now = flat(json.loads(json.dumps(settings)))
         for key in sorted(before.keys() | now.keys()):
-            old, new = before.get(key), now.get(key)
-            if old == new or (key not in before and _is_among(key, self.unknown)):
+            old, new = before.get(key, NOT_SET), now.get(key, NOT_SET)
+            if old == new or (old is NOT_SET and _is_among(key, self.unknown)):
+                continue
+            if any(other.startswith(f"{key}.") for other in now):  # none before, and keys of its own now
                 continue
             if self.decisive is None or _is_among(key, self.decisive):
                 raise _holds_another(self.path.parent, key, old, new, self.remedy)
@@ -129,7 +132,7 @@ def _holds_another(where: Path, key: str, before: Any, now: Any, remedy: str) ->
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return "(not set)" if value is NOT_SET else json.dumps(value, ensure_ascii=False)
 
 
 @contextmanager

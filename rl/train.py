@@ -61,7 +61,7 @@ from rl.training.policy import Reference, Trainer, make_trainer, precision
 from rl.watch.estimate import announce
 from rl.watch.watch import JudgedRollout, Timer, Watch, reward_metrics
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.02
 
 
 def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: Scorer) -> None:
@@ -243,7 +243,8 @@ def _train(
 
 
 def _inputs(config: Config, vision: str, scorer: Scorer) -> dict[str, Any]:
-    """Digests of what a run is made from, and who judges it with which words; `vision`: that of the vision tokenizer."""
+    """Digests of what a run is made from, and who judges it with which words; `vision`: that of the vision
+    tokenizer."""
     prompts = prompts_from(config.judge.prompts)
     return {
         "model": TensorFiles.of(config.model).digest(),

@@ -223,8 +223,11 @@ def main() -> None:
     if options.engine == "vllm":
         check_installed()  # not a quarter of an hour later
     folder: Path = options.output_dir.absolute()
-    # A stage's processes end with it, whether it is interrupted from the keyboard or by a scheduler.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # A stage's processes end with it, whether it is interrupted from the keyboard, by a scheduler or by a lost
+    # terminal.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     with owned(folder):
         summary = run(PRESETS[options.preset], folder, options.seed, options.engine)
     print((folder / "table.md").read_text())

@@ -245,7 +245,7 @@ class _Worker:
         if not self._failures:
             file.unlink(missing_ok=True)
             return
-        if self._output_dir.exists():
+        if (self._output_dir / SETTINGS_FILE).exists():
             write_json(file, self._failures)
         id, reason = next(iter(self._failures.items()))
         others = f"; {len(self._failures) - 1} more without one" if len(self._failures) > 1 else ""

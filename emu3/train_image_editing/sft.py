@@ -23,7 +23,8 @@ the checkpoint with the smallest one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,24 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import Subset
-from transformers import Emu3ForCausalLM, Emu3TextConfig, TrainingArguments, get_scheduler
+from transformers import Emu3ForCausalLM, Emu3TextConfig, SchedulerType, TrainingArguments, get_scheduler
 
 from emu3.errors import UserError, run_main
-from emu3.files import read_json, write_json
+from emu3.files import read_json, sha256_of, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.run_folder import SettingsFile
+from emu3.run_folder import VERSION, SettingsFile, check_version, refuse_differences
+from emu3.tensor_files import TensorFiles
 from emu3.train_image_editing.commands import parse_flags
 from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows, Mixture
 from emu3.train_image_editing.metrics import ARGUMENTS, output_folder
-from emu3.train_image_editing.shards import Rows, check_alike, read_rows
+from emu3.train_image_editing.shards import MANIFEST, Rows, check_alike, read_rows
 from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint
+from emu3.training import ranks
 from emu3.training.lora import ADAPTER, add_lora
 from emu3.training.memory import sft_memory, this_device
 from emu3.training.state import start_communication
+from emu3.training.stopping import Stopping, end_run, stopping
 
 FINAL = "final"
 FINISHED = "finished.json"
@@ -99,8 +103,15 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
     """Fine-tune and return the folder of the final model (weights, config, tokenizer files).
 
     Raises UserError for missing or unsuitable data, a wrong checkpoint folder, arguments that do not fit together, and
-    an output folder that holds a run with other arguments.
+    an output folder that holds a run with other arguments or is another process's. Ends by SystemExit, with its state
+    saved, when it is asked to by a signal (`emu3.training.stopping`).
     """
+    assert training.device  # whose look-up makes the ranks known to each other
+    with ranks.owned_by_first(output_folder(training)), stopping() as stop:
+        return _train(arguments, training, stop)
+
+
+def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping) -> Path:
     output = output_folder(training)
     _check_arguments(arguments, training)
     tokenizer = TextTokenizer.from_pretrained(arguments.tokenizer_path or arguments.model_name_or_path)
@@ -109,14 +120,15 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
     expected = {} if arguments.image_area is None else {"image_area": arguments.image_area}
     check_alike([*train_rows, *eval_rows], expected)
     settings = _settings(arguments, training)
-    _settings_file(output).check(settings)
-    length = {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
-    if (output / FINISHED).is_file() and read_json(output / FINISHED) == length:
+    replace(_settings_file(output), decisive=list(settings)).check(settings)
+    if _is_finished(training, output):
         if training.process_index == 0:
             print(f"{output / FINAL} is finished: nothing to do", flush=True)
         return output / FINAL
 
     checkpoint = _checkpoint(training, output)
+    settings["inputs"] = ranks.on_first(partial(_inputs, arguments))
+    ranks.on_first(partial(_settings_file(output).check, settings))
     if training.deepspeed:
         start_communication(training.device)
     model = _model(arguments, training, checkpoint)
@@ -149,6 +161,7 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
         dropout=arguments.dropout,
         patience=arguments.early_stopping_patience,
         lora=arguments.lora_rank > 0,
+        stop=stop,
     )
     if trainer.is_world_process_zero():
         _settings_file(output).record(settings)
@@ -157,10 +170,45 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
             print(f"{rows.folder}: {len(part)} rows" + (f", dropped {dropped}" if dropped else ""), flush=True)
         print("\n".join(_needed(arguments, training, model.config, train_parts)), flush=True)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stop.acted:
+        end_run(output, stop.number, f"the state after {trainer.saved_steps} steps is saved")
     trainer.save_final(output / FINAL)
     if trainer.is_world_process_zero():
-        write_json(output / FINISHED, length)
+        write_json(output / FINISHED, {VERSION: FORMAT, **_length(training)})
     return output / FINAL
+
+
+def _length(training: TrainingArguments) -> dict[str, float]:
+    return {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
+
+
+def _is_finished(training: TrainingArguments, output: Path) -> bool:
+    """Whether the run of this length has left its model. Raises UserError for one of another length: its schedule has
+    come to its end, and would begin again or jump."""
+    if not (output / FINISHED).is_file() or not (output / FINAL).is_dir():
+        return False
+    found = read_json(output / FINISHED)
+    check_version(output / FINISHED, found, FORMAT)
+    before = {name: found.get(name) for name in _length(training)}
+    if _has_schedule(training):
+        again = f"it is finished; start from {output / FINAL} (--model_name_or_path) in another --output_dir"
+        refuse_differences(output, before, _length(training), again)
+    return before == _length(training)
+
+
+def _has_schedule(training: TrainingArguments) -> bool:
+    """Whether the learning rate is laid out for the run's length."""
+    constant = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+    return SchedulerType(training.lr_scheduler_type) not in constant
+
+
+def _inputs(arguments: SftArguments) -> dict[str, Any]:
+    """Digests of what a run is made from."""
+    folders = [*arguments.train_data, *arguments.eval_data]
+    return {
+        "model": TensorFiles.of(arguments.model_name_or_path).digest(),
+        "data": [sha256_of(Path(folder) / MANIFEST) for folder in folders],
+    }
 
 
 def _model(arguments: SftArguments, training: TrainingArguments, checkpoint: Path | None) -> Emu3ForCausalLM:
@@ -227,6 +275,12 @@ def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> No
         raise UserError("--early_stopping_patience needs --eval_data and --eval_strategy steps")
     if training.eval_strategy != "no" and not arguments.eval_data:
         raise UserError(f"--eval_strategy {training.eval_strategy} needs --eval_data")
+    for item in fields(TrainingArguments):
+        usual = item.default if item.default_factory is MISSING else item.default_factory()
+        if item.name in _WITHOUT_EFFECT and getattr(training, item.name) != usual:
+            raise UserError(
+                f"--{item.name} {getattr(training, item.name)} has no effect on this training: leave it out"
+            )
     resume = training.resume_from_checkpoint
     if resume is not None and not Path(resume).is_dir():
         raise UserError(f"--resume_from_checkpoint {resume} is no folder; left out, the last whole one is taken")
@@ -238,6 +292,12 @@ def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> No
         raise UserError(f"--lr_scheduler_type with --lr_scheduler_kwargs {options}: {error}") from error
 
 
+_WITHOUT_EFFECT = (
+    *("label_smoothing_factor", "label_names", "average_tokens_across_devices", "neftune_noise_alpha"),
+    *("save_only_model", "restore_callback_states_from_checkpoint", "include_for_metrics", "eval_do_concat_batches"),
+)
+"""Flags of the Trainer that its loss, its metrics or its checkpoints would read, which are replaced here."""
+
 _SAME_IN_A_RESUMED_RUN = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "weight_decay"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed"),
@@ -245,20 +305,25 @@ _SAME_IN_A_RESUMED_RUN = (
 
 
 def _settings(arguments: SftArguments, training: TrainingArguments) -> dict[str, Any]:
-    """What has to stay when a run is continued: another length or number of processes may be chosen, another rate
-    would take no effect, since the schedule's comes from the checkpoint."""
+    """What has to stay when a run is continued: another number of processes may be chosen, and another length where the
+    learning rate is constant. Another rate would take no effect, since the schedule's comes from the checkpoint."""
     values = training.to_dict()
     trainer = {name: values[name] for name in _SAME_IN_A_RESUMED_RUN}
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-    return {**asdict(arguments), **trainer, "rows_per_step": rows}
+    schedule = {"schedule_length": _length(training)} if _has_schedule(training) else {}
+    return {**asdict(arguments), **trainer, "rows_per_step": rows, **schedule}
 
 
 def _settings_file(output: Path) -> SettingsFile:
-    """A run continues what lies in its output folder, so that has to be the same run. What a run of an older version did
-    not know yet had its default."""
+    """A run continues what lies in its output folder, so that has to be the same run. What a run of an older version
+    did not know yet had its default."""
     later = {item.name: item.default for item in fields(SftArguments) if item.default is not MISSING}
     return SettingsFile(
-        output / ARGUMENTS, version=FORMAT, remedy="choose another --output_dir", later=later, unknown=("inputs",)
+        output / ARGUMENTS,
+        version=FORMAT,
+        remedy="choose another --output_dir",
+        later=later,
+        unknown=("inputs", "schedule_length"),
     )
 
 

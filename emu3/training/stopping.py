@@ -23,10 +23,12 @@ PATIENCE = 5.0
 
 
 class Stopping:
-    """What was asked of this process. number: of the first signal, 0 before there was one."""
+    """What was asked of this process. number: of the first signal, 0 before there was one. acted: whether the run ends
+    for it."""
 
     def __init__(self) -> None:
         self.number = 0
+        self.acted = False
         self._since = 0.0
 
     def agreed(self) -> int:

@@ -213,7 +213,7 @@ def test_all_that_led_to_a_number_is_in_the_settings(
 ) -> None:
     run(make_data(), tmp_path / "out", seed=3)
     settings = read_settings(tmp_path / "out/predictions.parquet")
-    assert settings == json.loads((tmp_path / "out/settings.json").read_text())
+    assert {"version": 2, **settings} == json.loads((tmp_path / "out/settings.json").read_text())
     assert settings["seed"] == 3 and len(settings["data"]) == 64 and settings["origin"] == "local"
     assert settings["benchmark"]["source"] == "input" and settings["versions"]["pillow"]
 
@@ -229,7 +229,7 @@ def test_newer_libraries_do_not_continue_a_run_but_may_look_at_it(
     inverter.fail_at = None
     run(data, tmp_path / "whole")
     monkeypatch.setattr(evaluate, "versions", lambda: {"python": "4"})
-    with pytest.raises(UserError, match=r"already holds a run with versions\."):
+    with pytest.raises(UserError, match=r"holds a run with versions\."):
         run(data, tmp_path / "half")
     assert len(run(data, tmp_path / "whole")) == 5
 
@@ -242,7 +242,7 @@ def test_two_runs_with_one_folder_are_refused(
     data = make_data()
     run(data, tmp_path / "out")
     before = files(tmp_path / "out")
-    with pytest.raises(UserError, match=f"already holds a run with {option}="):
+    with pytest.raises(UserError, match=f"holds a run with {option}="):
         run(data, tmp_path / "out", **{option: value})
     assert files(tmp_path / "out") == before
 
@@ -251,7 +251,7 @@ def test_other_data_under_the_same_path_are_noticed(
     make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter
 ) -> None:
     run(make_data(rows=4), tmp_path / "out")
-    with pytest.raises(UserError, match="already holds a run with data="):
+    with pytest.raises(UserError, match="holds a run with data="):
         run(make_data(rows=5), tmp_path / "out")
 
 

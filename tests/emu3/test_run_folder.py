@@ -81,8 +81,8 @@ from pathlib import Path
 from emu3.run_folder import owned
 with owned(Path({str(tmp_path)!r})):
     if os.fork() == 0:
+        print("mine", flush=True)
         time.sleep(30)
-    print("mine", flush=True)
     time.sleep(30)
 """
     process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, start_new_session=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from emu3.errors import UserError
-from emu3.report.metrics_file import MetricsFile, Spared, flat, lines_before, read_lines, without_secrets
+from emu3.report.metrics_file import MetricsFile, Spared, lines_before, read_lines, shown_settings
 
 
 def test_resume_drops_the_lines_of_steps_to_come(tmp_path: Path) -> None:
@@ -82,4 +82,4 @@ def test_trouble_with_an_output_is_said_once_and_a_bug_is_not_hidden(capsys: pyt
 
 def test_settings_are_flat_and_without_keys() -> None:
     tree = {"judge": {"url": "http://me:key@a:1/v1,https://b/v1", "model": None}, "steps": 3}
-    assert without_secrets(flat(tree, ".")) == {"judge.url": "http://a:1/v1,https://b/v1", "steps": 3}
+    assert shown_settings(tree) == {"judge.url": "http://a:1/v1,https://b/v1", "steps": 3}

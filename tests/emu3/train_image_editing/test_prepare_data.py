@@ -181,7 +181,8 @@ def test_changed_data_under_the_same_path_is_refused(arguments: PrepareArguments
     pairs.touch()
     assert prepare(arguments) is not None
     pq.write_table(table.set_column(3, "instruction", pa.array([f"make it not {i}" for i in range(10)])), pairs)
-    with pytest.raises(UserError, match=r"was written with data.contents '[0-9a-f]{64}', now it is .*: tokenize into"):
+    message = r'holds a run with data\.contents="[0-9a-f]{64}", this one has data\.contents=.*: tokenize into'
+    with pytest.raises(UserError, match=message):
         prepare(arguments)
 
 

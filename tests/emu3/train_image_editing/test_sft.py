@@ -277,7 +277,10 @@ def test_a_resumed_run_keeps_its_rate(model: Path, train_data: Path, tmp_path: P
     """The schedule comes from the checkpoint, so another --learning_rate would be accepted and have no effect."""
     values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
-    with pytest.raises(UserError, match=r"holds a run with learning_rate .*, not 0.5: choose another --output_dir"):
+    with pytest.raises(
+        UserError,
+        match=r"holds a run with learning_rate=.*, this one has learning_rate=0.5: choose another --output_dir",
+    ):
         sft.train(
             arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **{**values, "learning_rate": 0.5})
         )

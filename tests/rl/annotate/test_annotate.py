@@ -136,7 +136,7 @@ def test_a_judge_that_is_away_ends_the_run(call: Any, judge: StubAnnotator, monk
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cot_key": "other"}, "holds annotations with cot_key='reasoning_verbose', this run has cot_key='other'"),
+        ({"cot_key": "other"}, 'holds a run with cot_key="reasoning_verbose", this one has cot_key="other"'),
         ({"cot_key": "instruction"}, "is a column of the data already"),
         ({"limit": 0}, "at least 1"),
         ({"edited_image_key": "target"}, "no column 'target'"),
@@ -144,9 +144,9 @@ def test_a_judge_that_is_away_ends_the_run(call: Any, judge: StubAnnotator, monk
         ({"judge": {"concurrency": 0}}, "at least 1"),
         (
             {"judge": {"image_format": "png"}},
-            "judge_settings=None, this run has judge_settings={'image_format': 'png'}",
+            r'judge_settings\.image_format=\(not set\), this one has judge_settings\.image_format="png"',
         ),
-        ({"judge": {"temperature": None}}, "this run has judge_settings={'temperature': None}"),
+        ({"judge": {"temperature": None}}, r"this one has judge_settings\.temperature=null"),
     ],
 )
 def test_what_cannot_be_is_one_line(call: Any, settings: dict[str, Any], message: str) -> None:
