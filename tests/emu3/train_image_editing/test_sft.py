@@ -284,8 +284,6 @@ def test_a_resumed_run_keeps_its_rate(model: Path, train_data: Path, tmp_path: P
         sft.train(
             arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **{**values, "learning_rate": 0.5})
         )
-    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **{**values, "max_steps": 3}))
-    assert len(losses(tmp_path)) == 3
 
 
 def test_checkpoints_hold_no_pickle_and_old_ones_go(model: Path, train_data: Path, tmp_path: Path) -> None:
@@ -432,7 +430,12 @@ def test_the_head_in_chunks_gives_the_loss_and_gradients_of_all_logits(model: Pa
 
 def test_a_run_of_an_older_version_goes_on(model: Path, train_data: Path, tmp_path: Path) -> None:
     """Settings that it did not know had the values that are their defaults now."""
-    values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    values: dict[str, Any] = {
+        "max_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "lr_scheduler_type": "constant",
+    }
     sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
     stored = read_json(tmp_path / sft.ARGUMENTS)
     new = ("dropout", "lora_rank", "lora_alpha", "early_stopping_patience")
