@@ -49,10 +49,10 @@ def launch(ranks: int, module: str, arguments: list[str]) -> int:
     try:
         run(parse_args([*where, *handled, "--nproc-per-node", str(ranks), "-m", module, *arguments]))
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
         if failure.exitcode < 0 and not forwarded:
             name = signal.Signals(-failure.exitcode).name
-            who = f"rank {failure.global_rank}, process {failure.pid}"
+            who = f"rank {rank}, process {failure.pid}"
             print(f"error: {who}, was ended by {name}{_hint(name)}", file=sys.stderr)
         if forwarded:
             return 128 + forwarded[0]
