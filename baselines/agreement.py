@@ -10,6 +10,10 @@ ids occur in several; several ratings of one edit are averaged. Other column nam
 Their scale is their own: ratings are correlated with scores, never subtracted.
 The paper's check against the ratings of AURORA-Bench is this one per source, with `--part sc` for its second line.
 
+Scores of several models are compared three times: all pairs alike, within each model, and by the models' means. The
+first is high already where both sides know which model is better; whether a judge tells good edits of one model from
+bad ones is the second. Intervals draw all models' edits of a sample together.
+
 Only samples that both sides have a score for are compared. `--subset N` fixes the same N of them for every comparison,
 by a hash of their ids. Writes agreement.json and agreement.md: over all, per benchmark, per source, each with n, the
 correlations, the mean difference with its interval, and the share of equal scores.
@@ -36,6 +40,7 @@ from baselines.tables.statistics import (
     CORRELATION_RESAMPLES,
     Correlation,
     Interval,
+    Level,
     add_resampling_flags,
     correlations,
     mean_interval,
@@ -68,8 +73,9 @@ class RatingColumns:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two sides on one group of samples. difference: mean of first minus second; equal: share of scores within `EQUAL`
-    of each other. Both are None against people, whose scale is their own."""
+    """Two sides on one group of samples. n: pairs, or models where their means are compared. difference: mean of first
+    minus second; equal: share of scores within `EQUAL` of each other. Both are None against people, whose scale is
+    their own, and in the comparisons within and between models."""
 
     group: str
     n: int
@@ -113,8 +119,11 @@ def run(
     pairs = {key: (values[key], second[key]) for key in keys}
     groups = _groups([first[key] for key in keys])
     found = [
-        _agreement(name, [pairs[_key(score)] for score in members], other is not None, resamples, seed)
+        agreement
         for name, members in groups.items()
+        for agreement in _agreements(
+            name, [(_key(score), *pairs[_key(score)]) for score in members], other is not None, resamples, seed
+        )
     ]
     names = [_name(scores), _name(other) if other is not None else f"people, {ratings}"]
     sides = {"first": names[0], "second": names[1], "part": part or "score", "resamples": resamples, "seed": seed}
@@ -207,16 +216,31 @@ def _ratings(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
-def _agreement(name: str, pairs: Sequence[tuple[Any, Any]], one_scale: bool, resamples: int, seed: int) -> Agreement:
-    one, other = np.array(pairs, dtype=np.float64).T
-    return Agreement(
+def _agreements(
+    name: str, pairs: Sequence[tuple[EditKey, Any, Any]], one_scale: bool, resamples: int, seed: int
+) -> list[Agreement]:
+    """The group's agreement over all pairs and, where it has several models, within and between them."""
+    one, other = np.array([pair[1:] for pair in pairs], dtype=np.float64).T
+    models = [key.model for key, *_ in pairs]
+    samples = [(key.benchmark, key.id) for key, *_ in pairs]
+
+    def coefficients(level: Level) -> list[Correlation]:
+        return correlations(one, other, models=models, level=level, clusters=samples, resamples=resamples, seed=seed)
+
+    interval = mean_interval(one - other, clusters=samples, resamples=resamples, seed=seed)
+    whole = Agreement(
         group=name,
         n=len(pairs),
         difference=float((one - other).mean()) if one_scale else None,
-        difference_ci95=mean_interval(one - other, seed=seed) if one_scale else None,
+        difference_ci95=interval if one_scale else None,
         equal=float((np.abs(one - other) <= EQUAL).mean()) if one_scale else None,
-        correlations=correlations(one, other, resamples=resamples, seed=seed),
+        correlations=coefficients("pooled"),
     )
+    if len(set(models)) < 2:
+        return [whole]
+    within = Agreement(f"{name}, within models", len(pairs), None, None, None, coefficients("within"))
+    between = Agreement(f"{name}, means of models", len(set(models)), None, None, None, coefficients("system"))
+    return [whole, within, between]
 
 
 def _grid(found: Sequence[Agreement], names: Sequence[str], part: str | None) -> Grid:

@@ -85,6 +85,29 @@ class ObjectiveConfig:
     importance_cap: float | None = setting(
         "bound on the weight that makes up for the sampler's arithmetic; none: no such weight", None, above=0
     )
+    kl_gradient: Literal["policy", "reference"] | None = setting(
+        "`reference`: k3 as published, whose gradient is that of KL(reference || policy); `policy`: k3 weighed by the "
+        "ratio, with the gradient of KL(policy || reference); none: the preset's own choice",
+        None,
+    )
+    constant_groups: Literal["drop", "keep"] | None = setting(
+        "whether a group of equal scores keeps its KL term and its place in the count of tokens; none: the preset's own "
+        "choice",
+        None,
+    )
+    min_known: int | None = setting(
+        "members of a group that must have a score, at least, for the group to prefer anything; none: the preset's own "
+        "choice",
+        None,
+        least=2,
+    )
+    min_std: float | None = setting(
+        "floor of a group's standard deviation; none: the preset's own choice",
+        None,
+        least=0,
+        most=10,
+        unit="points of the reward",
+    )
 
     @property
     def scheme(self) -> Literal["grammar", "split"]:
@@ -99,7 +122,37 @@ class ObjectiveConfig:
     @property
     def drop_constant(self) -> bool:
         """Whether a group of equal scores is left out of the loss and of its count of tokens."""
+        if self.constant_groups is not None:
+            return self.constant_groups == "drop"
         return self.preset in ("corrected", "dapo")
+
+    @property
+    def as_printed(self) -> bool:
+        """Whether the preset keeps to EARL's code or print in what it leaves open here."""
+        return self.preset in ("paper", "grpo")
+
+    @property
+    def weighs_kl(self) -> bool:
+        """Whether the KL term has the ratio as a weight."""
+        return not self.as_printed if self.kl_gradient is None else self.kl_gradient == "policy"
+
+    @property
+    def clip_bounds(self) -> tuple[float, float]:
+        """Lowest and highest ratio that is not clipped."""
+        if self.preset == "paper":
+            return 0.0, math.inf
+        return 1 - self.clip, 1 + (self.clip_high if self.preset == "dapo" else self.clip)
+
+    def least_known(self, group_size: int) -> int:
+        """Scores that a group must have: two as published, else half of its members."""
+        if self.min_known is not None:
+            return self.min_known
+        return 2 if self.as_printed else max(2, group_size // 2)
+
+    @property
+    def std_floor(self) -> float:
+        """In points of the reward. 0 as published; else what one of 8 has that is next to the others' VIEScore."""
+        return self.min_std if self.min_std is not None else 0.0 if self.as_printed else 0.05
 
 
 @dataclass(frozen=True)
@@ -243,6 +296,16 @@ def check_config(config: Config) -> None:
         )
     if not config.reward.viescore + config.reward.groundscore:
         raise UserError("reward.viescore and reward.groundscore: expected one of the two weights above 0")
+    if config.objective.preset == "paper" and config.objective.importance_cap is not None:
+        raise UserError(
+            "objective.importance_cap does not go with objective.preset=paper: it scores forced tokens, which the "
+            "sampler did not draw; take it out, or choose another preset"
+        )
+    if (config.objective.min_known or 2) > config.rollout.group_size:
+        raise UserError(
+            f"objective.min_known is {config.objective.min_known}, more than rollout.group_size="
+            f"{config.rollout.group_size}: no group could prefer anything"
+        )
     compute = config.compute
     if compute.offload_optimizer and not compute.zero:
         raise UserError("compute.offload_optimizer needs compute.zero=2 or 3")

@@ -27,6 +27,8 @@ from rl.config import Config, check_config, with_home
 
 FORMAT = 2
 """Of a run's config.json; 1 had no version."""
+BEFORE_FORMAT_2 = {"objective.kl_gradient": "reference", "objective.min_known": 2, "objective.min_std": 0.0}
+"""What runs computed before there were these keys, whose defaults are other ones."""
 RENAMED = {"watch.pictures_every": "watch.images_every"}
 """Keys under their names of before, which are still read."""
 DECISIVE = ("model", "vision", "tokenizer", "seed", "data", "rollout", "objective", "optimizer", "lora", "reward")
@@ -113,7 +115,7 @@ def _file(path: Path) -> SettingsFile:
         remedy="choose another run_name, or the old value to continue that run",
         decisive=(*DECISIVE, "inputs.model", "inputs.vision", "inputs.tokenizer", "inputs.data"),
         said=said,
-        later=flat(_defaults(Config)),
+        later={**flat(_defaults(Config)), **BEFORE_FORMAT_2},
         unknown=("inputs",),
     )
 

@@ -23,8 +23,9 @@ class Prompts:
     """Endless prompts over datasets of edits.
 
     sets: the datasets. max_positions: of the model; rows whose prompt and longest completion do not fit are left out
-    and counted in `dropped`. targets: whether prompts carry the dataset's own edit. Raises UserError if a set is
-    missing, malformed, has no row that fits, or one without the edit that is asked for."""
+    and counted in `dropped`. largest_grid: codes of the largest image among the others. targets: whether prompts carry
+    the dataset's own edit. Raises UserError if a set is missing, malformed, has no row that fits, or one without the
+    edit that is asked for."""
 
     def __init__(
         self,
@@ -55,6 +56,9 @@ class Prompts:
         self._fitting = fitting
         self._targets = targets
         self.dropped = sum(map(len, self.sets)) - sum(map(len, fitting))
+        self.largest_grid = max(
+            rows[index].source.size for rows, kept in zip(self.sets, fitting, strict=True) for index in kept
+        )
         self._mixture = Mixture([len(kept) for kept in fitting], data.coefficients, seed)
 
     def take(self, position: int, count: int) -> list[Prompt]:

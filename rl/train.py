@@ -46,10 +46,10 @@ from emu3.training import ranks as all_ranks
 from emu3.training.state import WRITE_ERRORS
 from emu3.training.stopping import Stopping, end_run, stopping
 from rl import checkpoint
-from rl.config import Config
+from rl.config import Config, ObjectiveConfig
 from rl.config_file import load_config, record_config
 from rl.logprobs import Batch, pack
-from rl.losses import OBJECTIVES, Tokens, Totals, constant_groups, group_advantages, k3
+from rl.losses import OBJECTIVES, Tokens, Totals, constant_groups, group_advantages, k3, outside_clip
 from rl.prompts import Prompts
 from rl.reward.counters import judge_metrics
 from rl.reward.scorer import Scorer
@@ -99,6 +99,8 @@ def _train(
         config.seed,
         targets=config.reward.groundscore > 0,
     )
+    least_known = config.objective.least_known(group_size)
+    longest = config.rollout.think_tokens + prompts.largest_grid
     vision = all_ranks.on_first(partial(weights_digest, config.vision))
     check_alike(prompts.sets, {"vision_sha256": vision})
     announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
@@ -176,7 +178,7 @@ def _train(
             # What has no score is unknown, not bad: it is masked.
             values = [outcome.value if isinstance(outcome, Score) else torch.nan for outcome in outcomes]
             rewards_P_G = torch.tensor(values, dtype=torch.float64).view(len(prompts_P), group_size)
-            constant_P = constant_groups(rewards_P_G)
+            constant_P = constant_groups(rewards_P_G, least_known)
             for group, is_constant in enumerate(constant_P.tolist()):
                 if config.rollout.rounds == 1 or not is_constant:
                     episodes += sampled[group * group_size : (group + 1) * group_size]
@@ -197,12 +199,14 @@ def _train(
                 torch.stack(rewards) if rewards else torch.empty(0, group_size, dtype=torch.float64),
                 drop_constant=config.objective.drop_constant,
                 divide_by_std=config.objective.divide_by_std,
+                min_known=least_known,
+                min_std=config.objective.std_floor,
             )
             chosen = trained_P_G.flatten().nonzero().flatten().tolist()
             rows = [(episodes[index].prompt, episodes[index].rollout) for index in chosen]
             advantages = advantages_P_G.flatten()[chosen].float()
             assert filler is not None
-            update = _update(config, accelerator, trainer, reference, rows, advantages, lr, filler, timer)
+            update = _update(config, accelerator, trainer, reference, rows, advantages, longest, lr, filler, timer)
         with timer.phase("sync"):
             engine.sync()
         position += taken
@@ -264,12 +268,14 @@ def _update(
     reference: Reference | None,
     rows: list[tuple[Prompt, Rollout]],
     advantages: Tensor,
+    longest: int,
     lr: float,
     filler: tuple[Prompt, Rollout],
     timer: Timer,
 ) -> dict[str, float | None]:
     """Train on this rank's rollouts, one advantage each. The metrics are those of the first optimizer step,
-    but for `clip_share`: that of the last. filler: any rollout, for passes that only keep step with other ranks."""
+    but for `clip_share`: that of the last. longest: scored tokens of a completion at most. filler: any rollout, for
+    passes that only keep step with other ranks."""
     objective, device = config.objective, accelerator.device
     size = config.compute.micro_batch
     batches: list[Batch] = []
@@ -284,13 +290,13 @@ def _update(
     own_counts = torch.tensor(own, device=device)
     tokens, codes, completions = accelerator.reduce(own_counts, reduction="sum").tolist()
     if tokens == 0:  # no group prefers anything; a step would only follow the optimizer's old momentum
-        unknown = ("loss", "kl", "entropy", "logprob_gap", "mismatch_kl", "clip_share", "grad_norm")
+        entropies = ("entropy", "entropy_codes", "entropy_text")
+        unknown = ("loss", "kl", *entropies, "logprob_gap", "mismatch_kl", "clip_share", "grad_norm")
         return {**dict.fromkeys(unknown), "trained_tokens": 0}
-    longest = torch.stack([length_N.max() for length_N in lengths_N] or [own_counts.new_zeros(())]).max()
     totals = Totals(
         tokens=tokens,
         completions=completions,
-        longest=accelerator.gather(longest[None]).max().item(),
+        longest=longest,
         rank_tokens=own_counts[0].item() * accelerator.num_processes,
     )
 
@@ -305,7 +311,7 @@ def _update(
     old: list[Tensor] = []
     metrics: dict[str, float | None] = {}
     for update in range(objective.updates):
-        sums = torch.zeros(6, device=device)
+        sums = torch.zeros(7, device=device)
         for index, batch in enumerate(batches):
             logprobs_N, entropy_N = trainer.score(batch)
             last = index + 1 == len(batches)
@@ -319,20 +325,22 @@ def _update(
             )
             loss = OBJECTIVES[objective.preset](part, totals, objective)
             trainer.backward(loss, last=last)
-            sums += _sums(loss, part, entropy_N, batch.codes, objective.clip)
+            sums += _sums(loss, part, entropy_N, batch.codes, objective)
         norm = trainer.step(lr)
         if not math.isfinite(norm):
             raise UserError(
                 f"the gradient's norm is {norm}: the run diverged; start a new one with a lower optimizer.lr"
             )
-        loss_sum, kl_sum, entropy_sum, gap_sum, mismatch_sum, clipped = accelerator.reduce(
+        loss_sum, kl_sum, code_entropy, text_entropy, gap_sum, mismatch_sum, clipped = accelerator.reduce(
             sums, reduction="sum"
         ).tolist()
         if update == 0:
             metrics = {
                 "loss": loss_sum,
                 "kl": kl_sum / tokens if reference is not None else None,
-                "entropy": entropy_sum / tokens,
+                "entropy": (code_entropy + text_entropy) / tokens,
+                "entropy_codes": code_entropy / codes,
+                "entropy_text": text_entropy / (tokens - codes) if tokens > codes else None,
                 "logprob_gap": gap_sum / codes,
                 "mismatch_kl": mismatch_sum / codes,
                 "grad_norm": norm,
@@ -348,16 +356,16 @@ def _update(
 
 
 @torch.no_grad()
-def _sums(loss: Tensor, part: Tokens, entropy_N: Tensor, codes: int, clip: float) -> Tensor:
-    """Over tokens, summed: loss, KL, entropy, distance to the sampler's log-probabilities, KL from it, and how many
-    ratios are outside the clip: (6,)."""
+def _sums(loss: Tensor, part: Tokens, entropy_N: Tensor, codes: int, objective: ObjectiveConfig) -> Tensor:
+    """Over tokens, summed: loss, KL, entropy of codes, entropy of the others, distance to the sampler's
+    log-probabilities, KL from it, and how many ratios are outside the preset's clip: (7,)."""
     logprobs_N = part.logprobs_N
     kl_N = torch.zeros_like(logprobs_N) if part.reference_N is None else k3(logprobs_N, part.reference_N)
     # Over codes: what the paper's scheme scores besides, it scores under another distribution than the sampler.
     ours_N, sampled_N = logprobs_N[:codes], part.sampled_N[:codes]
-    outside = ((logprobs_N - part.old_N).exp() - 1).abs() > clip
     gap, mismatch = (ours_N - sampled_N).abs().sum(), k3(sampled_N, ours_N).sum()
-    return torch.stack([loss.detach(), kl_N.sum(), entropy_N.sum(), gap, mismatch, outside.sum()])
+    entropies = [entropy_N[:codes].sum(), entropy_N[codes:].sum()]
+    return torch.stack([loss.detach(), kl_N.sum(), *entropies, gap, mismatch, outside_clip(part, objective).sum()])
 
 
 def start_ranks(config: Config) -> Accelerator:

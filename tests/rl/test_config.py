@@ -45,6 +45,9 @@ def test_defaults_and_overrides(minimal: Path) -> None:
         ("data.sets=[1]", ["data.sets[0]", "str"]),
         ("judge=7", ["judge"]),
         ("rollout.group_size=1", ["rollout.group_size", "at least 2"]),
+        ("objective.min_known=1", ["objective.min_known", "at least 2"]),
+        ("objective.min_known=99", ["objective.min_known", "rollout.group_size"]),
+        ("objective.min_std=-1", ["objective.min_std", "at least 0"]),
         ("seed=-1", ["seed", "at least 0"]),
         ("judge.pauses=-1", ["judge.pauses", "at least 0"]),
         ("optimizer.lr=0", ["optimizer.lr", "more than 0"]),
@@ -61,6 +64,13 @@ def test_wrong_key_type_or_value_is_named(minimal: Path, override: str, words: l
         load_config(minimal, ["steps=3", override] if override == "steps.more=1" else [override])
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
+
+
+def test_importance_weights_and_the_published_objective(minimal: Path) -> None:
+    """`paper` scores forced tokens, to which the sampler gave no probability: the weight was that of the whole text
+    vocabulary."""
+    with pytest.raises(UserError, match="importance_cap does not go with"):
+        load_config(minimal, ["objective.preset=paper", "objective.importance_cap=2"])
 
 
 def test_missing_file_key_and_broken_jsonnet(tmp_path: Path) -> None:

@@ -76,12 +76,16 @@ def test_shards_are_read_and_a_folder_goes_on(old: Path) -> None:
     assert shard.read_bytes() == before
 
 
+OLD = {"kl_gradient": "reference", "min_known": 2, "min_std": 0.0}
+"""The objective of that commit in the words of this one."""
+
+
 def rl_config(**changes: Any) -> Any:
     return build_config(
         {
             "run_name": "rl", "output_dir": ".", "model": "world/model", "vision": "world/vision",
             "data": {"sets": ["world/data"]}, "judge": {"base_url": "http://stub/v1"}, "steps": 2, "save_every": 1,
-            "rollout": {"prompts_per_step": 2, "group_size": 4}, "objective": {"kl": 0.01}, "optimizer": {"lr": 3e-3},
+            "rollout": {"prompts_per_step": 2, "group_size": 4}, "objective": {"kl": 0.01, **OLD}, "optimizer": {"lr": 3e-3},
             "lora": {"rank": 1, "alpha": 1.0}, "compute": {"micro_batch": 5}, **changes,
         }
     )  # fmt: skip
@@ -96,9 +100,19 @@ def test_rl_goes_on(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line["step"] for line in lines] == [0, 1]
     note = json.loads((old / "rl/config.json").read_text())
     assert note["version"] == 2 and len(note["inputs"]["model"]) == 64
+    write_old(old / "rl/config.json")
+    with pytest.raises(UserError, match=r'objective.kl_gradient="reference", this one has objective.kl_gradient=null'):
+        config = rl_config(objective={"kl": 0.01})
+        train(config, Accelerator(cpu=True), ImageCodec(StillVQ.from_pretrained(config.vision)), StubScorer())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="holds a run with seed=0, this one has seed=1"):
         config = rl_config(seed=1)
         train(config, Accelerator(cpu=True), ImageCodec(StillVQ.from_pretrained(config.vision)), StubScorer())  # type: ignore[arg-type]
+
+
+def write_old(path: Path) -> None:
+    """The file as it was in the archive."""
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        path.write_bytes(archive.read("rl/config.json"))
 
 
 def test_sft_goes_on(old: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,3 +49,22 @@ def test_constant_groups(drop: bool) -> None:
     assert advantages[:3].tolist() == [[0.0] * 3] * 3
     assert trained[:3].tolist() == ([[False] * 3] * 3 if drop else [[True] * 3, [True, False, False], [False] * 3])
     assert trained[3].all()
+
+
+def test_a_group_of_which_too_little_is_known_prefers_nothing() -> None:
+    """Two scores of eight made advantages of +-1, as a whole group's are."""
+    rewards = torch.tensor([[2.0, 8.0, NAN, NAN], [2.0, 8.0, 5.0, NAN]], dtype=torch.float64)
+    assert constant_groups(rewards, min_known=3).tolist() == [True, False]
+    advantages, trained = group_advantages(rewards, drop_constant=True, min_known=3)
+    assert advantages[0].tolist() == [0.0] * 4
+    assert trained.tolist() == [[False] * 4, [True, True, True, False]]
+
+
+def test_a_difference_that_no_judge_can_mean_stays_small() -> None:
+    """Two scores 0.001 apart give +-0.83 without a floor; a group whose std is above the floor is as without it."""
+    rewards = torch.tensor([[5.0, 5.001], [4.0, 6.0]], dtype=torch.float64)
+    bare, _ = group_advantages(rewards, drop_constant=True)
+    floored, _ = group_advantages(rewards, drop_constant=True, min_std=0.1)
+    assert bare[0, 1].item() == pytest.approx(0.0005 / 0.0006)
+    assert floored[0, 1].item() == pytest.approx(0.0005 / 0.1001)
+    assert floored[1].tolist() == bare[1].tolist()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rl.config import ObjectiveConfig
-from rl.losses import OBJECTIVES, Tokens, Totals, corrected, k3, paper
+from rl.losses import OBJECTIVES, Tokens, Totals, corrected, k3, outside_clip, paper
 
 LENGTHS = torch.tensor([9, 3, 6, 1])
 
@@ -57,7 +57,7 @@ def trl_loss(
     trainer = pytest.importorskip("trl").GRPOTrainer
     stub = SimpleNamespace(
         model=SimpleNamespace(training=False),
-        args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
+        args=SimpleNamespace(use_bias_correction_kl=kind != "grpo", delta=None),
         accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, **_: x),
         _metrics=defaultdict(lambda: defaultdict(list)),
         _get_per_token_logps_and_entropies=lambda *_, **__: (values["logprobs"], torch.zeros_like(mask), None),
@@ -116,7 +116,7 @@ def test_corrected_written_out() -> None:
     for new, before, frozen, advantage in zip(*rows, strict=True):
         ratio = math.exp(new - before)
         gain = min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
-        expected += -gain + 0.01 * (math.exp(frozen - new) - 1 - (frozen - new))
+        expected += -gain + 0.01 * ratio * (math.exp(frozen - new) - 1 - (frozen - new))
     assert loss_of("corrected", values, torch.ones(1, 40), kl=0.01).item() == pytest.approx(expected / 40, rel=1e-12)
 
 
@@ -177,6 +177,49 @@ def test_k3_is_an_unbiased_estimate_of_the_kl() -> None:
     reference = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     estimate = (policy * k3(policy.log(), reference.log())).sum()
     assert estimate.item() == pytest.approx((policy * (policy / reference).log()).sum().item())
+
+
+@pytest.mark.parametrize("kl_gradient", ["policy", "reference"])
+def test_which_kl_the_gradient_is_of(kl_gradient: str) -> None:
+    """The mean gradient over all tokens, each as often as the policy that sampled draws it. Weighed by the ratio it is
+    that of KL(policy || reference), also after the policy has moved; as published, that of KL(reference || policy), and
+    only where the policy has not moved."""
+    logits = torch.tensor([0.3, -0.4, 1.1, 0.2], dtype=torch.float64, requires_grad=True)
+    logprobs = logits.log_softmax(0)
+    reference = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    moved = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    for old in [logprobs.detach().exp(), *([moved] if kl_gradient == "policy" else [])]:
+        nothing = torch.zeros(4, dtype=torch.float64)
+        tokens = Tokens(logprobs, old.log(), old.log(), reference.log(), nothing, torch.ones(4))
+        config = ObjectiveConfig(kl=1.0, clip=1e9, kl_gradient=kl_gradient)  # type: ignore[arg-type]
+        per_token = [
+            torch.autograd.grad(
+                corrected(Tokens(*(value[i : i + 1] for value in vars(tokens).values())), Totals(1, 1, 1, 1), config),
+                logits,
+                retain_graph=True,
+            )[0]
+            for i in range(4)
+        ]
+        policy = logprobs.exp()
+        ways = {
+            "policy": (policy * (logprobs - reference.log())).sum(),
+            "reference": (reference * (reference.log() - logprobs)).sum(),
+        }
+        (expected,) = torch.autograd.grad(ways[kl_gradient], logits, retain_graph=True)
+        found = torch.stack([weight * gradient for weight, gradient in zip(old, per_token, strict=True)]).sum(0)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [("corrected", [True, False, True]), ("dapo", [True, False, False]), ("paper", [False, False, False])],
+)
+def test_what_counts_as_clipped_is_what_the_preset_clips(preset: str, expected: list[bool]) -> None:
+    """`clip_share` counted `dapo`'s ratios between 1.2 and 1.28 as clipped, and `paper`'s, which has no clip."""
+    ratios = torch.tensor([0.7, 1.1, 1.25]).log()
+    nothing = torch.zeros(3)
+    tokens = Tokens(ratios, nothing, nothing, None, nothing, nothing)
+    assert outside_clip(tokens, ObjectiveConfig(preset=preset)).tolist() == expected  # type: ignore[arg-type]
 
 
 def test_a_rank_without_a_reference_has_no_kl_term() -> None:

@@ -37,16 +37,23 @@ def assert_same_curves(one: list[dict[str, Any]], other: list[dict[str, Any]], t
             assert first[key] == pytest.approx(second[key], rel=tolerance, abs=tolerance / 100), (first["step"], key)
 
 
-@pytest.mark.parametrize("preset", ["corrected", "paper"])
-def test_golden_trajectory(make_config: Any, run: Any, preset: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [
+        ("corrected", {"preset": "corrected"}),
+        ("corrected, k3 as published", {"preset": "corrected", "kl_gradient": "reference"}),
+        ("paper", {"preset": "paper"}),
+    ],
+)
+def test_golden_trajectory(make_config: Any, run: Any, name: str, objective: dict[str, str]) -> None:
     """Guards every number of the step at once: a change that should not move training must not move this.
 
     The tolerance is 1%. Float32 on another CPU moves log-probabilities by about 1e-6, which matters only where a
     pixel of a decoded image then rounds to its neighbour: that moves a reward by 1/3000 and, advantages being
     divided by a group's std of about 0.1, a gradient by 0.3%. A wrong coefficient, sign or mask moves tens of percent.
     """
-    lines = run(make_config(steps=4, objective={"preset": preset, "kl": 0.1}, optimizer={"lr": 1e-2}))
-    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))[preset]
+    lines = run(make_config(steps=4, objective={**objective, "kl": 0.1}, optimizer={"lr": 1e-2}))
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))[name]
     assert_same_curves(lines, golden, 1e-2)
 
 
