@@ -20,6 +20,8 @@ from typing import NoReturn
 
 DISK_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class UserError(Exception):
     """Bad input. The message is one line: what is wrong, in which file or option, and what to do."""
@@ -50,9 +52,14 @@ def run_main(main: Callable[[], None]) -> None:
     except UserError as error:
         _end(str(error))
     except OSError as error:
-        if error.errno not in DISK_TROUBLE or error.filename is None:
+        if error.errno not in DISK_TROUBLE or (error.filename is None and error.errno not in DISK_FULL):
             raise
-        _end(f"{error.filename}: {error.strerror}")
+        _end(f"{error.filename or 'the disk of the output'}: {error.strerror}")
+    except Exception as error:
+        # safetensors says what the system said, in words; it is not imported for that.
+        if type(error).__name__ != "SafetensorError" or not any(f"os error {code}" in str(error) for code in DISK_FULL):
+            raise
+        _end(f"the disk of the output: {one_line(error)}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

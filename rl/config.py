@@ -91,13 +91,13 @@ class ObjectiveConfig:
         None,
     )
     constant_groups: Literal["drop", "keep"] | None = setting(
-        "whether a group of equal scores keeps its KL term and its place in the count of tokens; none: the preset's own "
-        "choice",
+        "whether a group of equal scores keeps its KL term and its place in the count of tokens; none: the preset's "
+        "own choice",
         None,
     )
     min_known: int | None = setting(
-        "members of a group that must have a score, at least, for the group to prefer anything; none: the preset's own "
-        "choice",
+        "members of a group that must have a score, at least, for the group to prefer anything; none: the preset's "
+        "own choice",
         None,
         least=2,
     )

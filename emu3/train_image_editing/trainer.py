@@ -43,6 +43,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from emu3.errors import UserError, one_line
 from emu3.files import read_json, whole_folder, write_json
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.report.metrics_file import Spared
 from emu3.train_image_editing.metrics import MetricsLog, output_folder
 from emu3.train_image_editing.objective import Dropout, TargetLosses, mean_per_row, weighted_sum
 from emu3.training import ranks
@@ -95,6 +96,11 @@ class EditTrainer(Trainer):
         self._tokens, self._steps, self._seconds, self._since = 0, 0, 0.0, time.perf_counter()
         for noisy in (ProgressCallback, PrinterCallback):
             self.remove_callback(noisy)
+        spared = Spared()
+        self.callback_handler.callbacks = [
+            SparedTracker(callback, spared) if "integration" in type(callback).__module__ else callback
+            for callback in self.callback_handler.callbacks
+        ]
         self.add_callback(MetricsLog())
         if patience is not None:
             self.add_callback(StopOnPlateau(patience))
@@ -309,6 +315,24 @@ class EditTrainer(Trainer):
             save_optimizer(folder, self.language_model, cast(torch.optim.Optimizer, self.optimizer))
         if folder is not None:
             write_json(folder / SCHEDULE, _schedule(self.lr_scheduler).state_dict())
+
+
+class SparedTracker(TrainerCallback):
+    """A tracker of transformers' (`--report_to`), whose troubles during training cost its curves alone."""
+
+    def __init__(self, tracker: TrainerCallback, spared: Spared) -> None:
+        self._tracker, self._spared = tracker, spared
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("on_") or name == "on_init_end":
+            return super().__getattribute__(name)
+        event = getattr(self._tracker, name)
+
+        def call(*arguments: Any, **options: Any) -> None:
+            with self._spared.output(f"line in {type(self._tracker).__name__.removesuffix('Callback')}", Exception):
+                event(*arguments, **options)
+
+        return call
 
 
 class SaveAndStop(TrainerCallback):

@@ -85,7 +85,8 @@ def rl_config(**changes: Any) -> Any:
         {
             "run_name": "rl", "output_dir": ".", "model": "world/model", "vision": "world/vision",
             "data": {"sets": ["world/data"]}, "judge": {"base_url": "http://stub/v1"}, "steps": 2, "save_every": 1,
-            "rollout": {"prompts_per_step": 2, "group_size": 4}, "objective": {"kl": 0.01, **OLD}, "optimizer": {"lr": 3e-3},
+            "rollout": {"prompts_per_step": 2, "group_size": 4}, "objective": {"kl": 0.01, **OLD},
+            "optimizer": {"lr": 3e-3},
             "lora": {"rank": 1, "alpha": 1.0}, "compute": {"micro_batch": 5}, **changes,
         }
     )  # fmt: skip
