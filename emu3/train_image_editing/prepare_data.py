@@ -22,6 +22,7 @@ import torch
 
 from emu3.errors import UserError, run_main
 from emu3.run_folder import owned
+from emu3.settings import setting
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
@@ -59,13 +60,8 @@ class PrepareArguments(WorkerArguments):
     task_key: str | None = _option(None, "column of the kind of edit")
     source: Literal["HF", "local"] = _option("HF", "where the dataset is")
     split: str | None = _option(None, "files whose path names it; default: train on the Hub, all of a folder")
-    random_seed: int | None = _option(None, "--limit takes rows at random by this seed; default: the first")
-    limit: int | None = _option(None, "use this many rows at most")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.limit is not None and self.limit < 1:
-            raise UserError("--limit must be at least 1")
+    random_seed: int | None = setting("--limit takes rows at random by this seed; default: the first", None, least=0)
+    limit: int | None = setting("use this many rows at most", None, least=1)
 
 
 def prepare(arguments: PrepareArguments) -> dict[str, Any] | None:

@@ -39,6 +39,7 @@ from emu3.files import read_json, sha256_of, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.run_folder import VERSION, SettingsFile, check_version, refuse_differences
+from emu3.settings import check_numbers, setting
 from emu3.tensor_files import TensorFiles
 from emu3.train_image_editing.commands import parse_flags
 from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows, Mixture
@@ -64,39 +65,37 @@ class SftArguments:
     model_name_or_path: str = field(metadata={"help": "checkpoint folder to start from"})
     train_data: list[str] = field(metadata={"help": "folders written by prepare_data"})
     eval_data: list[str] = field(default_factory=list, metadata={"help": "folders for the evaluation loss"})
-    coefficients: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "share of each training set, above 1 repeats; left out: smaller sets are upsampled to the largest"
-        },
+    coefficients: list[float] | None = setting(
+        "share of each training set, above 1 repeats; left out: smaller sets are upsampled to the largest",
+        None,
+        above=0,
+        most=1e6,
     )
     cot_keys: list[str] = field(default_factory=list, metadata={"help": "train to reason first, with these texts"})
-    changed_token_weight: float = field(
-        default=1.0, metadata={"help": "loss weight of target codes that differ from the source"}
+    changed_token_weight: float = setting(
+        "loss weight of target codes that differ from the source", 1.0, above=0, most=1e6
     )
-    prompt_token_weight: float = field(
-        default=0.0, metadata={"help": "loss weight of the prompt's tokens; 0: loss on the target only"}
+    prompt_token_weight: float = setting(
+        "loss weight of the prompt's tokens; 0: loss on the target only", 0.0, least=0, most=1e6
     )
-    dropout: float = field(
-        default=0.0,
-        metadata={
-            "help": "rate on embeddings, attention and both branches of each layer; the published models had 0.1"
-        },
+    dropout: float = setting(
+        "rate on embeddings, attention and both branches of each layer; the published models had 0.1",
+        0.0,
+        least=0,
+        below=1,
     )
-    lora_rank: int = field(default=0, metadata={"help": "train adapters of this rank alone; 0: all weights"})
-    lora_alpha: float = field(default=64.0, metadata={"help": "adapters are scaled by alpha / rank"})
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "end after this many evaluations without a smaller loss; default: do not"}
+    lora_rank: int = setting("train adapters of this rank alone; 0: all weights", 0, least=0, most=65536)
+    lora_alpha: float = setting("adapters are scaled by alpha / rank", 64.0, above=0, most=1e6)
+    early_stopping_patience: int | None = setting(
+        "end after this many evaluations without a smaller loss; default: do not", None, least=1
     )
     tokenizer_path: str | None = field(default=None, metadata={"help": "text tokenizer folder; default: the model's"})
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "sdpa, eager (faster for short sequences on a CPU), flash_attention_2, ..."}
     )
-    max_position_embeddings: int | None = field(
-        default=None, metadata={"help": "longest sequence in tokens; default: the model's"}
-    )
-    image_area: int | None = field(default=None, metadata={"help": "refuse data of another image area"})
-    validation_size: int | None = field(default=None, metadata={"help": "evaluate on this many random rows"})
+    max_position_embeddings: int | None = setting("longest sequence in tokens; default: the model's", None, least=1)
+    image_area: int | None = setting("refuse data of another image area", None, least=1)
+    validation_size: int | None = setting("evaluate on this many random rows", None, least=1)
 
 
 def train(arguments: SftArguments, training: TrainingArguments) -> Path:
@@ -257,20 +256,7 @@ def _validation(parts: Sequence[EncodedRows], size: int | None, seed: int) -> Mi
 
 def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> None:
     """Refuse at once what would otherwise show when data and model are loaded and files are written."""
-    if arguments.prompt_token_weight < 0:
-        raise UserError(f"--prompt_token_weight is {arguments.prompt_token_weight}, it has to be at least 0")
-    if arguments.changed_token_weight <= 0:
-        raise UserError(f"--changed_token_weight is {arguments.changed_token_weight}, it has to be above 0")
-    if arguments.validation_size is not None and arguments.validation_size < 1:
-        raise UserError(f"--validation_size is {arguments.validation_size}, it has to be at least 1")
-    if not 0 <= arguments.dropout < 1:
-        raise UserError(f"--dropout is {arguments.dropout}, it has to be at least 0 and below 1")
-    if arguments.lora_rank < 0 or arguments.lora_alpha <= 0:
-        raise UserError(
-            f"--lora_rank is {arguments.lora_rank} and --lora_alpha {arguments.lora_alpha}: want 0 or more, and above 0"
-        )
-    if arguments.early_stopping_patience is not None and arguments.early_stopping_patience < 1:
-        raise UserError(f"--early_stopping_patience is {arguments.early_stopping_patience}, it has to be at least 1")
+    check_numbers(arguments, lambda name: f"--{name}")
     if arguments.early_stopping_patience is not None and training.eval_strategy == "no":
         raise UserError("--early_stopping_patience needs --eval_data and --eval_strategy steps")
     if training.eval_strategy != "no" and not arguments.eval_data:

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from emu3.errors import UserError
 from emu3.files import read_json, whole_file, write_json
 from emu3.run_folder import SettingsFile, owned
+from emu3.settings import check_numbers, setting
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile, read_row, row_id
 from emu3.train_image_editing.open_rows import RowSource, open_rows
 from rl.annotate.steps import NO_REPLY, QUESTION, NoChain, ask_for_chain
@@ -52,8 +53,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 @dataclass(frozen=True)
 class AnnotateArguments:
-    """What the command takes. image_area: pixels of the images that the judge gets. part_rows: rows of a part, whose
-    encoded images are in memory at once."""
+    """What the command takes."""
 
     dataset_name: str
     output_path: Path
@@ -66,9 +66,9 @@ class AnnotateArguments:
     id_key: str | None = None
     task_key: str | None = None
     cot_key: str = "reasoning_verbose"
-    limit: int | None = None
-    image_area: int = 262144
-    part_rows: int = 512
+    limit: int | None = setting("take the first rows only", None, least=1)
+    image_area: int = setting("pixels of the images that the judge gets", 262144, least=1, most=2**26)
+    part_rows: int = setting("rows of a part, whose encoded images are in memory at once", 512, least=1)
 
 
 def annotate(arguments: AnnotateArguments) -> dict[str, Any]:
@@ -77,10 +77,7 @@ def annotate(arguments: AnnotateArguments) -> dict[str, Any]:
     Raises `UserError` for bad input, an output folder of another run, a judge that cannot be used or no longer replies,
     and if no row at all was annotated.
     """
-    limit = 1 if arguments.limit is None else arguments.limit
-    numbers = (arguments.image_area, arguments.judge.concurrency, arguments.part_rows, limit)
-    if min(numbers) < 1:
-        raise UserError(f"image area, concurrency, rows of a part and limit are at least 1: {numbers}")
+    check_numbers(arguments, lambda name: f"--{name.replace('.', '-').replace('_', '-')}")
     columns = Columns(
         source=arguments.original_image_key,
         instruction=arguments.edit_instruction_key,

@@ -201,10 +201,10 @@ def test_the_command_takes_published_and_trainer_flags(
         ({"train_data": ["nowhere"]}, "manifest.json does not exist"),
         ({"model_name_or_path": "nowhere"}, "nowhere"),
         ({"coefficients": [1.0, 2.0]}, "2 coefficients for 1"),
-        ({"changed_token_weight": 0.0}, "above 0"),
+        ({"changed_token_weight": 0.0}, "--changed_token_weight: expected more than 0"),
         ({"image_area": 65536}, "image_area 384, expected 65536"),
         ({"attn_implementation": "fast"}, "--attn_implementation fast"),
-        ({"validation_size": 0}, "--validation_size is 0"),
+        ({"validation_size": 0}, "--validation_size: expected at least 1, got 0"),
         ({"max_position_embeddings": 30}, "row row-0"),
     ],
 )

@@ -34,6 +34,8 @@ def test_every_setting_has_a_flag() -> None:
         "--judge-seed": ("seed", 3),
         "--judge-temperature": ("temperature", 0.7),
         "--judge-max-tokens": ("max_tokens", 50),
+        "--judge-max-tokens-name": ("max_tokens_name", "max_completion_tokens"),
+        "--judge-omit": ("omit", ("temperature", "seed")),
         "--judge-image-format": ("image_format", "jpeg"),
         "--judge-concurrency": ("concurrency", 2),
         "--judge-deadline": ("deadline", 9.5),
@@ -41,9 +43,13 @@ def test_every_setting_has_a_flag() -> None:
         "--judge-reasks": ("reasks", 0),
     }
     wanted = dict(given.values())
-    words = [str(word) for flag, (_, value) in given.items() for word in (flag, value)]
+    words = [str(word) for flag, (_, value) in given.items() for word in (flag, *_listed(value))]
     assert parsed(*words) == JudgeConfig(**wanted)  # type: ignore[arg-type]
     assert wanted.keys() == {field.name for field in dataclasses.fields(JudgeConfig)} - RL_ALONE - BY_THE_COMMAND
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def test_what_is_not_given_is_the_default() -> None:
@@ -79,4 +85,5 @@ def test_a_record_of_what_decides_a_reply() -> None:
     judge = JudgeConfig("u", temperature=None, image_format="jpeg", concurrency=2, deadline=1.0, prompts="x")
     assert judge.changed(DEFAULT) == {"temperature": None, "image_format": "jpeg"}
     assert judge.changed(ANNOTATE) == {"temperature": None}
+    assert JudgeConfig("u", omit=("seed",), max_tokens_name="n").changed(DEFAULT) == {"seed": None}
     assert JudgeConfig("u", "m", reasks=0).changed(DEFAULT) == {}

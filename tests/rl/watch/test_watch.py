@@ -113,7 +113,7 @@ def test_the_tracker_gets_the_config_and_every_step(
     assert first["tokens_per_second/sampled"] == pytest.approx(135_680 / 43.4)
     assert first["pictures"] == str(run / "pictures" / "step_000000.png") and "pictures" not in second
     assert second["parts/sc"] == line(1)["parts"]["sc"] and second["seconds/sample"] == 43.4
-    assert start_tracker(make_config()) is None
+    assert start_tracker(make_config(), tmp_path) is None
 
 
 def test_a_full_disk_costs_the_outputs_and_not_the_run(
