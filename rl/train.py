@@ -43,6 +43,7 @@ from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.shards import MANIFEST, check_alike
 from emu3.training import ranks as all_ranks
+from emu3.training.checkpoints import checkpoint_bytes, save_time
 from emu3.training.state import WRITE_ERRORS
 from emu3.training.stopping import Stopping, end_run, stopping
 from rl import checkpoint
@@ -113,6 +114,9 @@ def _train(
     engine = make_engine(config, trainer, tokenizer, device)
     all_ranks.set_device_timeout(timedelta(seconds=config.compute.timeout))
     accelerator.print(f"{run}: step {start} of {config.steps}; {prompts.dropped} rows too long, left out", flush=True)
+    size = checkpoint_bytes(trainer.model, sharded=config.compute.zero > 0)
+    if (line := all_ranks.on_first(partial(save_time, run, size))) is not None:
+        accelerator.print(line, flush=True)
     saved = start
 
     def end_if_asked(step: int) -> None:

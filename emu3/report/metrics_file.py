@@ -112,7 +112,9 @@ class Spared:
         `more`."""
         try:
             yield
-        except (OSError, UserError, *more) as error:
+        except Exception as error:
+            if not isinstance(error, (OSError, UserError, *more)):
+                raise
             if name not in self._said:
                 self._said.add(name)
                 with suppress(OSError):  # standard error may go to the same full disk

@@ -47,6 +47,7 @@ from emu3.train_image_editing.metrics import ARGUMENTS, output_folder
 from emu3.train_image_editing.shards import MANIFEST, Rows, check_alike, read_rows
 from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint
 from emu3.training import ranks
+from emu3.training.checkpoints import checkpoint_bytes, save_time
 from emu3.training.lora import ADAPTER, add_lora
 from emu3.training.memory import sft_memory, this_device
 from emu3.training.state import start_communication
@@ -167,7 +168,9 @@ def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping)
         for rows, part in zip([*train_rows, *eval_rows], [*train_parts, *eval_parts], strict=True):
             dropped = ", ".join(f"{count} {why}" for why, count in part.dropped.items() if count)
             print(f"{rows.folder}: {len(part)} rows" + (f", dropped {dropped}" if dropped else ""), flush=True)
-        print("\n".join(_needed(arguments, training, model.config, train_parts)), flush=True)
+        size = checkpoint_bytes(model, sharded=bool(training.deepspeed))
+        lines = [*_needed(arguments, training, model.config, train_parts), save_time(output, size)]
+        print("\n".join(line for line in lines if line is not None), flush=True)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if stop.acted:
         end_run(output, stop.number, f"the state after {trainer.saved_steps} steps is saved")

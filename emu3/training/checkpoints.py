@@ -14,12 +14,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from emu3.errors import UserError, one_line
-from emu3.files import read_json, remove, sha256_of, write_json
+from emu3.files import read_json, remove, sha256_of, write_json, write_speed
 from emu3.run_folder import VERSION, check_version
 
 FORMAT = 2
 FILES = "files"
+LARGE, SECONDS = 1e9, 5.0
+"""Bytes and seconds below which writing a checkpoint is not worth a word."""
 
 
 def numbered(place: Path, stem: str) -> list[tuple[int, Path]]:
@@ -76,3 +80,27 @@ def rotate(place: Path, stem: str, name: str, *, keep: int, written: Path, also:
             remove(path)
         except OSError as error:
             print(f"warning: {path} was not removed: {one_line(error)}", flush=True)
+
+
+def checkpoint_bytes(model: nn.Module, *, sharded: bool) -> float:
+    """Of a checkpoint of `model`: its weights, and AdamW's moments of what is trained; under DeepSpeed (`sharded`)
+    float32 weights beside them."""
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.element_size(), p.requires_grad) for p in model.parameters()]
+    return float(sum(size * (element + (12 if sharded else 8) * trained) for size, element, trained in sizes))
+
+
+def save_time(run: Path, size: float) -> str | None:
+    """A line about the time that writing a checkpoint of `size` bytes takes in `run`, measured there by a part of it;
+    None where it is seconds, or where nothing can be written."""
+    if size < LARGE:
+        return None
+    try:
+        speed = write_speed(run, min(int(size), 2**29), 3.0)
+    except OSError:
+        return None
+    if size / speed < SECONDS:
+        return None
+    return (
+        f"a checkpoint has {size / 1e9:.0f} GB and takes {size / speed:.0f} s here ({speed / 1e9:.2f} GB/s): announce "
+        "a job's end so much earlier, as Slurm does by --signal=B:USR1@SECONDS"
+    )

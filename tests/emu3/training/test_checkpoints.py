@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from emu3.training.checkpoints import fault_of, numbered, rotate, write_note
+from emu3.training.checkpoints import checkpoint_bytes, fault_of, numbered, rotate, save_time, write_note
 
 STEM, NOTE = "step_", "manifest.json"
 
@@ -117,3 +118,22 @@ def test_a_note_of_another_kind_is_a_fault(tmp_path: Path, text: str, words: str
     [folder] = made(tmp_path, 1)
     (folder / NOTE).write_text(text)
     assert words in str(fault_of(folder, NOTE))
+
+
+def test_the_time_of_a_save_is_said_where_it_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's warning that comes 120 s before its end is too late for 119 GB at 0.5 GB/s."""
+    monkeypatch.setattr("emu3.training.checkpoints.write_speed", lambda folder, most, seconds: 0.5e9)
+    assert save_time(tmp_path, 119e9) == (
+        "a checkpoint has 119 GB and takes 238 s here (0.50 GB/s): announce a job's end so much earlier, as Slurm does "
+        "by --signal=B:USR1@SECONDS"
+    )
+    assert save_time(tmp_path, 2e9) is None and save_time(tmp_path, 1e6) is None
+
+
+def test_the_size_of_a_checkpoint(tmp_path: Path) -> None:
+    """By hand: 8B in bfloat16 under DeepSpeed has 2 + 12 bytes a parameter, 119 GB."""
+    model = nn.Linear(10, 10, bias=False)
+    assert checkpoint_bytes(model, sharded=False) == 100 * (4 + 8)
+    assert checkpoint_bytes(model.bfloat16(), sharded=True) == 100 * (2 + 12)
+    model.weight.requires_grad_(False)
+    assert checkpoint_bytes(model, sharded=True) == 200
