@@ -20,6 +20,7 @@ from baselines.editors.editing import Edited, EditResult, NoImage
 from baselines.results import predictions
 from baselines.results.records import Prediction, read_records, read_settings
 from emu3.errors import UserError
+from emu3.run_folder import owned
 from emu3.tokenizer.images import fit_image
 from rl.reward.config import JudgeConfig
 
@@ -74,6 +75,18 @@ def test_writes_what_the_judge_will_see(make_data: Callable[..., Path], tmp_path
         assert Image.open(tmp_path / "out" / row.source).tobytes() == shown.tobytes()
         assert Image.open(tmp_path / "out" / row.edited).tobytes() == ImageChops.invert(shown).tobytes()
         assert Image.open(tmp_path / "out" / row.target).tobytes() == sample.target.tobytes()
+
+
+def test_a_share_in_use_is_refused_and_the_others_are_not(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    """Two processes on one share make each image twice; those of another number of shares are another run's."""
+    data, out = make_data(rows=5), tmp_path / "out"
+    with owned(out, (0, 2)):
+        for shard in ("0/2", "0/1", "1/3"):
+            with pytest.raises(UserError, match="out is in use by"):
+                evaluate.run(editor="no-edit", data=data, output_dir=out, benchmark=FULL, batch_size=2, shard=shard)
+        evaluate.run(editor="no-edit", data=data, output_dir=out, benchmark=FULL, batch_size=2, shard="1/2")
+    evaluate.run(editor="no-edit", data=data, output_dir=out, benchmark=FULL, batch_size=2, shard="0/2")
+    assert (out / "predictions.parquet").is_file() and not list(out.glob(".owner*"))
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(

@@ -18,6 +18,7 @@ from PIL import Image
 from sft_world import image_bytes, save_vision
 
 from emu3.errors import UserError
+from emu3.run_folder import owned
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import fit_image
 from emu3.tokenizer.model import StillVQ
@@ -260,6 +261,8 @@ def test_the_published_flags_work(
         "--source", "local", "--id-key", "key",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["prepare_data", *flags])
+    with owned(Path(arguments.output_path)), pytest.raises(UserError, match="is in use by"):
+        prepare_data.main()
     prepare_data.main()
     assert "7 rows, 5 with a target, 3 failed" in capsys.readouterr().out
     assert {key for row in read_rows(arguments.output_path) for key in row.cot} == {"why"}

@@ -22,6 +22,7 @@ from tenacity import wait_none
 
 from emu3.errors import UserError
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.run_folder import owned
 from emu3.train_image_editing.dataset import EncodedRows
 from emu3.train_image_editing.prepare_data import PrepareArguments, prepare
 from emu3.train_image_editing.shards import read_rows
@@ -214,3 +215,11 @@ def test_the_text_reaches_a_training_sequence(call: Any, world: Path, tmp_path: 
     example = EncodedRows(rows, tokenizer, [KEY], max_positions=4000)[0]
     thought = tokenizer.encode(f" Let's think step by step. <|start thinking|> {KEY}: {text}<|end thinking|>")
     assert example.tokens[example.start :][: len(thought)].tolist() == thought
+
+
+def test_a_folder_in_use_is_refused(call: Any, judge: StubAnnotator, tmp_path: Path) -> None:
+    """Two annotations in one folder ask everything twice and overwrite each other's parts."""
+    with owned(tmp_path / "out"), pytest.raises(UserError, match="out is in use by"):
+        call()
+    assert call()["annotated"] == 5
+    assert not list((tmp_path / "out").glob(".owner*"))
