@@ -31,11 +31,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from baselines.results.records import VIESCORE, ScoredSample, read_records, read_settings
-from baselines.tables.grid import UNKNOWN, Grid, cell, to_markdown
+from baselines.tables.grid import UNKNOWN, Grid, cell, code, to_markdown
 from baselines.tables.statistics import (
     CORRELATION_RESAMPLES,
     Correlation,
@@ -47,7 +46,7 @@ from baselines.tables.statistics import (
 )
 from baselines.tables.summary import by_benchmark, by_source, of_metric
 from emu3.errors import UserError, run_main
-from emu3.files import read_json, whole_file, write_json
+from emu3.files import read_json, reading_parquet, whole_file, write_json
 
 EQUAL = 0.5
 """Two scores from 0 to 10 that differ by no more than this count as equal."""
@@ -208,10 +207,8 @@ def _ratings(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path} is not a list of ratings")
         return rows
     if path.suffix == ".parquet":
-        try:
+        with reading_parquet(path):
             return pq.read_table(path).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path} is not a Parquet file: {error}") from None
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -255,7 +252,8 @@ def _grid(found: Sequence[Agreement], names: Sequence[str], part: str | None) ->
         for group in found
     ]
     heads = ["samples", "n", *(one.name.capitalize() for one in found[0].correlations)]
-    note = f"`{names[0]}` against `{names[1]}`, with 95% bootstrap intervals; equal: within {EQUAL:g} of each other."
+    sides = f"{code(names[0])} against {code(names[1])}"
+    note = f"{sides}, with 95% bootstrap intervals; equal: within {EQUAL:g} of each other."
     return Grid(f"Agreement, {part or 'score'}", [*heads, "mean difference", "equal"], lines, note)
 
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
-from baselines.benchmarks.samples import Samples, find_files
+from baselines.benchmarks.samples import Samples, find_rows
 from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark
 from baselines.editors.editing import (
     DIFFUSERS,
@@ -31,7 +32,9 @@ from baselines.editors.editing import (
 )
 from baselines.results.predictions import EvaluationSettings, write_predictions
 from baselines.results.records import fingerprint, versions
+from emu3.checkpoint_facts import DEFAULT_AREA, read_facts
 from emu3.errors import UserError, run_main
+from emu3.train_image_editing.image_folder import ImageFolder
 from rl.reward.config import judge_from_flags
 
 COLUMNS = ("source", "instruction", "target", "task", "id", "source_caption", "target_caption", "mask")
@@ -47,28 +50,32 @@ def run(
     data: str | Path | None = None,
     data_dir: Path | None = None,
     split: str | None = None,
+    config_name: str | None = None,
+    data_files: Sequence[str] = (),
     options: EditorOptions = EditorOptions(),  # noqa: B008
     limit: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
-    image_area: int = 65536,
+    image_area: int | None = None,
     shard: str | None = None,
 ) -> Path:
     """Predict a benchmark; returns the path of predictions.parquet.
 
     `editor` is one of `EDITORS`, `name` its row in the tables (what it is called by itself if not given). The run goes
-    to `output_dir`, with `by_name` to a folder in it that is named by benchmark, name and seed. `data`, `data_dir` and
-    `split` as `find_files` takes them, `shard` as `share_of` does. `limit` takes the first rows, `image_area` is in
-    pixels. The ground truth leaves out rows without a target. Images depend on `seed` and `batch_size`. Raises
-    `UserError` on bad input and on an output folder with another run.
+    to `output_dir`, with `by_name` to a folder in it that is named by benchmark, name and seed. `data`, `data_dir`,
+    `split`, `config_name` and `data_files` as `find_rows` takes them, `shard` as `share_of` does. `limit` takes the
+    first rows, `image_area` is in pixels, by default what an `emu3` model was trained at, else 65,536. The ground truth
+    leaves out rows without a target. Images depend on `seed` and `batch_size`. Raises `UserError` on bad input and on
+    an output folder with another run.
     """
+    image_area = _image_area(editor, options) if image_area is None else image_area
     if (batch_size is not None and batch_size < 1) or image_area < 1 or seed < 0:
         raise UserError(f"batch size and image area are at least 1, the seed 0: {batch_size}, {image_area}, {seed}")
     if limit is not None and limit < 1:
         raise UserError(f"the limit is at least 1: {limit}")
     share = share_of(shard)
-    found = find_files(benchmark, data, data_dir, split)
-    samples = Samples(benchmark, found.files, limit)
+    found = find_rows(benchmark, data, data_dir, split, config=config_name, data_files=data_files, limit=limit)
+    samples = Samples(benchmark, found, limit)
     if benchmark.rows is not None and samples.rows_in_files != benchmark.rows:
         print(f"note: {benchmark.name} has {benchmark.rows} rows as published, these files {samples.rows_in_files}")
     rows = samples.rows_with_target() if editor == GROUND_TRUTH else list(range(len(samples)))
@@ -80,7 +87,8 @@ def run(
         name=name or chosen.name,
         benchmark=benchmark.rules(),
         origin=found.origin,
-        data=fingerprint(found.files),
+        # Of an image folder the files are the table alone, its contents the images as well.
+        data=found.contents if isinstance(found, ImageFolder) else fingerprint(found.files),
         limit=limit,
         seed=seed,
         batch_size=batch_size or chosen.batch_size,
@@ -91,6 +99,11 @@ def run(
     if by_name:
         output_dir = output_dir / benchmark.name / f"{settings.name.strip('/').replace('/', '--')}-seed{seed}"
     return write_predictions(samples, rows, chosen, output_dir, settings, share)
+
+
+def _image_area(kind: str, options: EditorOptions) -> int:
+    facts = read_facts(options.model) if kind == EMU3 and options.model is not None else None
+    return DEFAULT_AREA if facts is None or facts.image_area is None else facts.image_area
 
 
 def choose_editor(kind: str, options: EditorOptions, image_area: int) -> ChosenEditor:
@@ -127,7 +140,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="take the first rows only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, help="default: what suits the editor")
-    parser.add_argument("--image-area", type=int, default=65536, help="pixels of the images that the judge sees")
+    parser.add_argument(
+        "--image-area",
+        type=int,
+        help="pixels of the images that the judge sees (default: what an emu3 model was trained at, else 65536)",
+    )
     parser.add_argument("--shard", help="I/N: do part I of N, from 0 (default: as torchrun says)")
     arguments = vars(parser.parse_args())
     save_dir = arguments.pop("save_dir")
@@ -144,9 +161,11 @@ def main() -> None:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--benchmark", default=GENERIC.name, choices=BENCHMARKS, help="rules and columns to begin with")
-    group.add_argument("--data", help="a Parquet file, a folder of them, or a Hub id (default: the benchmark's own)")
+    group.add_argument("--data", help="a file or folder as prepare_data takes, or a Hub id (default: the benchmark's)")
     group.add_argument("--data-dir", type=Path, help="a folder with a subfolder or files named as the benchmark")
     group.add_argument("--split", help="of --data, take the files that are named for it, such as test-00000.parquet")
+    group.add_argument("--config-name", help="configuration of --data on the Hub")
+    group.add_argument("--data-files", nargs="+", default=(), help="of --data, take the files of these patterns")
     group.add_argument("--original-image-key", dest="source", help="column of the source image")
     group.add_argument("--edit-instruction-key", "--edit-instruction", dest="instruction", help="of the instruction")
     group.add_argument("--edited-image-key", "--edited-image", dest="target", help="of the target image")

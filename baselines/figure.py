@@ -49,6 +49,7 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "xtick.color": SOFT,
     "ytick.color": SOFT,
+    "text.parse_math": False,  # instructions and names are text
     "xtick.major.size": 0,
     "ytick.major.size": 0,
 }

@@ -27,14 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from PIL import Image
 
-from baselines.benchmarks.samples import Samples, find_files
+from baselines.benchmarks.samples import Samples, find_rows
 from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
-from emu3.tokenizer.images import read_image
-from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile, row_id
+from emu3.tokenizer.images import image_size, read_image
+from emu3.train_image_editing.image_rows import BadRow, Columns, image_bytes, row_id
 from emu3.train_image_editing.open_rows import open_rows
 from emu3.train_image_editing.shards import MANIFEST
 from rl.reward.cache import pixel_digest
@@ -116,15 +115,13 @@ class LeakIndex:
     def digest(self, cell: Any) -> str | None:
         """Pixel digest of an encoded image; "" for one that no sample can equal, None for an unreadable one."""
         try:
-            data: Any = cell.get("bytes") if isinstance(cell, dict) else cell
-            if isinstance(cell, ImageFile):
-                data = cell.read()
+            data = image_bytes(cell, "image")
             # By its size alone most of a large training set needs no decoding.
-            with Image.open(io.BytesIO(data)) as image:
-                if image.size not in self._sizes:
-                    return ""
+            size = image_size(io.BytesIO(data))
+            if any(size) and size not in self._sizes:
+                return ""
             return pixel_digest(read_image(io.BytesIO(data), "image"))
-        except (BadRow, UserError, OSError, TypeError, ValueError, Image.DecompressionBombError):
+        except (BadRow, UserError):
             return None
 
 
@@ -176,7 +173,7 @@ def run(
     `columns` are those of the training data with images, `split` theirs, too ("train" on the Hub if not given).
     Raises `UserError` for data that are not there.
     """
-    samples = Samples(benchmark, find_files(benchmark, benchmark_data, data_dir).files)
+    samples = Samples(benchmark, find_rows(benchmark, benchmark_data, data_dir))
     index = LeakIndex(samples)
     print(f"{benchmark.name}: {len(samples)} samples with {index.image_count} different images")
     sets = [_compare(name, index, columns, split) for name in train_data]

@@ -22,6 +22,7 @@ from markupsafe import Markup
 from baselines.page.gallery import make_gallery
 from baselines.page.run_folder import RunFolder, TrainingCurves, read_run_folder
 from baselines.results.records import SCORED, VIESCORE
+from baselines.tables.conditions import condition_lines
 from baselines.tables.grid import brackets, cell, plain
 from baselines.tables.paper import comparison_of, published_judge
 from baselines.tables.statistics import RESAMPLES, Interval, add_resampling_flags
@@ -84,7 +85,10 @@ def run(
             columns=list(dict.fromkeys(row.split for row in rows)),
             rows=rows,
             others=others,
-            beside=comparison_of(found.models, found.scores, resamples=resamples, seed=seed)
+            conditions=list(
+                map(plain, condition_lines(found.conditions, found.models, judged=found.metric == VIESCORE))
+            ),
+            beside=comparison_of(found.models, found.scores, found.conditions, resamples=resamples, seed=seed)
             if found.metric == VIESCORE
             else None,
             published_judge=published_judge(),

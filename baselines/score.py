@@ -4,8 +4,13 @@
     python -m baselines.score --predictions runs/x/eval/sft_s --metrics l1 psnr ssim
     python -m baselines.score --predictions runs/x/eval/sft_s --judge-url https://api.openai.com/v1 \
         --judge-model gpt-4o-mini-2024-07-18 --requests-per-minute 400 --usd-per-million-tokens 0.15 0.60
+    python -m baselines.score --predictions runs/x/eval/sft_s --judge-url https://api.openai.com/v1 \
+        --protocol published --prompts VIEScore
 
-The last is the judge of the published scores, by its dated snapshot; the key is read from OPENAI_API_KEY.
+The key is read from OPENAI_API_KEY. `--protocol published` scores as the published evaluation did: its judge by its
+dated name, its authors' wording (`--prompts`, a checkout of VIEScore), its rules for reading a reply, a temperature
+that is left to the server, JPEG, the source before cropping, two rounds of asking. `ours`, the default, reads strictly
+and can be repeated.
 
 Writes scores.parquet beside the predictions: a row per sample and metric with its value, or with the reason why there
 is none; what the judge said word for word; metrics that were there before stay. Replies of the judge are kept in
@@ -26,23 +31,29 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from baselines.results.records import (
     PREDICTIONS_FILE,
     SCORED,
     SCORES_FILE,
     UNAVAILABLE,
+    UNCROPPED,
     UNPARSABLE,
     VIESCORE,
     Prediction,
     ScoredSample,
     ScoreFile,
     read_records,
+    read_settings,
     scored_row,
 )
+from baselines.tables.conditions import OURS, PROTOCOLS, PUBLISHED, PUBLISHED_JUDGE
 from baselines.tables.statistics import stats_name, viescore_stats
 from emu3.errors import UserError, run_main
 from emu3.files import sha256_of, write_json
@@ -51,12 +62,16 @@ from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
 from rl.reward.config import DEFAULT, JudgeConfig, add_judge_flags, judge_from_flags
 from rl.reward.scorer import Scorer
-from rl.reward.scores import Outcome, Score, Unavailable, Unparsable
-from rl.reward.viescore import EditPrompts, VieScore, prompts_from
+from rl.reward.scores import Outcome, Score, Unavailable, Unparsable, parse_scores, published_scores
+from rl.reward.viescore import HOW_TO_GET_PROMPTS, EditPrompts, VieScore, prompts_from
 
 REPLIES_FILE = "answers.jsonl"
+PUBLISHED_SETTINGS = replace(DEFAULT, model=PUBLISHED_JUDGE, temperature=None, image_format="jpeg", reasks=1)
+"""How the published evaluation asked: the temperature left to the server, JPEG of quality 75, two rounds."""
 # Images of this many samples are in memory at once: enough to keep every slot of the judge busy.
 WINDOW = 256
+GIVE_UP_AFTER = 8
+"""So many samples refused at the start say that the request is at fault, not the sample."""
 QUESTIONS = 2
 """Questions that a VIEScore asks."""
 
@@ -70,6 +85,7 @@ def run(
     *,
     metrics: Sequence[str] = (VIESCORE,),
     judge: JudgeConfig | None = None,
+    protocol: str = OURS,
     requests_per_minute: float | None = None,
     usd_per_million_tokens: tuple[float, float] | None = None,
     weights: Path | None = None,
@@ -78,10 +94,11 @@ def run(
     """Score a predictions file (or its folder); returns the path of scores.parquet.
 
     `judge` is asked by viescore alone; another seed at a temperature above 0 asks the same judge anew. Its replies are
-    kept in `judge.cache`, beside the predictions if not given. `usd_per_million_tokens` are the prices of a question's
-    and a reply's tokens. `weights` is a folder of the other metrics' weights, `output` lies beside the predictions if
-    not given. Raises `UserError` for a judge or a metric that cannot be used, missing files, and scores that were made
-    with other settings.
+    kept in `judge.cache`, beside the predictions if not given. `protocol` is one of `PROTOCOLS`; the published one
+    takes the settings of `PUBLISHED_SETTINGS` only. `usd_per_million_tokens` are the prices of a question's and a
+    reply's tokens. `weights` is a folder of the other metrics' weights, `output` lies beside the predictions if not
+    given. Raises `UserError` for a judge or a metric that cannot be used, missing files, and scores that were made with
+    other settings.
     """
     file = predictions / PREDICTIONS_FILE if predictions.is_dir() else predictions
     rows = read_records(file, Prediction)
@@ -91,18 +108,7 @@ def run(
         if name == VIESCORE:
             if judge is None or not judge.base_url:
                 raise UserError("viescore needs a judge: --judge-url http://HOST:PORT/v1")
-            texts = prompts_from(judge.prompts)
-            with (
-                ReplyCache(Path(judge.cache or file.with_name(REPLIES_FILE))) as replies,
-                Scorer(VieScore(Judge(judge, replies, note_reply), texts)) as scorer,
-            ):
-                made = {"judge": scorer.judge_name, "prompts": _digest(texts)} | _settings(judge)
-                if "judge" in scores.settings:  # what a file from before these could be set was made with
-                    scores.settings = _settings(DEFAULT) | scores.settings
-                scores.check(made)
-                pace = Pace(requests_per_minute, scorer.counters) if requests_per_minute else None
-                scores.put(name, list(judge_rows(rows, file.parent, scorer, pace)), made)
-                usage = usage_of(scorer.judge_name, scorer.counters(), usd_per_million_tokens)
+            usage = _judge(rows, file, scores, judge, protocol, requests_per_minute, usd_per_million_tokens)
             note_usage(output.parent, usage)
             about = {"model": rows[0].model, "benchmark": rows[0].benchmark, "judge": usage.judge}
             write_json(output.with_name(stats_name(rows[0].model)), about | viescore_stats(scores.by_metric[name]))
@@ -110,6 +116,70 @@ def run(
             _measure(name, rows, file.parent, weights, scores)
         _print_counts(scores.by_metric[name])
     return output
+
+
+def _judge(
+    rows: list[Prediction],
+    file: Path,
+    scores: ScoreFile,
+    judge: JudgeConfig,
+    protocol: str,
+    requests_per_minute: float | None,
+    prices: tuple[float, float] | None,
+) -> Usage:
+    """VIEScore of the rows of `file`, with the conditions that it was made under."""
+    check_protocol(protocol, judge, file)
+    published = protocol == PUBLISHED
+    texts = prompts_from(judge.prompts)
+    with ReplyCache(Path(judge.cache or file.with_name(REPLIES_FILE))) as replies:
+        client = Judge(judge, replies, note_reply)
+        with Scorer(VieScore(client, texts, published_scores if published else parse_scores)) as scorer:
+            made = {"judge": scorer.judge_name, "prompts": _digest(texts), "protocol": protocol} | _settings(judge)
+            if "judge" in scores.settings:  # what a file from before these could be set was made with
+                scores.settings = {"protocol": OURS} | _settings(DEFAULT) | scores.settings
+            scores.check(made)
+            pace = Pace(requests_per_minute, scorer.counters) if requests_per_minute else None
+            found = list(judge_rows(rows, file.parent, scorer, pace, uncropped=published))
+            usage = usage_of(scorer.judge_name, scorer.counters(), prices)
+    today = datetime.now(UTC).date().isoformat()
+    about = {
+        "judge_served": sorted(client.served),
+        "judged_on": today if usage.requests else scores.settings.get("judged_on", today),
+        "evaluation": evaluation_of(read_settings(file)),
+    }
+    scores.put(VIESCORE, found, made | about)
+    return usage
+
+
+def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path) -> None:
+    """Raise `UserError` where scores by `judge` would not be by the published protocol, though that is asked for."""
+    if protocol != PUBLISHED:
+        return
+    if judge.prompts is None:
+        raise UserError(
+            "the published protocol asks in VIEScore's own words, which this project does not hold: "
+            f"{HOW_TO_GET_PROMPTS}, then give --prompts VIEScore, or take --protocol ours"
+        )
+    for name in ("temperature", "max_tokens", "image_format", "reasks"):
+        ours, theirs = getattr(judge, name), getattr(PUBLISHED_SETTINGS, name)
+        if ours != theirs:
+            flag = f"--judge-{name.replace('_', '-')}"
+            raise UserError(
+                f"the published protocol has {flag} {theirs}, not {ours}: leave it out, or take --protocol ours"
+            )
+    if "max_tokens" in judge.omit:
+        raise UserError("the published protocol has a limit of tokens: take --protocol ours to leave it out")
+    if UNCROPPED not in pq.read_schema(predictions).names:
+        raise UserError(
+            f"{predictions} has no uncropped sources, which the published protocol shows to the judge: it is from an "
+            "earlier version, run baselines.evaluate anew"
+        )
+
+
+def evaluation_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """What of a predictions file's settings a reader of its scores has to know."""
+    names = ("editor", "seed", "limit", "image_area", "options")
+    return {name: settings[name] for name in names if name in settings}
 
 
 def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile) -> None:
@@ -180,23 +250,33 @@ class Pace:
         return self._asked - free + counters["retries"] + counters["reasks"]
 
 
-def judge_rows(rows: list[Prediction], folder: Path, scorer: Scorer, pace: Pace | None) -> Iterator[ScoredSample]:
+def judge_rows(
+    rows: list[Prediction], folder: Path, scorer: Scorer, pace: Pace | None, *, uncropped: bool = False
+) -> Iterator[ScoredSample]:
     """The rows' outcomes in their order, `WINDOW` of them under way. The judge of `scorer` calls `note_reply`; paths of
-    the rows start from `folder`."""
+    the rows start from `folder`. uncropped: show sources before their crop. Raises `UserError` if the judge refuses the
+    first `GIVE_UP_AFTER` rows, or all."""
     pending: deque[tuple[Prediction, dict[str, str], Future[Outcome]]] = deque()
-    for row in rows:
-        if len(pending) == WINDOW:
-            first, replies, future = pending.popleft()
-            yield scored(first, future.result(), replies)
-        source, edited = (read_image(folder / name, str(folder / name)) for name in (row.source, row.edited))
-        if pace is not None:
-            pace.wait()
-        transcript: dict[str, str] = {}
-        # The scorer's loop runs each submission in the context that it was submitted from.
-        _TRANSCRIPT.set(transcript)
-        pending.append((row, transcript, scorer.submit(row.instruction, source, edited)))
-    for row, replies, future in pending:
-        yield scored(row, future.result(), replies)
+    refused = 0
+    left = iter(rows)
+    for place in range(len(rows)):
+        while len(pending) < WINDOW and not (pending and pending[0][2].done()):
+            if (row := next(left, None)) is None:
+                break
+            source = (row.source_uncropped or row.source) if uncropped else row.source
+            images = (read_image(folder / name, str(folder / name)) for name in (source, row.edited))
+            if pace is not None:
+                pace.wait()
+            transcript: dict[str, str] = {}
+            # The scorer's loop runs each submission in the context that it was submitted from.
+            _TRANSCRIPT.set(transcript)
+            pending.append((row, transcript, scorer.submit(row.instruction, *images)))
+        row, replies, future = pending.popleft()
+        outcome = future.result()
+        refused += isinstance(outcome, Unavailable) and outcome.refused
+        if isinstance(outcome, Unavailable) and refused == place + 1 == min(GIVE_UP_AFTER, len(rows)):
+            raise UserError(f"the judge refused the first {refused} of {len(rows)} samples: {outcome.reason}")
+        yield scored(row, outcome, replies)
 
 
 def scored(row: Prediction, outcome: Outcome, replies: dict[str, str]) -> ScoredSample:
@@ -206,7 +286,7 @@ def scored(row: Prediction, outcome: Outcome, replies: dict[str, str]) -> Scored
         case Score():
             value, parts = outcome.value, outcome.parts
         case Unparsable():
-            status, detail = UNPARSABLE, outcome.reply
+            status, detail = UNPARSABLE, "; ".join(filter(None, (outcome.reason, outcome.reply)))
         case Unavailable():
             status, detail = UNAVAILABLE, outcome.reason
     kept: dict[str, str] = {name: replies[name] for name in ("sc", "pq") if name in replies}
@@ -242,14 +322,20 @@ def note_usage(folder: Path, usage: Usage) -> None:
     cost = f", {usage.usd:.4f} USD" if usage.usd is not None else ""
     print(f"{usage.judge}: {usage.questions} questions, {usage.answered_before} answered before{cost}")
     if usage.requests:
-        with (folder / USAGE_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(usage)) + "\n")
+        try:
+            with (folder / USAGE_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(usage)) + "\n")
+        except OSError as error:
+            print(f"note: {folder / USAGE_FILE} cannot be written: {error.strerror}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score an editor's predictions.", allow_abbrev=False)
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
     parser.add_argument("--metrics", nargs="+", default=[VIESCORE], help="viescore, l1, psnr, ... (default: viescore)")
+    parser.add_argument(
+        "--protocol", choices=PROTOCOLS, default=OURS, help="published: as the paper's scores were made (default: ours)"
+    )
     parser.add_argument("--requests-per-minute", type=float, help="what the judge's provider allows")
     parser.add_argument(
         "--usd-per-million-tokens",
@@ -269,7 +355,8 @@ def main() -> None:
         help=f"file of the judge's replies (default: {REPLIES_FILE} beside the predictions)",
     )
     arguments = vars(parser.parse_args())
-    print(run(judge=judge_from_flags(arguments), **arguments))
+    default = PUBLISHED_SETTINGS if arguments["protocol"] == PUBLISHED else DEFAULT
+    print(run(judge=judge_from_flags(arguments, default), **arguments))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@
 Side by side stand the benchmarks, with their average at the end, or the splits of a single one. A cell is the mean
 over the scored samples with its 95% bootstrap interval (`baselines.tables.statistics`), n of them, and how many failed;
 then the paired difference to the reference (`baselines.tables.summary`), our difference to the paper where it has the
-model (`baselines.tables.paper`), and the same by task and by source.
+model and the conditions are its own (`baselines.tables.paper`), and the same by task and by source. Under the published
+protocol a further column counts failures as 0, as the published evaluation did; nothing else is made of it. Every table
+ends with the conditions of its scores (`baselines.tables.conditions`).
 
 Writes table.md and table.tex with all of it, table.png (the main table), table.csv, tasks.csv and, where a benchmark
 has parts, sources.csv (all numbers, one line each), and summary.json (the main table's rows of the first metric, as
@@ -17,11 +19,12 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample, read_records
-from baselines.tables.grid import UNKNOWN, Grid, cell, draw, to_latex, to_markdown
+from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample
+from baselines.tables.conditions import PUBLISHED, ByModel, condition_lines, of_model, read_scores
+from baselines.tables.grid import UNKNOWN, Grid, cell, code, csv_cell, draw, to_latex, to_markdown
 from baselines.tables.paper import benchmarks, comparison_of, row_of
 from baselines.tables.statistics import RESAMPLES, add_resampling_flags
 from baselines.tables.summary import (
@@ -40,8 +43,11 @@ from emu3.files import whole_file, write_json
 CSV_COLUMNS = (
     *("metric", "model", "split", "n", "failed", "mean", "ci95_low", "ci95_high"),
     *("difference_to", "difference_n", "difference", "difference_ci95_low", "difference_ci95_high"),
-    *("published", "difference_to_published"),
+    *("published", "difference_to_published", "not_compared"),
+    "mean_failures_as_0",
 )
+CONDITIONS = ("judge", "wording", "protocol", "temperature", "image_format", "judge_seed", "date", "editor", "weights")
+"""Columns of the CSV files, after the numbers: fields of `Conditions`, and `seed` and `options` of the editor."""
 
 
 def run(
@@ -57,7 +63,7 @@ def run(
     `reference` is the model that differences are taken to. Raises `UserError` for a missing file, a model with two
     scores for one sample, or a reference without scores.
     """
-    records = [record for path in scores for record in read_records(path, ScoredSample)]
+    records, conditions = read_scores(scores)
     if not records:
         raise UserError(f"there are no scores in {', '.join(map(str, scores))}")
     metrics = metrics_of(records)
@@ -75,16 +81,16 @@ def run(
             known = _present(reference, members)
             found[metric] = summarise(members, group, reference=known, resamples=resamples, seed=seed)
 
-    sections = _sections(records, mains, tasks, sources, reference, resamples, seed)
+    sections = _sections(records, conditions, mains, tasks, sources, reference, resamples, seed)
     with whole_file(output_dir / "table.md") as temporary:
         temporary.write_text("\n".join(map(to_markdown, sections)), encoding="utf-8")
     with whole_file(output_dir / "table.tex") as temporary:
         temporary.write_text("\n".join(map(to_latex, sections)), encoding="utf-8")
     draw(sections[0], output_dir / "table.png")
-    _write_csv(output_dir / "table.csv", mains)
-    _write_csv(output_dir / "tasks.csv", tasks)
+    _write_csv(output_dir / "table.csv", mains, conditions)
+    _write_csv(output_dir / "tasks.csv", tasks, conditions)
     if any(sources.values()):
-        _write_csv(output_dir / "sources.csv", sources)
+        _write_csv(output_dir / "sources.csv", sources, conditions)
     write_json(output_dir / "summary.json", [asdict(row) for row in mains[metrics[0]]])
     return mains[metrics[0]]
 
@@ -96,6 +102,7 @@ def _present(reference: str | None, scores: Sequence[ScoredSample]) -> str | Non
 
 def _sections(
     records: Sequence[ScoredSample],
+    conditions: ByModel,
     mains: dict[str, list[Row]],
     tasks: dict[str, list[Row]],
     sources: dict[str, list[Row]],
@@ -108,39 +115,48 @@ def _sections(
         f"Mean with its 95% interval (percentile bootstrap, {resamples:,} resamples, seed {seed}); n scored samples. "
         "Failed samples have no score and enter no mean."
     )
-    grids = []
+    grids: list[Grid] = []
     for metric, rows in mains.items():
+        about = condition_lines(conditions, [row.model for row in rows], judged=metric == VIESCORE)
+        begins = len(grids)
         name = "Score from 0 to 10" if metric == VIESCORE else metric
         own = of_metric(records, metric)
         if all(score.value is None for score in own):
-            grids.append(_main_grid(name, rows, metric, f"Nothing was scored: {own[0].detail or own[0].status}."))
+            grids.append(_main_grid(name, rows, metric, f"Nothing was scored: {own[0].detail or own[0].status}.", []))
             continue
-        grids.append(_main_grid(name, rows, metric, how))
+        published = [model for (model, _), found in conditions.items() if found.protocol == PUBLISHED]
+        with_zeros = published if metric == VIESCORE else []
+        grids.append(_main_grid(name, rows, metric, how, with_zeros))
         if any(row.difference for row in rows):
-            note = f"Mean difference to `{reference}` on the same samples."
+            note = f"Mean difference to {code(reference or '')} on the same samples."
             grids.append(_difference_grid(f"{name}, difference", rows, metric, note))
         if metric == VIESCORE:
-            beside = comparison_of(list(dict.fromkeys(row.model for row in rows)), own, resamples=resamples, seed=seed)
+            models = list(dict.fromkeys(row.model for row in rows))
+            beside = comparison_of(models, own, conditions, resamples=resamples, seed=seed)
             grids += [beside] if beside else []
         for title, groups in (("by task", tasks[metric]), ("by source", sources[metric])):
             if groups:
                 grids.append(_group_grid(f"{name}, {title}", title.split()[-1], groups, metric))
+        grids[begins:] = [grid if grid.conditions else replace(grid, conditions=about) for grid in grids[begins:]]
     return grids
 
 
-def _main_grid(title: str, rows: list[Row], metric: str, note: str) -> Grid:
-    """A line per model; mean, n and failed of each group side by side."""
+def _main_grid(title: str, rows: list[Row], metric: str, note: str, with_zeros: Sequence[str]) -> Grid:
+    """A line per model; mean, n and failed of each group side by side. with_zeros: models of the published protocol,
+    whose mean with failures as 0 stands beside."""
     names = list(dict.fromkeys(row.split for row in rows))
+    heads = ["n", "failed", *(["failures as 0"] if with_zeros else [])]
     found = {(row.model, row.split): row for row in rows}
     lines = []
     for model in dict.fromkeys(row.model for row in rows):
-        cells = [f"`{model}`"]
+        cells = [code(model)]
         for name in names:
             row = found.get((model, name))
             known = [cell(row.mean, row.ci95, metric=metric), str(row.n), str(row.failed)] if row else [UNKNOWN] * 3
-            cells += known
+            zeros = cell(row.mean_with_zeros, None) if row is not None and model in with_zeros else UNKNOWN
+            cells += [*known, *([zeros] if with_zeros else [])]
         lines.append(cells)
-    return Grid(title, ["model", *(head for name in names for head in (name, "n", "failed"))], lines, note)
+    return Grid(title, ["model", *(head for name in names for head in (name, *heads))], lines, note)
 
 
 def _difference_grid(title: str, rows: list[Row], metric: str, note: str) -> Grid:
@@ -149,7 +165,7 @@ def _difference_grid(title: str, rows: list[Row], metric: str, note: str) -> Gri
     lines = []
     for model in dict.fromkeys(model for model, _ in found):
         pairs = [found.get((model, name)) for name in names]
-        lines.append([f"`{model}`", *(cell(pair.mean, pair.ci95, "+", metric) if pair else UNKNOWN for pair in pairs)])
+        lines.append([code(model), *(cell(pair.mean, pair.ci95, "+", metric) if pair else UNKNOWN for pair in pairs)])
     return Grid(title, ["model", *names], lines, note)
 
 
@@ -161,25 +177,31 @@ def _group_grid(title: str, head: str, rows: list[Row], metric: str) -> Grid:
     for name in dict.fromkeys(row.split for row in rows):
         cells = [found.get((model, name)) for model in models]
         lines.append([name, *(cell(row.mean, row.ci95, metric=metric) if row else UNKNOWN for row in cells)])
-    return Grid(title, [head, *(f"`{model}`" for model in models)], lines)
+    return Grid(title, [head, *(code(model) for model in models)], lines)
 
 
-def _write_csv(path: Path, groups: dict[str, list[Row]]) -> None:
+def _write_csv(path: Path, groups: dict[str, list[Row]], conditions: ByModel) -> None:
     """One line per row; unknown numbers are empty cells."""
     rows = [(metric, row) for metric, metric_rows in groups.items() for row in metric_rows]
     parts = list(dict.fromkeys(name for _, row in rows for name in row.parts))
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*CSV_COLUMNS, *parts])
+        writer.writerow([*CSV_COLUMNS, *map(csv_cell, parts), *CONDITIONS, "seed", "options"])
         for metric, row in rows:
             low, high = row.ci95 or (None, None)
             pair = row.difference
             pair_low, pair_high = (pair.ci95 if pair else None) or (None, None)
             compared = [pair.to, pair.n, pair.mean, pair_low, pair_high] if pair else [None] * 5
+            about = of_model(conditions, row.model)
             published = _published(metric, row)
-            beyond = row.mean - published if published is not None and row.mean is not None else None
+            reason = about.difference_means_nothing if published is not None else ""
+            beyond = row.mean - published if published is not None and row.mean is not None and not reason else None
+            zeros = row.mean_with_zeros if metric == VIESCORE and about.protocol == PUBLISHED else None
             cells = [metric, row.model, row.split, row.n, row.failed, row.mean, low, high, *compared]
-            writer.writerow([*cells, published, beyond, *(row.parts.get(name) for name in parts)])
+            cells += [published, beyond, reason, zeros, *(row.parts.get(name) for name in parts)]
+            names = (*(CONDITIONS if metric == VIESCORE else ("",) * 7 + CONDITIONS[7:]), "seed", "options")
+            cells += [getattr(about, name) if name else "" for name in names]
+            writer.writerow([csv_cell(text) if isinstance(text, str) else text for text in cells])
 
 
 def _published(metric: str, row: Row) -> float | None:

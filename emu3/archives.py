@@ -26,6 +26,8 @@ DAMAGE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
     EOFError, ValueError, LookupError, OverflowError, RuntimeError,
 )  # fmt: skip
+MAX_FILES, MAX_RATIO, SMALL = 2**24, 200, 2**30
+"""Bounds: members; bytes that a byte of the archive may unpack to; bytes that any archive may unpack to."""
 # Names that a disk cannot hold, or one name for a file and a folder. Without a number it is a decompressor's error.
 BAD_NAMES = (None, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
 
@@ -34,7 +36,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack a tar (plain, gz, bz2, xz) or a zip file as the whole of `folder`, which must not be there yet.
 
     Raises UserError, with nothing written, if `folder` exists, the archive is missing, damaged, or neither kind, holds
-    anything but plain files and folders below itself, or unpacks to more than the disk has room for.
+    anything but plain files and folders below itself, or unpacks to more than the bounds or than the disk has room for.
     """
     if folder.exists():
         raise UserError(f"{folder} is there already: name a folder that is not, to unpack {archive} into")
@@ -57,12 +59,11 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
-    room = shutil.disk_usage(folder).free
+    room = _Room(archive, folder)
     # One pass: a compressed archive cannot be read twice in less than twice the time.
     with tarfile.open(archive) as tar:
         for member in tar:
-            plain = member.isreg() or member.isdir()
-            room = _checked(archive, member.name, plain, member.size, room)
+            room.take(member.name, member.isreg() or member.isdir(), member.size)
             tar.extract(member, folder, set_attrs=False, filter="data")
         # The check sum of a compressed archive stands behind the last member, where tarfile has no more to read.
         while tar.fileobj is not None and tar.fileobj.read(2**20):
@@ -70,27 +71,42 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:
-    room = shutil.disk_usage(folder).free
+    room = _Room(archive, folder)
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
             mode = stat.S_IFMT(member.external_attr >> 16)
-            plain = mode in (0, stat.S_IFREG, stat.S_IFDIR)
-            room = _checked(archive, member.filename, plain, member.file_size, room)
+            room.take(member.filename, mode in (0, stat.S_IFREG, stat.S_IFDIR), member.file_size)
             file.extract(member, folder)
 
 
-def _checked(archive: Path, name: str, plain: bool, size: int, room: int) -> int:
-    """The room that is left after a member. Raises UserError if it may not be unpacked."""
-    shown = ascii(name)[:200]
-    if not name.isprintable():
-        raise UserError(f"{archive} is refused: its member {shown} has a name that cannot be printed")
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-        raise UserError(f"{archive} is refused: its member {shown} leads out of the folder")
-    if not plain:
-        raise UserError(f"{archive} is refused: its member {shown} is a link or a device")
-    if size > room:
-        raise UserError(f"{archive} is refused: at {shown} it needs more room than the disk has")
-    return room - size
+class _Room:
+    """What an archive may still unpack to: files, and bytes, which the disk has and which its own size explains."""
+
+    def __init__(self, archive: Path, folder: Path) -> None:
+        self._archive = archive
+        self._files = MAX_FILES
+        self._free = shutil.disk_usage(folder).free
+        self._bytes = max(MAX_RATIO * archive.stat().st_size, SMALL)
+
+    def take(self, name: str, plain: bool, size: int) -> None:
+        """Raises UserError if the next member may not be unpacked. The library's own tar filter is more lenient: it
+        leaves out leading slashes, and lets links and backslashes through."""
+        self._files, self._free, self._bytes = self._files - 1, self._free - size, self._bytes - size
+        why = None
+        if not name.isprintable():
+            why = "its member {} has a name that cannot be printed"
+        elif PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            why = "its member {} leads out of the folder"
+        elif not plain:
+            why = "its member {} is a link or a device"
+        elif self._free < 0:
+            why = "at {} it needs more room than the disk has"
+        elif self._bytes < 0:
+            why = f"at {{}} it has unpacked to more than {MAX_RATIO} times its size"
+        elif self._files < 0:
+            why = f"at {{}} it has more than {MAX_FILES} members"
+        if why is not None:
+            raise UserError(f"{self._archive} is refused: {why.format(ascii(name)[:200])}")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,25 +1,26 @@
-"""Edit images from the command line: `python -m emu3.edit --model M --vision V photo.jpg "..." -o out.png`.
+"""Edit images from the command line: `python -m emu3.edit --model M photo.jpg "..." -o out.png`.
 
 One image goes to the PNG that `-o` names, `out-1.png`, `out-2.png`, ... with `--n` above 1. Several images, or an
 `-o` that is a folder already, go into that folder under their own names: `photo.png`, or `photo-1.png`, ... An image
 is written as soon as it is there, and no source is ever written over. `--model`, `--vision` and `--tokenizer` are
-folders or Hub ids (`org/name`, `org/name@revision`).
+folders or Hub ids (`org/name`, `org/name@revision`). A checkpoint of this project names its vision tokenizer and its
+image area itself.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
-from emu3.mllm.editor import EditedImage, Editor
 from emu3.tokenizer.images import read_image
 
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+if TYPE_CHECKING:
+    from emu3 import EditedImage
+
+DTYPES = ("auto", "float32", "bfloat16")
 
 
 def output_paths(images: list[Path], output: Path, n: int) -> list[list[Path]]:
@@ -55,7 +56,9 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="image", help="the images to edit")
     parser.add_argument("instruction", help='what to change, such as "make the sky purple"')
     parser.add_argument("--model", required=True, help="language model: checkpoint folder or Hub id")
-    parser.add_argument("--vision", help="vision tokenizer: folder or Hub id (default: the one inside the model)")
+    parser.add_argument(
+        "--vision", help="vision tokenizer: folder or Hub id (default: the one that the model names or holds)"
+    )
     parser.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="PNG to write; for several images a folder")
     parser.add_argument("--n", type=int, default=1, help="number of edits of an image (default: %(default)s)")
@@ -63,7 +66,9 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--top-k", type=int, default=2048, help="codes to draw among, 0 is all (default: %(default)s)")
     parser.add_argument("--think", action="store_true", help="write a chain of thought first, and print it")
-    parser.add_argument("--image-area", type=int, default=65536, help="pixels of the edit (default: %(default)s)")
+    parser.add_argument(
+        "--image-area", type=int, help="pixels of the edit (default: what the model was trained at, else 65536)"
+    )
     parser.add_argument("--device", help="such as cuda:1 or cpu (default: the first GPU, else the CPU)")
     parser.add_argument(
         "--dtype",
@@ -76,6 +81,7 @@ def main() -> None:
     )
     arguments = parser.parse_intermixed_args()
 
+    # What is wrong with the command is said before torch and transformers, which take seconds, are imported.
     paths = output_paths(arguments.images, arguments.output, arguments.n)
     images = [read_image(path, str(path)) for path in arguments.images]
     for folder in {path.parent for group in paths for path in group}:
@@ -83,13 +89,19 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
             raise UserError(f"{folder} is a file: choose another output") from None
+    import torch
+    from tqdm import tqdm
+
+    from emu3 import Editor
+
     editor = Editor.from_pretrained(
         arguments.model,
         arguments.vision,
         arguments.tokenizer,
         arguments.device,
-        DTYPES[arguments.dtype],
+        None if arguments.dtype == "auto" else getattr(torch, arguments.dtype),
         arguments.engine,
+        arguments.image_area,
     )
 
     def write(index: int, edits: list[EditedImage]) -> None:
@@ -107,7 +119,6 @@ def main() -> None:
         top_k=arguments.top_k or None,
         seed=arguments.seed,
         think=arguments.think,
-        image_area=arguments.image_area,
         progress=True,
         ready=write,
     )

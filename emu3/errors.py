@@ -32,6 +32,15 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def utf8_fault(text: str) -> str | None:
+    """What is wrong with a text that UTF-8 cannot hold, such as half an emoji; None for all others."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"is not text that UTF-8 can hold: {text[error.start]!a} at {error.start} is half a character"
+    return None
+
+
 PARENT = "EARL_PARENT"
 """Variable with the process that a command ends with: set by a launcher for its ranks, by a pipeline for its stages."""
 _HOME = re.compile(r"^((?:--?[\w-]+=|[\w.]+=)?)~/")  # which a shell expands only at the begin of a word
@@ -48,6 +57,9 @@ def run_main(main: Callable[[], None]) -> None:
         end_with_parent(int(parent) if parent.isdecimal() else os.getppid())
     sys.argv[1:] = [_HOME.sub(rf"\g<1>{Path.home()}/", text) for text in sys.argv[1:]]
     try:
+        for argument in sys.argv[1:]:
+            if fault := utf8_fault(argument):
+                raise UserError(f"the argument {ascii(argument)[:200]} {fault}")
         main()
     except UserError as error:
         _end(str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -14,13 +15,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emu3.errors import UserError
+from emu3.errors import UserError, one_line
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def path_from(folder: Path | str, place: Path | str) -> str:
+    """How a file in `folder` names `place`: by the path between them where both lie in one tree, so that the tree can
+    be moved, else by an absolute path. It begins with a dot or a slash, as no Hub id does."""
+    start, end = os.path.realpath(folder), os.path.realpath(place)
+    if len(Path(os.path.commonpath([start, end])).parts) < 3:
+        return end
+    path = os.path.relpath(end, start)
+    return path if path.startswith("..") else f"./{path}"
+
+
+def place_from(folder: Path | str, name: str) -> str:
+    """The absolute path that `path_from` named; other names, such as Hub ids, as they are."""
+    return os.path.normpath(Path(folder).absolute() / name) if name.startswith((".", os.sep)) else name
 
 
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
@@ -63,8 +79,10 @@ def write_speed(folder: Path, most: int, seconds: float = 10.0) -> float:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on success it becomes `path`, on an exception nothing is left."""
+    """Yield a temporary path; on success it becomes `path`, on an exception nothing is left. What processes that were
+    killed left beside `path` is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -77,8 +95,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder; on success it becomes `path` (replacing one that is there), else nothing is left."""
+    """Yield a temporary folder; on success it becomes `path` (replacing one that is there), else nothing is left. What
+    processes that were killed left beside `path` is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -100,6 +120,43 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _remove_leftovers(path: Path) -> None:
+    # Before a new try and not after it: once `path` is there, nobody comes back to it.
+    # An .old without its successor is all that a kill between two renames has left of `path`.
+    for kind in ("tmp", "old") if path.exists() else ("tmp",):
+        for rest in path.parent.glob(f".{glob.escape(path.name)}.*.{kind}"):
+            pid = rest.name.split(".")[-2]
+            # A second run of the same command may be writing the same file.
+            if pid.isdigit() and _is_running(int(pid)):
+                continue
+            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Around the reading of a Parquet file: what Arrow says of a damaged one, in a dozen classes, is a `UserError`."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's own words, not Arrow's
+            raise
+        raise UserError(f"{path} is not a Parquet file, or is damaged: {one_line(error)}") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, whole or not at all. NaN and infinities are refused."""
     with whole_file(path) as temporary:
@@ -112,5 +169,5 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5,000 digits, 1,000 brackets deep
+        raise UserError(f"{path} is not JSON: {one_line(error)}") from None

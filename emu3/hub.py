@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from glob import escape
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub import HfFileSystem, constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -63,7 +64,7 @@ def local_folder(name: str | Path, allow: Sequence[str] | None = None) -> Path:
 
 
 class HubDataset:
-    """One commit of a dataset on the Hub. names: its files, relative to its root.
+    """One commit of a dataset on the Hub. names: its files, relative to its root. address: of that root, for fsspec.
 
     name: `org/name`, or `org/name@revision`. Raises UserError if it cannot be reached.
     """
@@ -72,16 +73,23 @@ class HubDataset:
         match = HUB_ID.fullmatch(name)
         if match is None:
             raise UserError(f"{name} is no Hub id (org/name or org/name@revision); a dataset on disk: --source local")
-        self.repository, self._revision = match["repository"], match["revision"]
-        # The card alone: it brings the commit and, with it, the listing.
-        self.commit = self._download(self._revision, ["README.md"]).name
+        self.name, self.repository, self._revision = name, match["repository"], match["revision"]
+        # The card alone, which nearly every dataset has: it brings the commit and, with it, the listing.
+        self.commit = self._download(self._revision, ["README.md", ".gitattributes"]).name
         with self._errors():
             tree = get_cached_repo_tree(self.repository, repo_type="dataset", revision=self.commit)
         self.names = sorted(file.path for file in tree)
+        self.origin = f"{self.repository}@{self.commit}"
+        self.address = f"hf://datasets/{self.origin}/"
 
     def fetch(self, names: Sequence[str]) -> Path:
         """The root of the dataset on disk, with the files `names` in it. Raises UserError if one cannot be had."""
         return self._download(self.commit, [escape(name) for name in names])
+
+    def open(self, name: str) -> Any:
+        """A file as a stream of bytes, of which only the ranges that are read are asked for."""
+        files = HfFileSystem(endpoint=constants.ENDPOINT, skip_instance_cache=True)
+        return files.open(self.address + name, "rb", cache_type="none")
 
     def _download(self, revision: str | None, patterns: list[str]) -> Path:
         with self._errors():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -119,8 +120,11 @@ class TensorFiles(TensorHeaders):
 
     def digest(self) -> str:
         """64 hex digits that name the files' content: the SHA-256 of one file; of several, that of what `sha256sum`
-        prints about them in the order of their names."""
-        digests = [sha256_of(file) for file in self.files]
+        prints about them in the order of their names. A file that has not changed is read once by a process."""
+        digests = []
+        for file in self.files:
+            found = file.stat()
+            digests.append(_digest_of(file, found.st_size, found.st_mtime_ns, found.st_ino))
         if len(digests) == 1:
             return digests[0]
         lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, self.files, strict=True))
@@ -170,6 +174,11 @@ def _under(prefixes: tuple[str, ...], names: Iterable[str]) -> Iterator[tuple[st
             if name.startswith(prefix):
                 yield name.removeprefix(prefix), name
                 break
+
+
+@lru_cache(maxsize=256)
+def _digest_of(file: Path, *_as_it_was: int) -> str:
+    return sha256_of(file)
 
 
 def _reader(file: Path) -> Any:

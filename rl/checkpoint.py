@@ -9,12 +9,13 @@ and the order of the prompts one of (seed, position).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from safetensors.torch import save_file
 
+from emu3.checkpoint_facts import CheckpointFacts
 from emu3.files import read_json, remove, write_json
 from emu3.mllm.language_model import save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
@@ -50,15 +51,18 @@ def save(
     trainer: Trainer,
     tokenizer: TextTokenizer,
     config: Config,
+    facts: CheckpointFacts | None = None,
 ) -> None:
     """Write the checkpoint of `step` into the run's folder and remove all but the newest `keep_checkpoints`.
 
-    All ranks take part, and rank 0 writes. Raises one of `WRITE_ERRORS` with nothing left behind: on rank 0, and on
-    the others as well while there is something left that all have to do together.
+    facts: what the model says about itself, but for its steps. All ranks take part, and rank 0 writes. Raises one of
+    `WRITE_ERRORS` with nothing left behind: on rank 0, and on the others as well while there is something left that all
+    have to do together.
     """
     with ranks.whole_folder_of_first(_folder(run, step)) as temporary:
         if config.lora is None:
-            save_model(temporary and temporary / "model", trainer, tokenizer)
+            of_step = None if facts is None else replace(facts, steps=step)
+            save_model(temporary and temporary / "model", trainer, tokenizer, of_step)
         else:
             adapters = collected(trainer.named_adapters(), temporary is not None)
             ranks.on_first(lambda: save_file(adapters, cast(Path, temporary) / ADAPTER))
@@ -71,14 +75,16 @@ def save(
     rotate(written.parent, STEM, MANIFEST, keep=config.keep_checkpoints, written=written)
 
 
-def save_model(folder: Path | None, trainer: Trainer, tokenizer: TextTokenizer) -> None:
+def save_model(
+    folder: Path | None, trainer: Trainer, tokenizer: TextTokenizer, facts: CheckpointFacts | None = None
+) -> None:
     """Write the policy, LoRA merged, as `emu3.mllm.language_model.save_checkpoint` does. All ranks take part and have
     the same errors, one of `WRITE_ERRORS`; rank 0 writes, the others have None."""
     state = collected(trainer.named_weights(), folder is not None)
 
     def write() -> None:
         assert folder is not None
-        save_checkpoint(trainer.model, tokenizer, folder, state=state)
+        save_checkpoint(trainer.model, tokenizer, folder, state=state, facts=facts)
 
     ranks.on_first(write)
 

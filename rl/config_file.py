@@ -21,6 +21,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import _jsonnet
 
+from emu3.checkpoint_facts import read_facts
 from emu3.errors import UserError
 from emu3.run_folder import SettingsFile, flat
 from rl.config import Config, check_config, with_home
@@ -41,7 +42,8 @@ STAND_INS = {
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Evaluate a jsonnet file and apply `key=value` overrides (`optimizer.lr=1e-5`). Raises UserError."""
+    """Evaluate a jsonnet file and apply `key=value` overrides (`optimizer.lr=1e-5`). Without the key `vision` it is the
+    one that the checkpoint `model` names. Raises UserError."""
     if not path.is_file():
         raise UserError(f"config {path} does not exist")
     ext_vars = {name: value for name, value in os.environ.items() if name.startswith("APP__")}
@@ -58,6 +60,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"config {path}: expected an object of keys, got {type(tree).__name__}")
     for override in overrides:
         _override(tree, override)
+    if tree.get("vision") is None and isinstance(tree.get("model"), str):
+        facts = read_facts(tree["model"])
+        named = facts.vision.name if facts is not None and facts.vision is not None else None
+        tree = {key: value for key, value in tree.items() if key != "vision"} | ({"vision": named} if named else {})
     return build_config(tree)
 
 

@@ -25,11 +25,12 @@ from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
 from rl.reward.endpoints import shown_addresses
 from rl.reward.scorer import Scorer
-from rl.reward.scores import Outcome, Score, Unavailable
+from rl.reward.scores import Outcome, Score, Unavailable, Unparsable
 from rl.reward.viescore import ExpectedVieScore, GroundScore, Metric, VieScore, WeightedMean, prompts_from
 from rl.rollout.engine import Prompt, Rollout
 
 VIESCORE_ALONE = RewardConfig()
+LONGEST_QUOTE = 120
 Wait = Callable[[Callable[[], bool], float], None]
 """Waits while the first is true, at most so many seconds."""
 
@@ -107,23 +108,30 @@ def collect(
 
     on_pause: called once before the first pause or the error. wait: how to wait for something, for some seconds at
     most; by all ranks at the same places. Raises UserError when more than `max_failed_share` of
-    the step still has no score after `pauses` pauses, and at once when the judge refused more than that: what it
-    refuses is not asked again.
+    the step still has no score after `pauses` pauses, and at once when the judge replied to more than that by a refusal
+    or without a score: waiting does not mend these.
     """
     wait = wait or _wait
     for pause in range(judge.pauses + 1):
         wait(lambda: not all(episode.score.done() for episode in episodes), math.inf)
         outcomes = [episode.score.result() for episode in episodes]
         lost = [outcome for outcome in outcomes if not isinstance(outcome, Score)]
-        counts = ranks.gather((len(lost), sum(map(_refused, lost)), len(outcomes)))
-        failed, refused, total = map(sum, zip(*counts, strict=True))
+        final = [outcome for outcome in lost if not _may_pass(outcome)]
+        counts = ranks.gather((len(lost), len(final), len(outcomes)))
+        failed, hopeless, total = map(sum, zip(*counts, strict=True))
         if failed <= judge.max_failed_share * total:
             return outcomes
         url = shown_addresses(judge.base_url)
-        complaint = f"the judge at {url} gave no score for {failed} of {total} rollouts{_reason(lost)}"
+        complaint = f"the judge at {url} gave no score for {failed} of {total} rollouts"
         if pause == 0:
             on_pause()
-        if pause == judge.pauses or refused > judge.max_failed_share * total:
+        if hopeless > judge.max_failed_share * total:
+            raise UserError(
+                f"{complaint}{_reason(final)}; the run is saved: waiting will not mend this, see to the judge and its "
+                "settings (judge.*) and start it again"
+            )
+        complaint += _reason(lost)
+        if pause == judge.pauses:
             break
         accelerator.print(
             f"paused: {complaint}; asking again in {judge.pause_seconds:g} s ({pause + 1} of {judge.pauses})",
@@ -131,20 +139,24 @@ def collect(
         )
         wait(lambda: True, judge.pause_seconds)
         for episode, outcome in zip(episodes, outcomes, strict=True):
-            if not isinstance(outcome, Score) and not _refused(outcome):
+            if not isinstance(outcome, Score) and not (isinstance(outcome, Unavailable) and outcome.refused):
                 episode.score = _submit(scorer, episode.prompt, episode.source, episode.edited, episode.target)
     raise UserError(f"{complaint}; the run is saved: start it again when the judge is back")
 
 
-def _refused(outcome: Outcome) -> bool:
-    return isinstance(outcome, Unavailable) and outcome.refused
+def _may_pass(outcome: Outcome) -> bool:
+    return isinstance(outcome, Unavailable) and not outcome.refused
 
 
 def _reason(lost: Sequence[Outcome]) -> str:
-    if not lost:
-        return ""
-    last = lost[-1]
-    return f" ({last.reason if isinstance(last, Unavailable) else 'its replies hold no scores'})"
+    """Why the last of them has no score, with the words of the judge where there are any."""
+    match lost[-1:]:
+        case [Unavailable(reason=reason)]:
+            return f" ({reason})"
+        case [Unparsable(reply=reply, reason=reason)]:
+            said = repr(" ".join(reply.split())[:LONGEST_QUOTE])
+            return f" (its replies hold no scores, such as {said}{f': {reason}' if reason else ''})"
+    return ""
 
 
 def _wait(waiting: Callable[[], bool], seconds: float) -> None:

@@ -21,6 +21,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -31,17 +32,16 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
+from emu3.checkpoint_facts import CheckpointFacts, trained_facts
 from emu3.errors import UserError, one_line, run_main
-from emu3.files import sha256_of
 from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.language_model import read_config
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.mllm.vllm.engine import check_installed
-from emu3.tensor_files import TensorFiles
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
-from emu3.train_image_editing.shards import MANIFEST, check_alike
+from emu3.train_image_editing.shards import check_alike
 from emu3.training import ranks as all_ranks
 from emu3.training.checkpoints import checkpoint_bytes, save_time
 from emu3.training.state import WRITE_ERRORS
@@ -104,10 +104,12 @@ def _train(
     longest = config.rollout.think_tokens + prompts.largest_grid
     vision = all_ranks.on_first(partial(weights_digest, config.vision))
     check_alike(prompts.sets, {"vision_sha256": vision})
+    objective = f"grpo: {config.objective.preset}"
+    facts = all_ranks.on_first(partial(trained_facts, config.model, config.data.sets, objective, config.vision))
     announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
     start, position = (resumed.step, resumed.prompt_position) if resumed else (0, 0)
     all_ranks.on_first(partial(checkpoint.remove_leftovers, run))
-    inputs = all_ranks.on_first(partial(_inputs, config, vision, scorer))
+    inputs = all_ranks.on_first(partial(_inputs, config, facts, scorer))
     all_ranks.on_first(partial(record_config, config, run / "config.json", inputs=inputs, resuming=resumed is not None))
     watch = Watch(run, config, start) if accelerator.is_main_process else None
     trainer, reference = make_trainer(config, accelerator, resumed.folder if resumed else None)
@@ -138,7 +140,7 @@ def _train(
     def save(steps_done: int) -> None:
         nonlocal saved
         try:
-            checkpoint.save(run, steps_done, position, trainer, tokenizer, config)
+            checkpoint.save(run, steps_done, position, trainer, tokenizer, config, facts)
             saved = steps_done
         except WRITE_ERRORS as error:
             accelerator.print(
@@ -241,7 +243,8 @@ def _train(
     if watch is not None:
         watch.close()
     try:
-        checkpoint.save_model(run / "final" if accelerator.is_main_process else None, trainer, tokenizer)
+        final = run / "final" if accelerator.is_main_process else None
+        checkpoint.save_model(final, trainer, tokenizer, replace(facts, steps=config.steps))
         all_ranks.on_first(partial(checkpoint.note_finished, run, config.steps))
     except WRITE_ERRORS as error:
         raise UserError(
@@ -250,14 +253,13 @@ def _train(
     all_ranks.meet()
 
 
-def _inputs(config: Config, vision: str, scorer: Scorer) -> dict[str, Any]:
-    """Digests of what a run is made from, and who judges it with which words; `vision`: that of the vision
-    tokenizer."""
+def _inputs(config: Config, facts: CheckpointFacts, scorer: Scorer) -> dict[str, Any]:
+    """Digests of what a run is made from, and who judges it with which words."""
     prompts = prompts_from(config.judge.prompts)
     return {
-        "model": TensorFiles.of(config.model).digest(),
-        "vision": vision,
-        "data": [sha256_of(Path(folder) / MANIFEST) for folder in config.data.sets],
+        "model": facts.trained_from and facts.trained_from.sha256,
+        "vision": facts.vision and facts.vision.sha256,
+        "data": [origin.sha256 for origin in facts.data],
         "judge": {
             "model": getattr(scorer, "judge_name", None),
             "wording": hashlib.sha256(f"{prompts.edit}\0{prompts.quality}".encode()).hexdigest(),

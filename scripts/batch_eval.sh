@@ -3,8 +3,8 @@
 #
 #   MODEL_PATH=mair-lab/sft-simple HF_REVISION=main TOKENIZER_PATH=BAAI/Emu3-Gen \
 #       VALPATH=TIGER-Lab/OmniEdit-Filtered-1.2M SPLIT=dev VAL_SIZE=100 bash scripts/batch_eval.sh
-#   MODEL_PATH=runs/sft/final VISION_PATH=runs/vision VALPATH=data/pairs original_image_key=input \
-#       edit_instruction=instruction edited_image=output edit_type_key= bash scripts/batch_eval.sh --image-area 1536
+#   MODEL_PATH=runs/sft/final VALPATH=data/pairs original_image_key=input \
+#       edit_instruction=instruction edited_image=output edit_type_key= bash scripts/batch_eval.sh
 #
 # Writes a folder per sample and seed: $SAVE_DIR/sample-42, ... Further arguments go to baselines.evaluate. Call it
 # again after an interruption: it goes on where it stopped. One process per GPU, GPUS of them.
@@ -13,7 +13,7 @@ source "$(dirname "$0")/environment.sh"
 
 MODEL_PATH=${MODEL_PATH:?a checkpoint folder or a Hub id}
 HF_REVISION=${HF_REVISION:-}                                # branch, tag or commit of MODEL_PATH on the Hub
-VISION_PATH=${VISION_PATH-BAAI/Emu3-VisionTokenizer}       # empty: inside the model
+VISION_PATH=${VISION_PATH-$(vision_of "$MODEL_PATH")}       # empty: named by the model, or inside it
 TOKENIZER_PATH=${TOKENIZER_PATH:-}                          # empty: inside the model; SFT checkpoints have none
 VALPATH=${VALPATH:?a Parquet file with images, a folder of them, or a Hub id}
 SPLIT=${SPLIT:-}              # takes the files that are named for it; empty: all, of data on the disk

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A page in the browser that edits images: installs what is missing, then serves it to this machine alone.
 #
-#   bash scripts/demo.sh --model MODEL --vision VISION                           then open http://127.0.0.1:7860
-#   bash scripts/demo.sh --model runs/quickstart/sft_s__rl_sc/final --vision runs/quickstart/vision --image-area 1536
+#   bash scripts/demo.sh --model MODEL [--vision VISION]                         then open http://127.0.0.1:7860
+#   bash scripts/demo.sh --model runs/quickstart/sft_s__rl_sc/final
 #
 # --port and --host choose another address, --help lists the rest.
 set -euo pipefail

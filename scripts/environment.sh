@@ -60,6 +60,11 @@ fitting_python() {
     return 2
 }
 
+# The vision tokenizer of the checkpoint $1 where it does not name its own: that of the published models.
+vision_of() {
+    [ -f "$1/earl.json" ] || echo BAAI/Emu3-VisionTokenizer
+}
+
 # gpu_count: how many GPUs a process that is started here sees, and with it the ranks that find one each. As CUDA does,
 # CUDA_VISIBLE_DEVICES is read up to its first entry that names no GPU of this machine (so that "" and "-1" are none), a
 # GPU that is named twice makes it void, and of all MIG devices together a process sees one.

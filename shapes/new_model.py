@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from emu3.checkpoint_facts import CheckpointFacts, vision_origin
 from emu3.errors import UserError, run_main
+from emu3.files import reading_parquet
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
 from emu3.tokenizer.model import StillVQ
@@ -27,15 +29,15 @@ def build(data: list[Path], vision: Path, output_dir: Path, ranks: int, layers: 
     """Write a checkpoint folder."""
     texts = []
     for file in data:
-        if not file.is_file():
-            raise UserError(f"{file} does not exist")
-        found = pq.read_schema(file).names
+        with reading_parquet(file):
+            found = pq.read_schema(file).names
         columns = [column for column in TEXT_COLUMNS if column in found]
         if not columns:
             raise UserError(f"{file} has no column {' or '.join(TEXT_COLUMNS)}; it has {', '.join(found)}")
         table = pq.read_table(file, columns=columns).slice(0, TEXTS)
         texts += [text for column in columns for text in table[column].to_pylist()]
     codes = StillVQ.from_pretrained(vision).config.codebook_size
+    facts = CheckpointFacts(vision=vision_origin(vision))
     with tempfile.TemporaryDirectory() as folder:
         rank_file = Path(folder) / "emu3.tiktoken"
         train_ranks(texts, ranks, rank_file)
@@ -54,7 +56,7 @@ def build(data: list[Path], vision: Path, output_dir: Path, ranks: int, layers: 
         initializer_range=0.06,  # transformers' 0.02 suits a width of thousands; here it costs a thousand steps
         seed=seed,
     )
-    save_checkpoint(model, tokenizer, output_dir)
+    save_checkpoint(model, tokenizer, output_dir, facts=facts)
     print(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {ranks} text ranks")
 
 

@@ -35,16 +35,16 @@ from PIL import Image
 
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
+from emu3.train_image_editing.image_rows import IMAGE_CELL
 from shapes.edits import COMPLEX, SIMPLE, SceneEdit, random_edit
 from shapes.scene import COLOURS, COLUMNS, TILE, Scene, Shape, grain, photograph, random_scene, random_shape
 
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _CROWD = (3, 6)  # shapes in a scene for the tokenizer: with few, most cells are bare and their codes take over
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("input", _IMAGE),
-        ("output", _IMAGE),
+        ("input", IMAGE_CELL),
+        ("output", IMAGE_CELL),
         ("instruction", pa.string()),
         ("task", pa.string()),
         ("split", pa.string()),
@@ -91,7 +91,7 @@ def write(spec: DataSpec, folder: Path, workers: int = 2) -> None:
             (partial(_row, spec.seed, "held_out_simple", SIMPLE, 0.0, 0), spec.held_out),
             (partial(_row, spec.seed, "held_out_complex", COMPLEX, 0.0, 0), spec.held_out),
         )
-        save("pictures", (partial(_image_row, spec.seed), spec.pictures), schema=pa.schema([("input", _IMAGE)]))
+        save("pictures", (partial(_image_row, spec.seed), spec.pictures), schema=pa.schema([("input", IMAGE_CELL)]))
 
 
 def _row(

@@ -25,7 +25,7 @@ from PIL import Image
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, whole_file
 from emu3.tokenizer.images import read_image
-from emu3.train_image_editing.image_rows import BadRow, ImageFile
+from emu3.train_image_editing.image_rows import IMAGE_CELL, BadRow, ImageFile
 
 MAPPING_FILE, IMAGES = "mapping_file.json", "annotation_images"
 TASKS = (
@@ -33,9 +33,8 @@ TASKS = (
     *("change pose", "change color", "change material", "change background", "change style"),
 )
 
-_IMAGE_CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _TEXTS = ("id", "task", "instruction", "source_caption", "target_caption")
-SCHEMA = pa.schema([*((name, pa.string()) for name in _TEXTS), ("image", _IMAGE_CELL), ("mask", _IMAGE_CELL)])
+SCHEMA = pa.schema([*((name, pa.string()) for name in _TEXTS), ("image", IMAGE_CELL), ("mask", IMAGE_CELL)])
 
 
 def convert(folder: Path, output: Path) -> int:

@@ -32,7 +32,7 @@ from PIL import Image
 from baselines.benchmarks.samples import Sample, Samples
 from baselines.results.records import GROUND_TRUTH, NO_EDIT
 from emu3.errors import UserError
-from emu3.tokenizer.images import fit_image, scale_image
+from emu3.tokenizer.images import fit_image, scale_image, to_rgb
 from rl.reward.config import JudgeConfig, add_judge_flags
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The flags of `EditorOptions`, those of its judge as all commands have them."""
     group = parser.add_argument_group("editor", "an editor takes what it has a use for and refuses the rest")
     group.add_argument("--model", help="folder or Hub id, ORG/NAME@REVISION (default: the published one, if any)")
-    group.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one inside the model)")
+    group.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one that the model names)")
     group.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
     group.add_argument("--temperature", type=float, help="0 is greedy (default: 1)")
     group.add_argument("--top-k", type=int, help="codes to draw among, 0 is all (default: 2048)")
@@ -226,7 +226,8 @@ def share_of(text: str | None) -> Share:
 
 
 class SourceFrame:
-    """Where a source of any size goes at `image_area` pixels. `shown` is the source there, RGB.
+    """Where a source of any size goes at `image_area` pixels. `shown` is the source there, RGB; `uncropped` is the same
+    before it was cropped to whole cells, as the published evaluation showed it to the judge.
 
     Raises `UserError` for a source so thin that a side would be shorter than `FACTOR`.
     """
@@ -236,6 +237,7 @@ class SourceFrame:
         self._area = image_area
         self._native, self._scaled = source.size, scaled.size
         self._box = (0, 0, scaled.width - scaled.width % FACTOR, scaled.height - scaled.height % FACTOR)
+        self.uncropped = scaled
         self.shown = scaled.crop(self._box)
 
     def holds(self, size: tuple[int, int]) -> bool:
@@ -248,7 +250,7 @@ class SourceFrame:
 
     def fit(self, edited: Image.Image) -> Image.Image:
         """An edit of the source, RGB, at the size of `shown`; resized (bicubic) unless it has that size already."""
-        edited = edited.convert("RGB")
+        edited = to_rgb(edited)
         if edited.size == self.shown.size:
             return edited
         return edited.resize(self._scaled, Image.Resampling.BICUBIC).crop(self._box)

@@ -31,6 +31,7 @@ from baselines.editors.editing import (
     local_device,
 )
 from baselines.results.records import identity
+from emu3.checkpoint_facts import setup_of
 from emu3.errors import UserError
 from emu3.hub import SAFE_FILES, SMALL_FILES, local_folder
 from rl.reward.config import DEFAULT, JudgeConfig
@@ -127,11 +128,12 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
         raise UserError("a judge picks among several edits: --best-of 2 or more, or nothing about a judge")
     prompts = prompts_from(judge.prompts if judge else None)
     device = local_device()
+    setup = setup_of(model, options.vision, image_area)
 
     # A part that is not named is inside the model, and in its fingerprint.
     parts: dict[str, tuple[str | None, tuple[str, ...]]] = {
         "model": (model, SAFE_FILES),
-        "vision": (options.vision, SAFE_FILES),
+        "vision": (setup.vision, SAFE_FILES),
         "tokenizer": (options.tokenizer, SMALL_FILES),
     }
     settings = {
@@ -155,7 +157,7 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
     def load() -> Iterator[Emu3Editor]:
         from emu3.mllm.editor import Editor
 
-        editor = Editor.from_pretrained(model, options.vision, options.tokenizer, device, engine=engine)
+        editor = Editor.from_pretrained(model, setup.vision, options.tokenizer, device, engine=engine)
         with nullcontext() if judge is None else _scorer(judge, prompts) as scorer:
             yield Emu3Editor(
                 editor,

@@ -24,6 +24,7 @@ from torch import nn
 from baselines.metrics.image_metric import EditedSample, Missing, as_tensor, batches
 from baselines.metrics.metric_weights import device, library, tensors, torch_file, version_of
 from emu3.tokenizer.blocks import plain_float32
+from emu3.tokenizer.images import to_rgb
 
 INCEPTION = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -59,7 +60,7 @@ class Fid:
             for pairs in _chunks((row.edited, row.target) for row in rows if row.target is not None):
                 count += len(pairs)
                 for side, real in enumerate((False, True)):
-                    images = {place: pair[side].convert("RGB") for place, pair in enumerate(pairs)}
+                    images = {place: to_rgb(pair[side]) for place, pair in enumerate(pairs)}
                     for places in batches({place: image.size for place, image in images.items()}):
                         frechet.update(as_tensor([images[place] for place in places], device()), real=real)
             if count < 2:

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from emu3.tokenizer.blocks import plain_float32
+from emu3.tokenizer.images import to_rgb
 
 Against = Literal["target", "source"]
 Item = TypeVar("Item")
@@ -132,7 +133,7 @@ def framed_pair(row: EditedSample, against: Against) -> tuple[Image.Image, Image
     reference = reference_of(row, against)
     if isinstance(reference, Missing):
         return reference
-    edited, reference = row.edited.convert("RGB"), reference.convert("RGB")
+    edited, reference = to_rgb(row.edited), to_rgb(reference)
     if edited.size != reference.size:
         stretch = edited.width * reference.height / (edited.height * reference.width)
         if max(stretch, 1 / stretch) > 1 + ASPECT_TOLERANCE:

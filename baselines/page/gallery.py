@@ -39,6 +39,7 @@ LARGEST_SHOWN = 256
 
 LONGEST_DETAIL = 300
 
+_OWN_NAME = re.compile(r"[0-9a-f]{24}\.png")
 _POINT = re.compile(rf"[(\[]{NUMBER},{NUMBER}[)\]]")
 
 
@@ -136,10 +137,11 @@ def _digest(path: Path) -> str:
 
 
 def _fill(folder: Path, images: dict[str, Path]) -> None:
-    """Make `folder` hold these images and no others. Names are digests: one that is there needs no second look, and
-    thousands of files need not be synced one by one, since the page that names them is written after them."""
+    """Make `folder` hold these images, and none of an earlier page; what else lies there is not ours. Names are
+    digests: one that is there needs no second look, and thousands of files need not be synced one by one, since the
+    page that names them is written after them."""
     folder.mkdir(parents=True, exist_ok=True)
-    there = {path.name for path in folder.iterdir()}
+    there = {path.name for path in folder.iterdir() if _OWN_NAME.fullmatch(path.name)}
     for name in there - images.keys():
         (folder / name).unlink()
     for name, path in images.items():

@@ -23,6 +23,7 @@ from baselines.results.records import (
     read_records,
     read_settings,
 )
+from baselines.tables.conditions import ByModel, read_scores
 from baselines.tables.summary import metrics_of, models_of, of_metric
 from emu3.errors import UserError
 from emu3.report.charts import Curve
@@ -63,9 +64,9 @@ class RunFolder:
     """Everything under `folder`. `predictions` go with the folder that their paths start from.
 
     `metric` is the one that images are shown with, VIEScore where it was taken, and `scores` are its; `others` are
-    the scores of the other metrics by name, `lower` the names of those of which less is better. `judges` says who
-    judged, with which wording. `models` are in the order of the tables, `bounds` those of them that compete with
-    nobody: no-edit, ground truth.
+    the scores of the other metrics by name, `lower` the names of those of which less is better. `conditions` are
+    those of the scores, `judges` says who judged, with which wording. `models` are in the order of the tables, `bounds`
+    those of them that compete with nobody: no-edit, ground truth.
     """
 
     metric: str
@@ -74,6 +75,7 @@ class RunFolder:
     lower: set[str]
     predictions: list[tuple[Path, Prediction]]
     trainings: list[TrainingCurves]
+    conditions: ByModel
     judges: list[str]
     models: list[str]
     editors: dict[str, str]
@@ -107,7 +109,7 @@ def read_run_folder(folder: Path) -> RunFolder:
     files = sorted(folder.rglob(SCORES_FILE))
     if not files:
         raise UserError(f"there is no {SCORES_FILE} under {folder}: run baselines.score first")
-    scores = [score for file in files for score in read_records(file, ScoredSample)]
+    scores, conditions = read_scores(files)
     settings = [read_settings(file) for file in files]
     metric, *others = metrics_of(scores)
     trainings = [TrainingCurves(file.parent.name, read_curves(file.parent)) for file in sorted(folder.rglob(NAME))]
@@ -120,6 +122,7 @@ def read_run_folder(folder: Path) -> RunFolder:
             (file.parent, row) for file in files for row in read_records(file.with_name(PREDICTIONS_FILE), Prediction)
         ],
         trainings=[training for training in trainings if training.curves],
+        conditions=conditions,
         judges=sorted({_judge(entry) for entry in settings if "judge" in entry}),
         models=models_of(scores),
         editors={score.model: score.editor for score in scores},

@@ -36,7 +36,13 @@ from baselines.editors.editing import (
     SourceFrame,
     make_batches,
 )
-from baselines.results.records import PREDICTIONS_FILE, REMEDY, Prediction, write_records
+from baselines.results.records import (
+    PREDICTIONS_FILE,
+    REMEDY,
+    Prediction,
+    outside_of_folder,
+    write_records,
+)
 from emu3.errors import UserError
 from emu3.files import sha256_of, write_json
 from emu3.run_folder import SettingsFile, owned
@@ -193,6 +199,8 @@ class _Worker:
                 f"{sample.source.width}x{sample.source.height}, which is another shape"
             )
         images = {"source": frame.shown, "edited": frame.fit(result.image)}
+        if frame.uncropped.size != frame.shown.size:
+            images["uncropped"] = frame.uncropped
         if sample.target is not None:
             images["target"] = frame.fit_target(sample.target)
         if sample.mask is not None:
@@ -237,6 +245,7 @@ class _Worker:
             source_caption=sample.source_caption,
             target_caption=sample.target_caption,
             mask=paths.get("mask"),
+            source_uncropped=paths.get("uncropped"),
         )
         log.append(row, prediction, result.candidates)
 
@@ -291,15 +300,15 @@ def finished_samples(output_dir: Path) -> dict[int, Prediction]:
             try:
                 entry: dict[str, Any] = json.loads(line)
                 prediction = Prediction(**entry["prediction"])
-                whole = all(sha256_of(output_dir / name) == digest for name, digest in entry["digests"].items())
-            except (ValueError, KeyError, TypeError, OSError):
+                names = list(_image_names(prediction))
+                inside = outside_of_folder(prediction) is None
+                whole = inside and {name: sha256_of(output_dir / name) for name in names} == entry["digests"]
+                if whole and type(entry["row"]) is int:
+                    done[entry["row"]] = prediction
+            except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
                 continue
-            if whole:
-                done[entry["row"]] = prediction
     return done
 
 
 def _image_names(prediction: Prediction) -> list[str]:
-    return [
-        name for name in (prediction.source, prediction.edited, prediction.target, prediction.mask) if name is not None
-    ]
+    return [name for name in prediction.images if name is not None]

@@ -18,14 +18,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emu3.errors import UserError
-from emu3.files import sha256_of, whole_file
+from emu3.files import reading_parquet, sha256_of, whole_file
 from emu3.run_folder import refuse_differences
 
 PREDICTIONS_FILE = "predictions.parquet"
@@ -36,6 +36,7 @@ VIESCORE = "viescore"
 NO_EDIT, GROUND_TRUTH = "no-edit", "ground-truth"
 """Kinds of editors that compete with nobody."""
 WHOLE_SET = "*"
+UNCROPPED = "source_uncropped"
 _SETTINGS = b"settings"
 
 LIBRARIES = ("numpy", "pillow", "torch", "transformers", "diffusers", "vllm")
@@ -50,6 +51,7 @@ class Prediction:
     the row in the tables, `editor` the kind of editor, `seconds` the sample's share of the time that its batch took.
     `reasoning` is the chain of thought that the editor wrote before the image, or None. What the data has of captions
     of the image before and after the edit, and of a mask (white where the edit belongs), stands beside it.
+    `source_uncropped` is the source before it was cropped to whole cells, None where nothing had to be.
     """
 
     id: str
@@ -69,6 +71,12 @@ class Prediction:
     source_caption: str | None = None
     target_caption: str | None = None
     mask: str | None = None
+    source_uncropped: str | None = None
+
+    @property
+    def images(self) -> tuple[str | None, ...]:
+        """The paths of all its images."""
+        return self.source, self.edited, self.target, self.mask, self.source_uncropped
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ _SCHEMAS = {
         [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "source_set", "instruction")]
         + [(name, _TEXT) for name in ("source", "edited", "target", "model", "editor")]
         + [("seed", pa.int64()), ("seconds", _NUMBER)]
-        + [(name, _TEXT) for name in ("reasoning", "source_caption", "target_caption", "mask")]
+        + [(name, _TEXT) for name in ("reasoning", "source_caption", "target_caption", "mask", UNCROPPED)]
     ),
     ScoredSample: pa.schema(
         [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "source_set")]
@@ -140,7 +148,7 @@ Record = TypeVar("Record", Prediction, ScoredSample)
 
 # Columns that came later, and what they are in a file that was written before.
 _LATER: dict[str, Any] = {"source_set": "", "reasoning": None, "metric": VIESCORE, "answers": {}}
-_LATER |= dict.fromkeys(("source_caption", "target_caption", "mask"))
+_LATER |= dict.fromkeys(("source_caption", "target_caption", "mask", UNCROPPED))
 
 
 def write_records(path: Path, records: Sequence[Prediction] | Sequence[ScoredSample], settings: dict[str, Any]) -> None:
@@ -154,21 +162,45 @@ def read_records(path: Path, kind: type[Record]) -> list[Record]:
     """Read a file of `kind`. Raises `UserError` if it is missing or holds something else."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
-    try:
+    with reading_parquet(path):
         table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file: {error}") from None
+        found = table.column_names
     names = [field.name for field in fields(kind)]
-    if missing := [name for name in names if name not in table.column_names and name not in _LATER]:
+    if missing := [name for name in names if name not in found and name not in _LATER]:
         raise UserError(f"{path} is no file of {kind.__name__} rows: it lacks {', '.join(missing)}")
-    later = {name: _LATER[name] for name in names if name not in table.column_names}
-    rows = table.select([name for name in names if name not in later]).to_pylist(maps_as_pydicts="strict")
-    return [kind(**row, **later) for row in rows]
+    later = {name: _LATER[name] for name in names if name not in found}
+    with reading_parquet(path):
+        rows = table.select([name for name in names if name not in later]).to_pylist(maps_as_pydicts="strict")
+    records = [kind(**row, **later) for row in rows]
+    for record in records:
+        if isinstance(record, Prediction) and (outside := outside_of_folder(record)) is not None:
+            raise UserError(f"{path}, sample {record.id!r}: its image {outside!r} lies outside of the file's folder")
+    return records
+
+
+def outside_of_folder(row: Prediction) -> str | None:
+    """The first of the row's paths that does not lead into the folder of its file, None if all do. A file from
+    elsewhere could name anything that this machine can read, for a judge or a page to be shown."""
+    for name in row.images:
+        if name is not None and (
+            not name
+            or "\0" in name
+            or PureWindowsPath(name).anchor
+            or Path(name).is_absolute()
+            or ".." in PureWindowsPath(name).parts
+        ):
+            return name
+    return None
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings that `write_records` put beside the rows; empty for a file from elsewhere."""
-    return json.loads((pq.read_schema(path).metadata or {}).get(_SETTINGS, b"{}"))
+    with reading_parquet(path):
+        metadata = pq.read_schema(path).metadata or {}
+    try:
+        return json.loads(metadata.get(_SETTINGS, b"{}"))
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged: the settings in it are not JSON") from None
 
 
 REMEDY = "choose another folder or delete that one"

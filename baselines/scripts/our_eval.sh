@@ -13,7 +13,7 @@ source "$(dirname "$0")/../../scripts/environment.sh"
 
 MODEL_PATHS=${MODEL_PATHS:?checkpoint folders or Hub ids, separated by spaces}
 REVISION=${REVISION:-}        # a branch, tag or commit per model, separated by spaces; one goes for all
-VISION_PATH=${VISION_PATH-BAAI/Emu3-VisionTokenizer}       # empty: inside the model
+# VISION_PATH: for all models; unset: what each one names, or BAAI/Emu3-VisionTokenizer; empty: inside the model
 TOKENIZER_PATH=${TOKENIZER_PATH:-}                          # empty: inside the model; SFT checkpoints have none
 BENCHMARKS=${BENCHMARKS:-aurora emuedit i2ebench magicbrush omniedit vismin}
 DATA_DIR=${DATA_DIR:-}        # a folder with the benchmarks' Parquet files; empty: from the Hub
@@ -39,10 +39,11 @@ fi
 
 for number in "${!models[@]}"; do
     revision=${revisions[$number]:-${revisions[0]:-}}
+    vision=${VISION_PATH-$(vision_of "${models[$number]}")}
     for benchmark in $BENCHMARKS; do
         "${launch[@]}" baselines.evaluate \
             --editor emu3 --model "${models[$number]}${revision:+@$revision}" \
-            ${VISION_PATH:+--vision "$VISION_PATH"} ${TOKENIZER_PATH:+--tokenizer "$TOKENIZER_PATH"} \
+            ${vision:+--vision "$vision"} ${TOKENIZER_PATH:+--tokenizer "$TOKENIZER_PATH"} \
             --benchmark "$benchmark" ${DATA_DIR:+--data-dir "$DATA_DIR"} \
             --batch-size "$BATCH_SIZE" "${think[@]}" --save-dir "$SAVE_DIR" "$@"
     done

@@ -3,8 +3,10 @@ as a PNG.
 
 A judge's score from 0 to 10 has two decimals, as published. Other metrics live on other scales and have four
 significant digits. An unknown number is a dash, never a zero. Whoever builds a grid decides what a cell says; the
-spellings only dress it, so all of them say the same. A name in backticks is a name of this project (a model, a file)
-and is set in a typewriter face.
+spellings only dress it, so all of them say the same. A name in backticks (`code`) is set in a typewriter face.
+
+Names of models and tasks come from files of others. Whatever they are, they stay text: no formula in CSV, which a
+spreadsheet would run, no HTML and no link in Markdown, no command in LaTeX, no mathematics in the image.
 """
 
 from __future__ import annotations
@@ -47,6 +49,28 @@ _POINTS, _ROW, _PAD = 9, 0.25, 0.18
 _CHARACTER = 0.073
 
 
+_SPREADSHEET_NUMBER = re.compile(r"[+-][0-9.]+(?:e[+-]?[0-9]+)?\*?(?: \[[+-]?[0-9.]+, [+-]?[0-9.]+\])?")
+
+
+def code(name: str) -> str:
+    """A name in backticks, whatever is in it."""
+    return f"`{one_line_of(name).replace('`', chr(39))}`"
+
+
+def one_line_of(text: str) -> str:
+    """Text without line breaks and control characters."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+
+
+def csv_cell(text: str) -> str:
+    """A text for a CSV file: one that a spreadsheet would take for a formula gets an apostrophe in front."""
+    text = one_line_of(text)
+    is_formula = text.startswith(("=", "@")) or (
+        text.startswith(("+", "-")) and not _SPREADSHEET_NUMBER.fullmatch(text)
+    )
+    return f"'{text}" if is_formula else text
+
+
 def number(value: float, metric: str = VIESCORE, sign: str = "") -> str:
     """`3.10`; with sign "+" also a positive number shows its sign."""
     if metric == VIESCORE:
@@ -79,7 +103,7 @@ class Grid:
     """`columns` are the heads, the first of them over the names of the rows; every row has as many cells.
 
     Where `blocks` is set, a row with a name begins a block: unnamed rows below it belong to it, and a rule parts the
-    blocks. `note` is what a reader has to know about the cells.
+    blocks. `note` is what a reader has to know about the cells, `conditions` under which they came about.
     """
 
     title: str
@@ -87,6 +111,7 @@ class Grid:
     rows: Sequence[Sequence[str]]
     note: str = ""
     blocks: bool = False
+    conditions: Sequence[str] = ()
 
     def begins_block(self, place: int) -> bool:
         """Whether a rule stands above row `place`."""
@@ -96,8 +121,16 @@ class Grid:
 def to_markdown(grid: Grid) -> str:
     lines = [_pipes(grid.columns), _pipes(["---", *("---:" for _ in grid.columns[1:])])]
     lines += [_pipes(row) for row in grid.rows]
-    head = [text for text in (f"**{grid.title}**" if grid.title else "", grid.note) if text]
-    return "\n\n".join([*head, "\n".join(lines)]) + "\n"
+    head = [markdown_text(text) for text in (f"**{grid.title}**" if grid.title else "", grid.note) if text]
+    tail = ["\n".join(f"- {markdown_text(line)}" for line in grid.conditions)] if grid.conditions else []
+    return "\n\n".join([*head, "\n".join(lines), *tail]) + "\n"
+
+
+def markdown_text(text: str) -> str:
+    """Text without HTML, links and line breaks; what stands in backticks stays as it is."""
+    pieces = re.split(r"(`[^`]*`)", one_line_of(text))
+    safe = [piece.replace("<", "&lt;").replace("](", "]\\(") for piece in pieces]
+    return "".join(pieces[place] if place % 2 else piece for place, piece in enumerate(safe))
 
 
 def to_latex(grid: Grid) -> str:
@@ -117,6 +150,7 @@ def to_latex(grid: Grid) -> str:
         *rows,
         r"\bottomrule",
         r"\end{tabular}",
+        *(f"\\par\\smallskip{{\\footnotesize {latex_text(line)}\\par}}" for line in grid.conditions),
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
@@ -125,8 +159,8 @@ def to_latex(grid: Grid) -> str:
 def to_csv(grid: Grid) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(map(plain, grid.columns))
-    writer.writerows([plain(text) for text in row] for row in grid.rows)
+    tail = [["conditions", line, *[""] * (len(grid.columns) - 2)] for line in grid.conditions]
+    writer.writerows([csv_cell(plain(text)) for text in row] for row in (grid.columns, *grid.rows, *tail))
     return file.getvalue()
 
 
@@ -137,17 +171,19 @@ def plain(text: str) -> str:
 
 def latex_text(text: str) -> str:
     """Text with LaTeX's own characters escaped, backticks set in `texttt`."""
-    pieces = re.split(r"`([^`]*)`", text)
+    pieces = re.split(r"`([^`]*)`", one_line_of(text))
     escaped = ["".join(_LATEX.get(sign, sign) for sign in piece) for piece in pieces]
     return "".join(f"\\texttt{{{piece}}}" if place % 2 else piece for place, piece in enumerate(escaped))
 
 
 def _pipes(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
+    return "| " + " | ".join(markdown_text(text).replace("|", "\\|") for text in cells) + " |"
 
 
 def _ampersands(cells: Sequence[str]) -> str:
-    return " & ".join(map(latex_text, cells)) + r" \\"
+    row = " & ".join(map(latex_text, cells)) + r" \\"
+    # A bracket or a star behind the last row's end would be that end's own argument.
+    return f"{{}}{row}" if row.startswith(("[", "*")) else row
 
 
 def draw(grid: Grid, path: Path) -> Path:
@@ -158,19 +194,23 @@ def draw(grid: Grid, path: Path) -> Path:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    cells = [[plain(text) for text in row] for row in (grid.columns, *grid.rows)]
+    cells = [[one_line_of(plain(text)) for text in row] for row in (grid.columns, *grid.rows)]
     widths = [max(len(row[place]) for row in cells) * _CHARACTER + 2 * _PAD for place in range(len(grid.columns))]
     width = sum(widths)
-    wrapped = textwrap.wrap(grid.note, max(40, int(width / (_CHARACTER * 0.85))))
+    columns = max(40, int(width / (_CHARACTER * 0.85)))
+    notes = (grid.note, *map(plain, grid.conditions))
+    wrapped = [line for note in notes for line in textwrap.wrap(one_line_of(note), columns)]
     heights = [0.4 if grid.title else 0.1, _ROW * len(cells), _ROW * len(wrapped) + 0.15]
     height = sum(heights)
-    with mpl.rc_context({"font.size": _POINTS, "text.color": INK, "font.family": "DejaVu Sans"}):
+    with mpl.rc_context(
+        {"font.size": _POINTS, "text.color": INK, "font.family": "DejaVu Sans", "text.parse_math": False}
+    ):
         figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
         if grid.title:
-            axes.text(_PAD, 0.22, grid.title, weight="bold", va="center", fontsize=_POINTS + 2)
+            axes.text(_PAD, 0.22, one_line_of(grid.title), weight="bold", va="center", fontsize=_POINTS + 2)
         top = heights[0]
         for place, row in enumerate(cells):
             middle = top + (place + 0.5) * _ROW
@@ -192,5 +232,5 @@ def _write_row(axes: Axes, row: list[str], widths: list[float], middle: float, *
     left = 0.0
     for place, (text, width) in enumerate(zip(row, widths, strict=True)):
         x, side = (left + _PAD, "left") if place == 0 else (left + width - _PAD, "right")
-        axes.text(x, middle, text, ha=side, va="center", color=SOFT if heading else INK, parse_math=False)
+        axes.text(x, middle, text, ha=side, va="center", color=SOFT if heading else INK)
         left += width

@@ -7,7 +7,8 @@ and 18 (training time).
 
 Beside them a model of ours takes four lines: its score with the 95% interval, the published score, the difference, and
 how many samples were judged and failed. The difference is marked where the published score lies outside our interval.
-Published scores come without intervals, so the mark says less than a test would.
+Published scores come without intervals, so the mark says less than a test would. Where another judge or another
+protocol than the published one made our score, the cell says so in place of a difference.
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ from typing import Any
 import numpy as np
 
 from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample
-from baselines.tables.grid import UNKNOWN, Grid, fixed
+from baselines.tables.conditions import ByModel, Conditions, condition_lines
+from baselines.tables.grid import UNKNOWN, Grid, code, fixed
 from baselines.tables.statistics import RESAMPLES, Interval, average_interval, mean_interval
 from emu3.errors import UserError
 
 FILE = Path(__file__).with_name("published.json")
 MAIN_TABLE = 2
 OUTSIDE = "*"
-NOTE = f"Ours with its 95% bootstrap interval; {OUTSIDE} marks a published score outside it."
+NOTE = (
+    f"Ours with its 95% bootstrap interval; {OUTSIDE} marks a published score outside it. A difference is shown where "
+    "judge and protocol are the published ones."
+)
 
 ScoreIndex = dict[tuple[str, str, str], list[ScoredSample]]
 
@@ -141,13 +146,15 @@ def _table(entry: dict[str, Any]) -> PublishedTable:
 
 @dataclass(frozen=True)
 class Measured:
-    """Our side of one cell. values: float (n,), those of the samples behind it; empty where nothing was scored."""
+    """Our side of one cell. values: float (n,), those of the samples behind it; empty where nothing was scored.
+    not_compared: why there is no difference to the published score."""
 
     mean: float | None
     ci95: Interval | None
     n: int
     failed: int
     values: np.ndarray
+    not_compared: str = ""
 
 
 def printed(table: PublishedTable) -> Grid:
@@ -157,39 +164,55 @@ def printed(table: PublishedTable) -> Grid:
 
 
 def compare(
-    table: PublishedTable, scores: Sequence[ScoredSample], *, resamples: int = RESAMPLES, seed: int = 0
+    table: PublishedTable,
+    scores: Sequence[ScoredSample],
+    conditions: ByModel,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Grid:
     """The published table with our scores between its lines; models that were not run keep their published line."""
     index = _index(scores)
     lines: list[list[str]] = []
+    shown: list[str] = []
     for row in table.rows:
-        ours = _measure_row(row, table.columns, index, resamples, seed)
+        ours = _measure_row(row, table.columns, index, conditions, resamples, seed)
         if any(cell.n or cell.failed for cell in ours):
             lines += _block(row, ours, table.decimals)
+            shown += [model for model, _ in conditions if model_key(model) in row.models]
         else:
             lines.append([row.name, "published", *(f"{cell:.{table.decimals}f}" for cell in row.cells)])
     columns = ["", "", *(column.title for column in table.columns)]
-    return Grid(_title(table), columns, lines, " ".join(filter(None, [NOTE, table.note])), blocks=True)
+    note = " ".join(filter(None, [NOTE, table.note]))
+    return Grid(_title(table), columns, lines, note, blocks=True, conditions=condition_lines(conditions, shown))
 
 
 def comparison_of(
-    models: Sequence[str], scores: Sequence[ScoredSample], *, resamples: int = RESAMPLES, seed: int = 0
+    models: Sequence[str],
+    scores: Sequence[ScoredSample],
+    conditions: ByModel,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Grid | None:
     """Those of `models` that the paper has a row for, beside it; None where nothing of theirs can be compared."""
     main = next(table for table in tables() if table.number == MAIN_TABLE)
     index = _index(scores)
     lines: list[list[str]] = []
+    shown: list[str] = []
     for model in models:
         row = row_of(model)
         if row is not None:
-            own = PublishedRow(f"`{model}`", (model_key(model),), row.cells)
-            ours = _measure_row(own, main.columns, index, resamples, seed)
-            lines += _block(own, ours, main.decimals) if any(cell.n for cell in ours) else []
+            own = PublishedRow(code(model), (model_key(model),), row.cells)
+            ours = _measure_row(own, main.columns, index, conditions, resamples, seed)
+            if any(cell.n for cell in ours):
+                lines += _block(own, ours, main.decimals)
+                shown.append(model)
     if not lines:
         return None
-    return Grid(
-        "Beside the published scores", ["", "", *(column.title for column in main.columns)], lines, NOTE, blocks=True
-    )
+    heads = ["", "", *(column.title for column in main.columns)]
+    about = condition_lines(conditions, shown)
+    return Grid("Beside the published scores", heads, lines, NOTE, blocks=True, conditions=about)
 
 
 def _title(table: PublishedTable) -> str:
@@ -204,21 +227,32 @@ def _index(scores: Sequence[ScoredSample]) -> ScoreIndex:
 
 
 def _measure_row(
-    row: PublishedRow, columns: Sequence[PublishedColumn], index: ScoreIndex, resamples: int, seed: int
+    row: PublishedRow,
+    columns: Sequence[PublishedColumn],
+    index: ScoreIndex,
+    conditions: ByModel,
+    resamples: int,
+    seed: int,
 ) -> list[Measured]:
     measured: list[Measured] = []
     for column in columns:
         if column.average:
             measured.append(_average(measured, resamples, seed))
         else:
-            measured.append(_measure(row, column, index, resamples, seed))
+            measured.append(_measure(row, column, index, conditions, resamples, seed))
     return measured
 
 
-def _measure(row: PublishedRow, column: PublishedColumn, index: ScoreIndex, resamples: int, seed: int) -> Measured:
+def _measure(
+    row: PublishedRow, column: PublishedColumn, index: ScoreIndex, conditions: ByModel, resamples: int, seed: int
+) -> Measured:
     found = [score for model in row.models for score in index.get((model, column.benchmark, column.metric), [])]
     if len(names := sorted({score.model for score in found})) > 1:
         raise UserError(f"{' and '.join(names)} are both known as {row.name!r}: keep one of them, or rename the other")
+    not_compared = ""
+    if found and column.metric == VIESCORE:
+        about = conditions.get((found[0].model, found[0].benchmark), Conditions())
+        not_compared = about.difference_means_nothing
     if column.tasks:
         found = [score for score in found if {normal(score.task), normal(score.source_set)} & set(column.tasks)]
     scored = [score for score in found if score.value is not None]
@@ -230,6 +264,7 @@ def _measure(row: PublishedRow, column: PublishedColumn, index: ScoreIndex, resa
         n=sum(int(score.parts["n"]) if score.id == WHOLE_SET else 1 for score in scored),
         failed=len(found) - len(scored),
         values=values,
+        not_compared=not_compared,
     )
 
 
@@ -242,6 +277,7 @@ def _average(columns: Sequence[Measured], resamples: int, seed: int) -> Measured
         n=sum(column.n for column in columns),
         failed=sum(column.failed for column in columns),
         values=np.array([]),
+        not_compared=next((column.not_compared for column in columns if column.not_compared), ""),
     )
 
 
@@ -266,5 +302,7 @@ def _with_interval(cell: Measured, decimals: int) -> str:
 def _difference(cell: Measured, published: float, decimals: int) -> str:
     if cell.mean is None:
         return UNKNOWN
+    if cell.not_compared:
+        return f"none: {cell.not_compared}"
     outside = cell.ci95 is not None and not cell.ci95[0] <= published <= cell.ci95[1]
     return fixed(cell.mean - published, decimals, "+") + (OUTSIDE if outside else "")

@@ -39,7 +39,8 @@ class Row:
     """One model on one group of samples. `mean` is None for n = 0, `ci95` for n < 2.
 
     `split` names the group, also where the groups are benchmarks, tasks or sources. `parts` holds the means of the
-    parts that the scores are made of.
+    parts that the scores are made of. `mean_with_zeros` is the mean with failures as 0, as the published evaluation
+    took it: it stands beside the mean where the published protocol is followed, and nothing is made of it.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Row:
     failed: int
     parts: dict[str, float]
     difference: Difference | None
+    mean_with_zeros: float | None = None
 
 
 Group = Callable[[ScoredSample], str]
@@ -162,6 +164,7 @@ def summarise(
                     failed=len(cell) - len(values),
                     parts=mean_parts(cell),
                     difference=difference,
+                    mean_with_zeros=_with_zeros(cell),
                 )
             )
     return rows
@@ -216,6 +219,7 @@ def average_rows(
                 failed=sum(map(len, of(model))) - n,
                 parts=_common_means(parts) if whole else {},
                 difference=difference,
+                mean_with_zeros=float(np.mean([_with_zeros(cell) for cell in of(model)])) if all(of(model)) else None,
             )
         )
     return rows
@@ -249,6 +253,10 @@ def cells_of(scores: Sequence[ScoredSample], group: Group) -> dict[tuple[str, st
 def values_of(cell: Cell) -> dict[tuple[str, str], float]:
     """The values by benchmark and id; failures have none."""
     return {key: score.value for key, score in cell.items() if score.value is not None}
+
+
+def _with_zeros(cell: Cell) -> float:
+    return sum(values_of(cell).values()) / len(cell)
 
 
 def _count(cell: Cell) -> int:

@@ -1,18 +1,14 @@
-"""Serve the page: `python -m emu3.demo --model M --vision V`, or `bash scripts/demo.sh` with the same options."""
+"""Serve the page: `python -m emu3.demo --model M`, or `bash scripts/demo.sh` with the same options."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import socket
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import gradio as gr
-import uvicorn
-from fastapi import FastAPI
-
-from emu3.demo.page import CSS, THEME, build_page
 from emu3.errors import UserError, run_main
-from emu3.mllm.editor import Editor
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -27,20 +23,37 @@ def listen(host: str, port: int) -> socket.socket:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m emu3.demo", description="A page that edits images.")
     parser.add_argument("--model", required=True, help="language model: checkpoint folder or Hub id")
-    parser.add_argument("--vision", help="vision tokenizer: folder or Hub id (default: the one inside the model)")
+    parser.add_argument(
+        "--vision", help="vision tokenizer: folder or Hub id (default: the one that the model names or holds)"
+    )
     parser.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
-    parser.add_argument("--image-area", type=int, default=65536, help="pixels of an edit (default: %(default)s)")
+    parser.add_argument(
+        "--image-area", type=int, help="pixels of an edit (default: what the model was trained at, else 65536)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default: %(default)s)")
     arguments = parser.parse_args()
 
-    if arguments.image_area < 1:
+    if arguments.image_area is not None and arguments.image_area < 1:
         raise UserError(f"--image-area is {arguments.image_area}; it is 1 or more")
     # Before the model is loaded, which takes minutes: a port in use is reported at once, an early visitor waits.
-    with listen(arguments.host, arguments.port) as listener:
+    uploads = TemporaryDirectory(prefix="emu3-demo-", dir=os.environ.get("GRADIO_TEMP_DIR"), ignore_cleanup_errors=True)
+    with listen(arguments.host, arguments.port) as listener, uploads as folder:
+        # Of its own, since whatever lies there can be asked for; gradio reads the variable when it is imported.
+        os.environ["GRADIO_TEMP_DIR"] = folder
+
+        import gradio as gr
+        import uvicorn
+        from fastapi import FastAPI
+
+        from emu3 import Editor
+        from emu3.demo.page import CSS, THEME, build_page
+
         host, port = listener.getsockname()
-        editor = Editor.from_pretrained(arguments.model, arguments.vision, tokenizer=arguments.tokenizer)
-        page = build_page(editor, arguments.image_area, f"Model `{arguments.model}` on {editor.model.device}.")
+        editor = Editor.from_pretrained(
+            arguments.model, arguments.vision, arguments.tokenizer, image_area=arguments.image_area
+        )
+        page = build_page(editor, f"Model `{arguments.model}` on {editor.model.device}.")
         # FastAPI's own pages load scripts from another host.
         closed: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
         app = gr.mount_gradio_app(

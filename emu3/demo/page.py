@@ -6,10 +6,12 @@ visitors wait in a queue and see their place in it. What was edited stays with t
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.data_classes import ImageData
+from gradio.utils import get_upload_folder
 
 from emu3.boxes import COLOURS
 from emu3.demo.session import MAX_SAMPLES, Comparison, Settings, edit_image
@@ -46,15 +48,21 @@ CSS = f"""
 
 
 def uploaded_path(payload: ImageData | None) -> str | None:
-    """Gradio's own reading of a file that holds no image ends in a traceback: it is left to this project's."""
-    return payload.path if payload else None
+    """The path of what a visitor has uploaded. Gradio's own reading of a file that holds no image ends in a traceback:
+    it is left to this project's.
 
-
-def build_page(editor: Editor, area: int, caption: str) -> gr.Blocks:
-    """The page for an editor.
-
-    area: pixels of an edited image, about. caption: a line of Markdown below the title.
+    Raises gr.Error for any other path: a client can send what it likes, and gradio looks only at paths that are marked
+    as files.
     """
+    if payload is None or payload.path is None:
+        return None
+    if not Path(payload.path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+        raise gr.Error("This image was not uploaded here", print_exception=False)
+    return payload.path
+
+
+def build_page(editor: Editor, caption: str) -> gr.Blocks:
+    """The page for an editor. caption: a line of Markdown below the title."""
 
     def edit(
         image: str | None,
@@ -70,7 +78,6 @@ def build_page(editor: Editor, area: int, caption: str) -> gr.Blocks:
         try:
             result = edit_image(
                 editor,
-                area,
                 image,
                 instruction,
                 settings,
@@ -165,4 +172,5 @@ def build_page(editor: Editor, area: int, caption: str) -> gr.Blocks:
             api_visibility="private",
         )
         edits.select(choose, results, chosen_parts, show_progress="hidden", api_visibility="private")
+    page.has_launched = True  # else gradio copies a marked path from anywhere on the disk to its uploads, unasked
     return page.queue(default_concurrency_limit=1, max_size=32, api_open=False)

@@ -64,7 +64,6 @@ class Comparison:
 
 def edit_image(
     editor: Editor,
-    area: int,
     image: str | None,
     instruction: str,
     settings: Settings,
@@ -72,7 +71,7 @@ def edit_image(
 ) -> Comparison:
     """Edit the image in a file; a sample is the one that `emu3.edit` gives for the same seed.
 
-    area: pixels of the fitted image. progress: called with the tokens written per sample so far and the most there
+    progress: called with the tokens written per sample so far and the most there
     can be. Raises UserError for what the person at the page can mend.
     """
     if image is None:
@@ -83,7 +82,7 @@ def edit_image(
         raise UserError("The seed is empty: give a whole number")
     upload = read_image(Path(image), "The image")
     try:
-        source = fit_image(upload, area, editor.codec.factor)
+        source = fit_image(upload, editor.image_area, editor.codec.factor)
         cells = source.width * source.height // editor.codec.factor**2
         most = cells + (THINK_TOKENS if settings.think else 0)
         with passes_counted(editor.model, lambda passes: progress(passes, most)):
@@ -94,7 +93,6 @@ def edit_image(
                 temperature=settings.temperature,
                 seed=settings.seed,
                 think=settings.think,
-                image_area=area,
             )
     except UserError as error:
         message = str(error).removeprefix("image 0: ")

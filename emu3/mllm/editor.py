@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, overload
 
 import torch
 from PIL import Image
@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import Emu3ForCausalLM
 
+from emu3.checkpoint_facts import DEFAULT_AREA, setup_of
 from emu3.errors import UserError
 from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.generate import THINK_TOKENS, Completion, Request, check_fits, check_settings, generate
@@ -48,11 +49,16 @@ class EditedImage:
     reasoning: str | None
 
 
+Ready = Callable[[int, list[EditedImage]], None]
+"""Called with the index and the edits of each image in order, as soon as they are there."""
+
+
 class Editor:
     """A language model, its text tokenizer and a vision tokenizer at work together.
 
     start: makes a vLLM engine that holds the model's weights and samples in its place. That takes a minute and most of
     the device, so it is called when the first requests have been found to be right. None samples with the model.
+    image_area: pixels of a scaled source where `edit` is not given another area.
     Raises UserError if the three disagree about the number of visual codes or token ids.
     """
 
@@ -62,8 +68,10 @@ class Editor:
         tokenizer: TextTokenizer,
         codec: ImageCodec,
         start: Callable[[], VllmSampler] | None = None,
+        image_area: int = DEFAULT_AREA,
     ) -> None:
         self.model = model
+        self.image_area = image_area
         self._start = start
         self._sampler: VllmSampler | None = None
         self.tokenizer = tokenizer
@@ -86,10 +94,12 @@ class Editor:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         engine: Literal["local", "vllm"] = "local",
+        image_area: int | None = None,
     ) -> Self:
         """Load a language model, a vision tokenizer and a text tokenizer, each from a folder or by its Hub id.
 
-        vision: None takes the one inside `model`, which a converted `Emu3ForConditionalGeneration` has.
+        vision: None takes the one that `model` names (`emu3.checkpoint_facts`) or that is inside it, as in a converted
+        `Emu3ForConditionalGeneration`. image_area: None takes what `model` was trained at, where it says so.
         tokenizer: None takes the files beside the weights of `model`, which fine-tuned checkpoints often lack.
         device: the first GPU if there is one, else the CPU. dtype: of the language model, bfloat16 on a GPU and float32
         elsewhere if None; the vision tokenizer is always float32. engine: what samples, the model itself or vLLM with
@@ -103,47 +113,85 @@ class Editor:
         model_type = read_config(folder / "config.json").model_type
         if tokenizer is None and not any((folder / name).is_file() for name in (RANK_FILE, TOKENIZER_FILE)):
             raise UserError(f"{model} holds no text tokenizer: name one as `tokenizer`, such as {TOKENIZER}")
-        if vision is None and model_type != CONVERTED:
+        setup = setup_of(model, vision, image_area)
+        if setup.vision is None and model_type != CONVERTED:
             raise UserError(f"{model} holds no vision tokenizer: name one as `vision`, such as {VISION_TOKENIZER}")
         text_tokenizer = TextTokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
-        vq = StillVQ.from_pretrained(model if vision is None else vision, dtype=torch.float32)
+        vq = StillVQ.from_pretrained(setup.vision or model, dtype=torch.float32)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         language_model = load_language_model(model, dtype)
         if engine == "vllm":
             start = partial(sampler_of, language_model, SAMPLES_AT_ONCE, device)
-            return cls(language_model, text_tokenizer, ImageCodec(vq, device), start)
+            return cls(language_model, text_tokenizer, ImageCodec(vq, device), start, setup.image_area)
         language_model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
-        return cls(language_model, text_tokenizer, ImageCodec(vq, device))
+        return cls(language_model, text_tokenizer, ImageCodec(vq, device), image_area=setup.image_area)
 
+    @overload
     def edit(
         self,
-        images: Sequence[Image.Image],
-        instructions: Sequence[str],
+        images: Image.Image,
+        instructions: str,
+        *,
         n: int = 1,
         temperature: float = 1.0,
         top_k: int | None = 2048,
         seed: int = 0,
         think: bool = False,
-        image_area: int = 65536,
+        image_area: int | None = None,
         progress: bool = False,
-        ready: Callable[[int, list[EditedImage]], None] | None = None,
-    ) -> list[list[EditedImage]]:
-        """`n` edits of each image by the instruction of the same index.
+        ready: Ready | None = None,
+    ) -> list[EditedImage]: ...
+
+    @overload
+    def edit(
+        self,
+        images: Sequence[Image.Image],
+        instructions: str | Sequence[str],
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = 2048,
+        seed: int = 0,
+        think: bool = False,
+        image_area: int | None = None,
+        progress: bool = False,
+        ready: Ready | None = None,
+    ) -> list[list[EditedImage]]: ...
+
+    def edit(
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        instructions: str | Sequence[str],
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = 2048,
+        seed: int = 0,
+        think: bool = False,
+        image_area: int | None = None,
+        progress: bool = False,
+        ready: Ready | None = None,
+    ) -> list[EditedImage] | list[list[EditedImage]]:
+        """`n` edits of an image, or of each of several, by the instruction of the same index or by one for all.
 
         temperature: 0 is greedy. top_k: None draws among all codes. think: write a chain of thought first.
-        image_area: pixels of the scaled source. progress: show a bar on a terminal, but for vLLM. ready: called with
-        the index and the edits of each image in order, as soon as they are there. Sample s of image i depends on
-        (seed, i, s), the image, the instruction and the settings, not on the other images.
+        image_area: pixels of the scaled source, the editor's own if None. progress: show a bar on a terminal, but for
+        vLLM. Sample s of image i depends on (seed, i, s), the image, the instruction and the settings, not on the other
+        images. Returns the edits of the one image, or a list of them for each of several.
 
         Raises ValueError if there are not as many instructions as images, and UserError, naming the image's index,
         for an unreadable or too thin image, an empty instruction, or a prompt that does not fit the model.
         """
+        single = isinstance(images, Image.Image)
+        images = [images] if isinstance(images, Image.Image) else images
+        instructions = [instructions] * len(images) if isinstance(instructions, str) else instructions
         if len(images) != len(instructions):
             raise ValueError(f"{len(images)} images and {len(instructions)} instructions")
-        if n < 1 or seed < 0 or image_area < 1:
-            raise UserError(f"n and image area must be 1 or more and seed 0 or more, got {n}, {image_area}, {seed}")
+        area = self.image_area if image_area is None else image_area
+        if n < 1 or seed < 0 or area < 1:
+            raise UserError(f"n and image area must be 1 or more and seed 0 or more, got {n}, {area}, {seed}")
         check_settings(temperature, top_k)
-        requests = self._requests(images, instructions, n, seed, think, image_area)
+        requests = self._requests(images, instructions, n, seed, think, area)
         edits: list[list[EditedImage]] = []
         at_once = max(1, SAMPLES_AT_ONCE // n)
         with token_bar(self.model, requests) if progress and self._start is None else nullcontext():
@@ -154,7 +202,7 @@ class Editor:
                     edits.append([EditedImage(next(decoded), self._text(sample.reasoning)) for sample in group])
                     if ready is not None:
                         ready(len(edits) - 1, edits[-1])
-        return edits
+        return edits[0] if single else edits
 
     def _sample(self, requests: Sequence[Request], temperature: float, top_k: int | None) -> list[list[Completion]]:
         if self._start is not None:

@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 from transformers.utils import logging
 
+from emu3.checkpoint_facts import CheckpointFacts, write_facts
 from emu3.errors import UserError
 from emu3.files import read_json, whole_folder
 from emu3.hub import local_folder
@@ -179,8 +180,9 @@ def save_checkpoint(
     folder: Path | str,
     max_shard_size: str = "5GB",
     state: dict[str, Tensor] | None = None,
+    facts: CheckpointFacts | None = None,
 ) -> None:
-    """Write weights, config and tokenizer as the whole of `folder`, replacing what was there.
+    """Write weights, config, tokenizer and, if there are any, facts as the whole of `folder`, replacing what was there.
 
     max_shard_size: such as "5GB"; larger weights are split into files of at most this size, with an index. state: the
     weights by name where they are not those of `model`, which may be sharded.
@@ -193,10 +195,16 @@ def save_checkpoint(
     with whole_folder(Path(folder)) as temporary:
         model.save_pretrained(temporary, max_shard_size=max_shard_size, state_dict=state)
         tokenizer.save_pretrained(temporary)
+        if facts is not None:
+            write_facts(temporary, facts)
 
 
 def fitting_names(where: Path | str, tensors: TensorHeaders, config: CheckpointConfig) -> dict[str, str]:
     """Under which name each tensor of the language model is stored; only headers are looked at.
+
+    Not by `from_pretrained(key_mapping=..., output_loading_info=True)`: that reports what is missing, unexpected or of
+    another shape when the weights are read, this before they are read, even before they are fetched
+    (`emu3.hub_headers`); and it passes over tensors that are there twice or are no floating-point numbers.
 
     where: for the message. Raises UserError if the tensors are not those of `config`, or their index not theirs.
     """

@@ -27,7 +27,7 @@ from typing import Any
 
 from tokenizers import models
 
-from emu3.errors import UserError
+from emu3.errors import UserError, one_line
 from emu3.files import read_json
 from emu3.mllm.layout import TokenLayout
 
@@ -135,13 +135,16 @@ def read_tokenizer_json(path: Path) -> SavedTokenizer:
     values = read_json(path)
     try:
         kind, added = values["model"]["type"], {token["content"]: token["id"] for token in values["added_tokens"]}
+        named = all(isinstance(form, str) for form in added)
     except (KeyError, TypeError):
-        raise UserError(f"{path} is not a tokenizer of the library `tokenizers`") from None
+        named = False
+    if not named:
+        raise UserError(f"{path} is not a tokenizer of the library `tokenizers`")
     if kind != "BPE":
         raise UserError(f"{path} is not an Emu3 tokenizer: its model is {kind}, not BPE")
     codes = {form: token for form, token in added.items() if form.startswith(CODE_PREFIX)}
     text_ranks = added.get("<|endoftext|>")
-    if not isinstance(text_ranks, int):
+    if type(text_ranks) is not int or text_ranks < 256:  # the single bytes at least
         raise UserError(f"{path} is not an Emu3 tokenizer: it has no <|endoftext|>")
     layout = TokenLayout(text_ranks, len(codes))
     _check_specials(path, added, layout)
@@ -162,11 +165,11 @@ def _bpe(path: Path, model: Mapping[str, Any], text_ranks: int) -> models.BPE:
     try:
         ranks = {name: rank for name, rank in model["vocab"].items() if rank < text_ranks}
         merges = [_pair(merge) for merge in model["merges"]]
-        if sorted(ranks.values()) != list(range(text_ranks)):
+        if len(ranks) != text_ranks or sorted(ranks.values()) != list(range(text_ranks)):
             raise ValueError(f"its text tokens do not have the ids 0 to {text_ranks - 1}")
         return models.BPE(ranks, merges, ignore_merges=True)
     except Exception as error:  # the bindings raise no narrower class
-        raise UserError(f"{path} is not an Emu3 tokenizer: {error}") from None
+        raise UserError(f"{path} is not an Emu3 tokenizer: {one_line(error)}") from None
 
 
 def _pair(merge: str | list[str]) -> tuple[str, str]:

@@ -80,7 +80,7 @@ def read_lines(run: Path) -> list[dict[str, Any]]:
     while it wrote, is left out. Raises UserError if there is no such file or another line is no step's."""
     path = run / NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")  # a line that is no text is no JSON either
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist: {run} is no folder of a run, or of one that has done no step"
@@ -90,7 +90,7 @@ def read_lines(run: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
             int(lines[-1]["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise UserError(f"{path}, line {number}: not a JSON object with a step") from None
     return lines
 

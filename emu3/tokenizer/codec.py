@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from emu3.tokenizer.images import to_rgb
 from emu3.tokenizer.model import StillVQ
 
 BATCH_PIXELS = 2**19
@@ -97,7 +98,7 @@ def to_tensor(images: Sequence[Image.Image]) -> Tensor:
     sizes = {image.size for image in images}
     if len(sizes) != 1:
         raise ValueError(f"expected images of one size, got {sorted(sizes)}")
-    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    pixels = np.stack([np.asarray(to_rgb(image)) for image in images])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

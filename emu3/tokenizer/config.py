@@ -1,4 +1,4 @@
-"""Shape of a still-vision tokenizer.
+"""Shape of a vision tokenizer for still images.
 
 The defaults are the published Emu3 vision tokenizer (270.7 million parameters, spatial factor 8). The tiny one of a
 4x6 grid is the same class with five departures:

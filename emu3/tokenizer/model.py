@@ -1,4 +1,4 @@
-"""The still-vision tokenizer: images to codes and back, as a pure 2-D network.
+"""The vision tokenizer for still images: pixels to codes and back, as a pure 2-D network.
 
 A published Emu3 tokenizer treats a still as four equal frames and keeps one of the four it decodes. Here nothing is
 repeated: `fold` turns its temporal layers into the 2-D ones below, which gives the same codes and pixels for a

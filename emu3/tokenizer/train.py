@@ -1,4 +1,4 @@
-"""Train a small still-vision tokenizer from images in Parquet files.
+"""Train a small vision tokenizer from images in Parquet files.
 
     python -m emu3.tokenizer.train --data images.parquet --image-key input --output-dir vision
 
@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -28,10 +27,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emu3.errors import UserError, run_main
+from emu3.files import reading_parquet
 from emu3.tokenizer.codec import to_tensor
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.images import read_image
 from emu3.tokenizer.model import StillVQ
+from emu3.train_image_editing.image_rows import BadRow, image_bytes
 
 AUTOENCODER_SHARE = 0.3
 COMMITMENT = 0.25
@@ -173,16 +174,17 @@ def read_images(files: list[Path], keys: list[str], limit: int, factor: int) -> 
     for file in files:
         if not file.is_file():
             raise UserError(f"{file} does not exist")
-        try:
+        with reading_parquet(file):
             table = pq.read_table(file)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{file} is not a Parquet file: {error}") from None
         for key in keys:
             if key not in table.column_names:
                 raise UserError(f"{file} has no column {key!r}; it has {', '.join(table.column_names)}")
             for row, cell in enumerate(table[key].to_pylist()):
-                data = cell.get("bytes") if isinstance(cell, dict) else cell
-                images.append(read_image(io.BytesIO(data or b""), f"{file}, row {row}, {key}"))
+                name = f"{file}, row {row}, {key}"
+                try:
+                    images.append(read_image(io.BytesIO(image_bytes(cell, name)), name))
+                except BadRow as error:
+                    raise UserError(str(error)) from None
     sizes = sorted({image.size for image in images})
     if len(images) < 2 or len(sizes) != 1 or any(side % factor for side in sizes[0]):
         raise UserError(

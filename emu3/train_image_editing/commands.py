@@ -23,6 +23,7 @@ from transformers.hf_argparser import DataClassType, HfArgumentParser
 
 from emu3.errors import UserError
 from emu3.settings import Number, check_numbers, setting
+from emu3.tokenizer.images import MAX_AREA
 from emu3.train_image_editing.shards import ShardWriter
 
 
@@ -58,7 +59,7 @@ class WorkerArguments:
     """The flags of every command that writes shards; these names with dashes. Raises UserError for wrong values."""
 
     output_path: str = field(metadata={"help": "folder for shards and manifest"})
-    image_area: int = setting("pixels of a resized image", 65536, least=1, most=2**26)
+    image_area: int = setting("pixels of a resized image", 65536, least=1, most=MAX_AREA)
     shard_rows: int = setting(
         "input rows of one shard, the most that a worker that is killed loses", 4096, least=1, most=2**31
     )
@@ -75,15 +76,20 @@ class Worker:
     """One worker's share of a dataset. parts: by shard, the rows that this worker has still to do.
 
     rows: what stands for the input rows, in order. settings: what decides the content of the shards.
+    vision: the vision tokenizer, a folder or Hub id, if it is known.
     Raises UserError if the folder holds shards of other settings.
     """
 
     def __init__(
-        self, arguments: WorkerArguments, settings: Mapping[str, Any], rows: np.ndarray | Sequence[str]
+        self,
+        arguments: WorkerArguments,
+        settings: Mapping[str, Any],
+        rows: np.ndarray | Sequence[str],
+        vision: str | None,
     ) -> None:
         size, shards = arguments.shard_rows, -(-len(rows) // arguments.shard_rows)
         self._arguments = arguments
-        self._writer = ShardWriter(Path(arguments.output_path), settings, shards)
+        self._writer = ShardWriter(Path(arguments.output_path), settings, shards, vision)
         self._share = range(arguments.rank, shards, arguments.world_size)
         missing = [index for index in self._share if not self._writer.finished(index)]
         self.parts: dict[int, Any] = {index: rows[index * size : (index + 1) * size] for index in missing}

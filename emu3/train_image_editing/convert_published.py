@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from emu3.archives import unpack
-from emu3.errors import UserError, run_main
+from emu3.errors import UserError, run_main, utf8_fault
 from emu3.files import read_json, sha256_of
 from emu3.mllm.layout import TokenLayout
 from emu3.run_folder import owned
@@ -73,7 +73,7 @@ def convert(arguments: ConvertArguments) -> dict[str, Any] | None:
         unpack(Path(arguments.archive), Path(arguments.data))
     edits = open_published(Path(arguments.data))
     grids, digest = _vision(arguments)
-    worker = Worker(arguments, _settings(arguments, edits, grids, digest), edits.names)
+    worker = Worker(arguments, _settings(arguments, edits, grids, digest), edits.names, arguments.model_path)
     with worker.progress(worker.rows, "file") as bar:
         for index, names in worker.parts.items():
             rows: list[EditRow] = []
@@ -240,10 +240,8 @@ def _read_record(path: Path) -> Mapping[str, Any]:
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise BadFile(f"{what} is empty or not a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which a pickle can hold and no file of ours
-        raise BadFile(f"{what} is not a text that UTF-8 can write") from None
+    if fault := utf8_fault(value):
+        raise BadFile(f"{what} {fault}")
     return value
 
 

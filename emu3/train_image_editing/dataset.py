@@ -48,13 +48,13 @@ class EncodedRows:
     """The rows of one dataset that can be trained on, as token ids.
 
     cot_keys: train to reason first, with these texts; rows that have none of them are dropped, like rows without
-    a target. `dropped` counts both by reason.
-    Raises UserError for a sequence longer than `max_positions`, naming its row, for codes that the tokenizer does
-    not have, and if nothing is left.
+    a target and rows of more than `max_positions` tokens. `dropped` counts them by reason.
+    Raises UserError for codes that the tokenizer does not have, and if nothing is left.
     """
 
     def __init__(self, rows: Rows, tokenizer: TextTokenizer, cot_keys: Sequence[str], max_positions: int) -> None:
-        self.dropped = {"without a target": 0, "without reasoning": 0}
+        too_long = f"longer than {max_positions} tokens"
+        self.dropped = {"without a target": 0, "without reasoning": 0, too_long: 0}
         examples = []
         for row in tqdm(rows, desc=f"encoding {rows.folder.name}", unit="row", disable=None):
             if row.edited is None:
@@ -62,9 +62,15 @@ class EncodedRows:
             elif cot_keys and reasoning_text(row.cot, cot_keys) is None:
                 self.dropped["without reasoning"] += 1
             else:
-                examples.append(_encode(row, row.edited, tokenizer, cot_keys, max_positions, rows))
+                example = _encode(row, row.edited, tokenizer, cot_keys, rows)
+                if len(example.tokens) <= max_positions:
+                    examples.append(example)
+                else:
+                    self.dropped[too_long] += 1
         if not examples:
-            raise UserError(f"{rows.folder} has no row to train on: of {len(rows)}, {self.dropped} were dropped")
+            why = ", ".join(f"{count} are {reason}" for reason, count in self.dropped.items() if count)
+            more = "; --max_position_embeddings sets that length" if self.dropped[too_long] else ""
+            raise UserError(f"{rows.folder} has no row to train on: of {len(rows)}, {why}{more}")
         self._tokens = np.concatenate([example.tokens for example in examples])
         self._changed = np.concatenate([example.changed for example in examples])
         self._starts = np.array([example.start for example in examples])
@@ -89,7 +95,6 @@ def _encode(
     edited: np.ndarray,
     tokenizer: TextTokenizer,
     cot_keys: Sequence[str],
-    max_positions: int,
     rows: Rows,
 ) -> Example:
     try:
@@ -98,11 +103,6 @@ def _encode(
     except ValueError as error:
         raise UserError(f"{rows.folder}, row {row.id}: {error} (made with another vision tokenizer?)") from error
     tokens = np.array(prompt + target, dtype=np.int32)
-    if len(tokens) > max_positions:
-        raise UserError(
-            f"{rows.folder}, row {row.id}: {len(tokens)} tokens, the model takes {max_positions}; "
-            "raise --max_position_embeddings or leave the row out"
-        )
     changed = np.zeros(len(tokens), dtype=bool)
     codes = tokens >= tokenizer.layout.first_code
     codes[: len(prompt)] = False

@@ -27,7 +27,7 @@ from emu3.errors import UserError
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import scale_image
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageRow, read_row, row_id
-from emu3.train_image_editing.open_rows import RowSource
+from emu3.train_image_editing.row_files import RowSource
 from emu3.train_image_editing.shards import EditRow, FailedRow
 
 WINDOW_PIXELS = 2**25  # resized, about 100 MB of RGB; a source and a target for each row

@@ -29,7 +29,8 @@ from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.commands import Worker, WorkerArguments, parse_flags
 from emu3.train_image_editing.encode_rows import RowEncoder
 from emu3.train_image_editing.image_rows import Columns
-from emu3.train_image_editing.open_rows import RowSource, open_rows
+from emu3.train_image_editing.open_rows import open_rows
+from emu3.train_image_editing.row_files import RowSource
 
 RESIZE_RULE = "aspect kept, area in whole pixels, not cropped; codes of whole cells (emu3.tokenizer.images)"
 BOX_RULE = "[x1, y1, x2, y2] in pixels of the resized source (emu3.train_image_editing.encode_rows)"
@@ -45,7 +46,7 @@ class PrepareArguments(WorkerArguments):
 
     dataset_name: str = field(
         metadata={
-            "help": "Hub id or id@revision; or a Parquet file, a folder of them, an image folder with a JSONL file"
+            "help": "Hub id or id@revision; or Parquet files, an image folder with a JSONL or CSV file, a saved dataset"
         }
     )
     model_path: str = _option("BAAI/Emu3-VisionTokenizer", "vision tokenizer: a folder, Hub id or id@revision")
@@ -60,6 +61,8 @@ class PrepareArguments(WorkerArguments):
     task_key: str | None = _option(None, "column of the kind of edit")
     source: Literal["HF", "local"] = _option("HF", "where the dataset is")
     split: str | None = _option(None, "files whose path names it; default: train on the Hub, all of a folder")
+    config_name: str | None = _option(None, "configuration of a dataset on the Hub")
+    data_files: list[str] = field(default_factory=list, metadata={"help": "take the files of these patterns alone"})
     random_seed: int | None = setting("--limit takes rows at random by this seed; default: the first", None, least=0)
     limit: int | None = setting("use this many rows at most", None, least=1)
 
@@ -78,12 +81,20 @@ def prepare(arguments: PrepareArguments) -> dict[str, Any] | None:
         id=arguments.id_key,
         task=arguments.task_key,
     )
-    rows = open_rows(arguments.dataset_name, arguments.source, arguments.split, columns)
+    rows = open_rows(
+        arguments.dataset_name,
+        arguments.source,
+        arguments.split,
+        columns,
+        config=arguments.config_name,
+        data_files=arguments.data_files,
+        limit=arguments.limit if arguments.random_seed is None else None,
+    )
     chosen = chosen_rows(len(rows), arguments.random_seed, arguments.limit)
     codec = _codec(arguments)
     if arguments.image_area < codec.factor**2:
         raise UserError(f"--image-area {arguments.image_area} is less than one code of {codec.factor}x{codec.factor}")
-    worker = Worker(arguments, _settings(arguments, rows, codec.factor), chosen)
+    worker = Worker(arguments, _settings(arguments, rows, codec.factor), chosen, arguments.model_path)
     encoder = RowEncoder(rows, columns, codec, arguments.image_area)
     images = encoder.images_per_row * worker.rows
     start = time.perf_counter()
@@ -126,6 +137,8 @@ def _settings(arguments: PrepareArguments, rows: RowSource, factor: int) -> dict
         "data": {
             "name": arguments.dataset_name,
             "split": arguments.split,
+            **({"config_name": arguments.config_name} if arguments.config_name else {}),
+            **({"data_files": arguments.data_files} if arguments.data_files else {}),
             "rows": len(rows),
             "contents": rows.contents,
             "random_seed": arguments.random_seed,

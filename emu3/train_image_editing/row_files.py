@@ -1,37 +1,52 @@
-"""Rows from files, a few at a time: those of Parquet files, and those of an image folder.
+"""Rows from files, a few at a time: of Parquet files, and of what `datasets` saved.
 
-Parquet: an image dataset is larger than memory and ought not to be copied either. Rows are asked for in ascending
-order, so each row group is read once, in small batches, and no second copy in another format is made on the disk, as
-`datasets` would make one. A jump within a group costs reading what lies between.
-
-An image folder is a JSONL file with one edit per line whose images are files, named relative to its folder:
-
-    {"input": "images/1-before.png", "output": "images/1-after.png", "instruction": "make the sky purple"}
-
-Only the places of the lines are held (8 bytes each); a line is read when its turn comes, and its images later still,
-where they are decoded.
+Parquet is read here and not by `datasets`, which would first write a second copy of it to the disk: an image dataset
+is larger than memory and ought not to be copied either. Rows are asked for in ascending order, so each row group is
+read once, in small batches. A jump within a group costs reading what lies between.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from emu3.errors import UserError
-from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile
+from emu3.errors import UserError, one_line
+from emu3.files import reading_parquet
+from emu3.train_image_editing.image_rows import LFS_POINTER, BadRow, Columns
 
 _BATCH_ROWS = 32
 _STREAMED = {"buffer_size": 2**20, "pre_buffer": False}  # else a row group is read at once, however large
+
+
+class RowSource(Protocol):
+    """Rows with undecoded images. contents: a digest that changes when the data does. files: where the rows are.
+
+    origin: `org/name@commit` of the Hub, or "local".
+    """
+
+    contents: str
+    files: list[Path]
+    origin: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Iterable[int]) -> Iterator[Mapping[str, Any] | BadRow]:
+        """Cells by column for each of the ascending row numbers; a row that cannot be read comes as a BadRow."""
+        ...
+
+    def column(self, name: str) -> list[Any]:
+        """The cells of one column of all rows, None in rows that cannot be read."""
+        ...
+
+    def file(self, index: int) -> Path:
+        """The file that holds the row."""
+        ...
 
 
 class ParquetRows:
@@ -42,8 +57,11 @@ class ParquetRows:
     root: the folder that names are relative to. Raises UserError if a file is no Parquet file or lacks a column.
     """
 
-    def __init__(self, files: Sequence[Path], root: Path, columns: Columns) -> None:
-        self._names = list(dict.fromkeys(columns.names()))
+    def __init__(self, files: Sequence[Path], root: Path, columns: Columns, origin: str = "local") -> None:
+        self.files, self.origin = list(files), origin
+        self._names = columns.names()
+        self._extra = [name for name in columns.extra if name not in self._names]
+        self._present: dict[Path, list[str]] = {}
         self._groups: list[tuple[Path, int]] = []
         sizes: list[int] = []
         digest = hashlib.sha256()
@@ -51,6 +69,7 @@ class ParquetRows:
             metadata, present = _footer(file)
             if missing := [name for name in self._names if name not in present]:
                 raise UserError(f"{file} has no column {missing[0]!r}; it has {', '.join(present)}")
+            self._present[file] = present
             for group in range(metadata.num_row_groups):
                 self._groups.append((file, group))
                 sizes.append(metadata.row_group(group).num_rows)
@@ -71,6 +90,22 @@ class ParquetRows:
         for index in indices:
             yield self._row(int(index))
 
+    def column(self, name: str) -> list[Any]:
+        """The cells of one column of all rows. Raises UserError for a damaged file, or one that lacks the column."""
+        cells: list[Any] = []
+        for file in self.files:
+            if name not in self._present[file]:
+                raise UserError(f"{file} has no column {name!r}; it has {', '.join(self._present[file])}")
+            try:
+                for batch in pq.ParquetFile(file, **_STREAMED).iter_batches(columns=[name]):
+                    cells += (_cell(batch.column(0), row) for row in range(len(batch)))
+            except (pa.ArrowException, OSError) as error:
+                raise UserError(f"{file} is damaged: {one_line(error)}") from error
+        return cells
+
+    def file(self, index: int) -> Path:
+        return self._groups[int(np.searchsorted(self._ends, index, side="right"))][0]
+
     def _row(self, index: int) -> dict[str, Any]:
         group = int(np.searchsorted(self._ends, index, side="right"))
         file, number = self._groups[group]
@@ -81,26 +116,40 @@ class ParquetRows:
                 self._start += self._batch.num_rows
                 self._batch = next(self._batches)
         except (pa.ArrowException, OSError, StopIteration) as error:
-            raise UserError(f"{file} is damaged, row group {number}: {error}") from error
-        values: dict[str, Any] = self._batch.slice(index - self._start, 1).to_pylist()[0]
-        return values
+            raise UserError(f"{file} is damaged, row group {number}: {one_line(error)}") from error
+        return _cells(self._batch, index - self._start)
 
     def _open(self, group: int) -> None:
         file, number = self._groups[group]
-        self._batches = pq.ParquetFile(file, **_STREAMED).iter_batches(
-            _BATCH_ROWS, row_groups=[number], columns=self._names
-        )
+        names = [*self._names, *(name for name in self._extra if name in self._present[file])]
+        self._batches = pq.ParquetFile(file, **_STREAMED).iter_batches(_BATCH_ROWS, row_groups=[number], columns=names)
         self._open_group = group
         self._start = int(self._ends[group - 1]) if group else 0
         self._batch = next(self._batches)
 
 
-def _footer(file: Path) -> tuple[pq.FileMetaData, list[str]]:
+def _cells(batch: pa.RecordBatch | pa.Table, row: int) -> dict[str, Any]:
     try:
-        with pq.ParquetFile(file) as parquet:
-            return parquet.metadata, parquet.schema_arrow.names
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file} is not a Parquet file: {error}") from None
+        values: dict[str, Any] = batch.slice(row, 1).to_pylist()[0]
+    except UnicodeDecodeError:
+        values = {name: _cell(batch.column(name), row) for name in batch.schema.names}
+    return values
+
+
+def _cell(column: pa.Array, row: int) -> Any:
+    """A cell; bytes where it should be a text and is not UTF-8."""
+    try:
+        return column[row].as_py()
+    except UnicodeDecodeError:
+        return column[row].as_buffer().to_pybytes() if hasattr(column[row], "as_buffer") else b"\xff"
+
+
+def _footer(file: Path) -> tuple[pq.FileMetaData, list[str]]:
+    with file.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(f"{file} is not a Parquet file: it is a git-lfs pointer: fetch it with `git lfs pull`")
+    with reading_parquet(file), pq.ParquetFile(file) as parquet:
+        return parquet.metadata, parquet.schema_arrow.names
 
 
 def _footer_bytes(file: Path) -> bytes:
@@ -112,82 +161,41 @@ def _footer_bytes(file: Path) -> bytes:
         return stream.read()
 
 
-_LINES_FOR_COLUMNS = 100
-_LINES_FOR_CONTENTS = 1000
+class SavedRows:
+    """The rows of `dataset`, which `datasets` has mapped into memory from `folder`, as `save_to_disk` wrote it.
 
-
-class ImageFolder:
-    """The rows of `table`, a JSONL file, in its order; blank lines are none.
-
-    contents: SHA-256 of the file and of the sizes of the images of up to 1,000 rows, spread evenly. Looking at all
-    of them would cost minutes on a network disk, so a few images replaced under their old names go unnoticed.
-    Raises UserError if there is no such file, it has no lines, or none of the first 100 lines has one of the columns.
+    contents: SHA-256 of the names and sizes of its files and of its state, which holds the library's own fingerprint.
+    Raises UserError if a column is missing.
     """
 
-    def __init__(self, table: Path, columns: Columns) -> None:
-        self._folder = table.parent.resolve()
-        self._columns = columns
-        self._images = {columns.source, columns.edited}
-        digest = hashlib.sha256()
-        self._starts = array("q")
-        try:
-            self._file = table.open("rb")
-        except OSError as error:
-            raise UserError(f"{table} cannot be opened: {error.strerror}") from None
-        position = 0
-        for line in self._file:
-            digest.update(line)
-            if line.strip():
-                self._starts.append(position)
-            position += len(line)
-        self._starts.append(position)
-        self._check_columns(table)
-        for row in self.read(range(0, len(self), -(-len(self) // _LINES_FOR_CONTENTS))):
-            digest.update(repr(_image_sizes(row)).encode())
-        self.contents = digest.hexdigest()
+    origin = "local"
+
+    def __init__(self, dataset: Any, folder: Path, columns: Columns) -> None:
+        present = dataset.column_names
+        if missing := [name for name in columns.names() if name not in present]:
+            raise UserError(f"{folder} has no column {missing[0]!r}; it has {', '.join(present)}")
+        names = [*columns.names(), *(name for name in columns.extra if name in present)]
+        self.files = [Path(file["filename"]) for file in dataset.cache_files]
+        self._folder = folder
+        self._tables = dataset.select_columns(list(dict.fromkeys(names))).with_format("arrow")
+        sizes = [(file.name, file.stat().st_size) for file in self.files]
+        state = (folder / "state.json").read_bytes()
+        self.contents = hashlib.sha256(repr(sizes).encode() + state).hexdigest()
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._tables)
 
     def read(self, indices: Iterable[int]) -> Iterator[Mapping[str, Any] | BadRow]:
-        """The rows of these numbers, images as `ImageFile`; one whose line is no JSON object comes as a BadRow."""
+        """The rows of these numbers."""
         for index in indices:
-            try:
-                values = self._line(int(index))
-            except BadRow as error:
-                yield error
-            else:
-                yield {name: self._cell(name, values.get(name)) for name in self._columns.names()}
+            yield _cells(self._tables[int(index)], 0)
 
-    def _line(self, index: int) -> dict[str, Any]:
-        start, end = self._starts[index], self._starts[index + 1]
-        try:
-            values = json.loads(os.pread(self._file.fileno(), end - start, start))
-        except (ValueError, RecursionError) as error:
-            raise BadRow(f"its line is not JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise BadRow("its line is not a JSON object")
-        return values
+    def column(self, name: str) -> list[Any]:
+        """The cells of one column of all rows. Raises UserError if there is no such column."""
+        if name not in self._tables.column_names:
+            raise UserError(f"{self._folder} has no column {name!r}; it has {', '.join(self._tables.column_names)}")
+        cells = self._tables.data.column(name)
+        return [_cell(cells, row) for row in range(len(cells))]
 
-    def _cell(self, name: str, value: Any) -> Any:
-        return ImageFile(self._folder, value) if name in self._images and isinstance(value, str) else value
-
-    def _check_columns(self, table: Path) -> None:
-        if not len(self):
-            raise UserError(f"{table} is empty")
-        found: set[str] = set()
-        for index in islice(range(len(self)), _LINES_FOR_COLUMNS):
-            try:
-                found |= set(self._line(index))
-            except BadRow:
-                continue
-        for column in self._columns.names():
-            if column not in found:
-                raise UserError(f"{table} has no column {column!r}; it has {', '.join(sorted(found)) or 'none'}")
-
-
-def _image_sizes(row: Mapping[str, Any] | BadRow) -> list[int]:
-    """Bytes of each image of a row, -1 for one that cannot be read."""
-    if isinstance(row, BadRow):
-        return []
-    return [cell.size() for cell in row.values() if isinstance(cell, ImageFile)]
+    def file(self, index: int) -> Path:
+        return self._folder

@@ -34,6 +34,7 @@ from safetensors.torch import load_file
 from torch.utils.data import Subset
 from transformers import Emu3ForCausalLM, Emu3TextConfig, SchedulerType, TrainingArguments, get_scheduler
 
+from emu3.checkpoint_facts import trained_facts
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, sha256_of, write_json
 from emu3.mllm.language_model import load_language_model
@@ -151,6 +152,8 @@ def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping)
     seed = training.seed if training.data_seed is None else training.data_seed
     train_parts, eval_parts = encoded(train_rows), encoded(eval_rows)
     mixture = Mixture([len(part) for part in train_parts], arguments.coefficients, seed)
+    first = training.process_index == 0  # which alone writes
+    facts = trained_facts(arguments.model_name_or_path, arguments.train_data, "sft") if first else None
     trainer = EditTrainer(
         model=model,
         args=training,
@@ -162,6 +165,7 @@ def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping)
         patience=arguments.early_stopping_patience,
         lora=arguments.lora_rank > 0,
         stop=stop,
+        facts=facts,
     )
     if trainer.is_world_process_zero():
         _settings_file(output).record(settings)

@@ -11,8 +11,8 @@ The reader holds a dataset in memory (about 4 GB per million such pairs).
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emu3.errors import UserError
-from emu3.files import read_json, sha256_of, whole_file, write_json
+from emu3.files import path_from, read_json, reading_parquet, sha256_of, whole_file, write_json
 from emu3.run_folder import VERSION, check_version, refuse_differences
 
 MANIFEST = "manifest.json"
@@ -74,10 +74,12 @@ class ShardWriter:
     """Writes the `shards` shards of one dataset into `folder`.
 
     settings: JSON values that decide the content; a shard found with other settings is an error, not a mixture.
+    vision: where the vision tokenizer is, a folder or Hub id, for whoever trains on the data; it decides nothing.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], shards: int) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], shards: int, vision: str | None = None) -> None:
         self.folder = folder
+        self._vision = vision
         self.settings = dict(settings)
         self.shards = shards
 
@@ -93,12 +95,10 @@ class ShardWriter:
         return True
 
     def write(self, index: int, rows: Sequence[EditRow], failed: Sequence[FailedRow]) -> None:
-        """Write one shard, whole or not at all; `rows` may be empty. What a killed run left of it is removed."""
+        """Write one shard, whole or not at all; `rows` may be empty."""
         metadata = {"settings": self.settings, "failed": [vars(row) for row in failed]}
         schema = SCHEMA.with_metadata({key: json.dumps(value) for key, value in metadata.items()})
         table = pa.Table.from_pylist([_record(row) for row in rows], schema=schema)
-        # Before and not after: once the shard is there, nobody comes back to it.
-        _remove_leftovers(self.path(index))
         with whole_file(self.path(index)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
@@ -120,7 +120,8 @@ class ShardWriter:
             metadata = _read_metadata(path)
             self._check_settings(path, metadata)
             failed += metadata["failed"]
-            edited = pq.read_table(path, columns=["edited_height"])
+            with reading_parquet(path):
+                edited = pq.read_table(path, columns=["edited_height"])
             with_target += len(edited) - edited.column(0).null_count
             shards.append(
                 {"file": path.name, "rows": len(edited), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -135,12 +136,17 @@ class ShardWriter:
             "rows": rows,
             "rows_with_target": with_target,
             **self.settings,
+            **self._where(),
             "failed": failed,
             "shards": shards,
         }
-        _remove_leftovers(self.folder / MANIFEST)
         write_json(self.folder / MANIFEST, manifest)
         return manifest
+
+    def _where(self) -> dict[str, str]:
+        if self._vision is None:
+            return {}
+        return {"vision": path_from(self.folder, self._vision) if Path(self._vision).is_dir() else self._vision}
 
     def _check_settings(self, path: Path, metadata: Mapping[str, Any]) -> None:
         # Rules are named with the module that has them; where it lies changes nothing.
@@ -179,11 +185,10 @@ class Rows(Sequence[EditRow]):
                 yield shard.row(index)
 
 
-def read_rows(folder: Path | str, verify: bool = False) -> Rows:
-    """Read a tokenized dataset.
+def read_rows(folder: Path | str) -> Rows:
+    """Read a tokenized dataset, every byte of it checked against the sha256 of its shard.
 
-    verify: also compare each shard's sha256 with the manifest (reads every byte twice).
-    Raises UserError if the manifest is missing, or a shard is missing, of another size, or malformed.
+    Raises UserError if the manifest is missing, or a shard is missing, changed, or malformed.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
@@ -200,9 +205,7 @@ def read_rows(folder: Path | str, verify: bool = False) -> Rows:
     for path, size, digest in entries:
         if not path.is_file() or path.stat().st_size != size:
             raise UserError(f"{path} is missing or has another size than {MANIFEST} says: tokenize it again")
-        if verify and sha256_of(path) != digest:
-            raise UserError(f"{path} has another sha256 than {MANIFEST} says: tokenize it again")
-        shards.append(_Shard(path))
+        shards.append(_Shard(path, digest))
     return Rows(folder, manifest, shards)
 
 
@@ -224,15 +227,18 @@ def check_alike(datasets: Sequence[Rows], expected: Mapping[str, Any]) -> None:
 
 
 class _Shard:
-    """One shard in memory: codes as flat NumPy arrays, the rest as Arrow columns."""
+    """One shard in memory: codes as flat NumPy arrays, the rest as Arrow columns. sha256: of the whole file."""
 
-    def __init__(self, path: Path) -> None:
-        try:
-            table = pq.read_table(path)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path} is not a Parquet file: {error}") from None
-        if table.schema.names != SCHEMA.names:
-            raise UserError(f"{path} has columns {table.schema.names}, a shard has {SCHEMA.names}")
+    def __init__(self, path: Path, sha256: str) -> None:
+        # Parquet itself notices only one changed bit in five. The file is read once, for the digest and for the rows.
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise UserError(f"{path} has another sha256 than {MANIFEST} says, it was changed: tokenize it again")
+        with reading_parquet(path):
+            table = pq.read_table(pa.BufferReader(data))
+            names = table.schema.names
+        if (names, table.schema.types) != (SCHEMA.names, SCHEMA.types):
+            raise UserError(f"{path} has columns {names}, a shard has {SCHEMA.names}, or other types")
         self._columns = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
         self._grids = {side: _Grids(path, self._columns, side) for side in ("source", "edited")}
         self._length = table.num_rows
@@ -273,30 +279,11 @@ class _Grids:
         return codes.reshape(height, width)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what `whole_file` left beside `path` in processes that were killed."""
-    for file in path.parent.glob(f".{path.name}.*.tmp"):
-        pid = file.name.split(".")[-2]
-        # A second run of the same command may be writing the same file.
-        if not (pid.isdigit() and _is_running(int(pid))):
-            file.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         metadata = pq.read_schema(path).metadata or {}
         return {key: json.loads(metadata[key.encode()]) for key in ("settings", "failed")}
-    except (pa.ArrowInvalid, KeyError):
+    except (pa.ArrowException, OSError, ValueError, KeyError):
         raise UserError(f"{path} is not a shard of this program: remove it or choose another folder") from None
 
 

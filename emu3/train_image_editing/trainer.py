@@ -19,6 +19,7 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +41,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from emu3.checkpoint_facts import CheckpointFacts, write_facts
 from emu3.errors import UserError, one_line
 from emu3.files import read_json, whole_folder, write_json
 from emu3.mllm.text_tokenizer import TextTokenizer
@@ -69,8 +71,8 @@ class EditTrainer(Trainer):
 
     Takes Trainer's arguments, the model as an `Emu3ForCausalLM`, and: text_tokenizer, whose files go into every
     checkpoint, so that each can be sampled from; dropout, a rate from 0 to below 1; patience, evaluations without a
-    smaller loss after which training stops, None for none; lora, whether the model has adapters; stop, of a process
-    that saves and ends by a signal.
+    smaller loss after which training stops, None for none; lora, whether the model has adapters; facts, what a
+    checkpoint says about itself, but for its steps; stop, of a process that saves and ends by a signal.
     """
 
     loss_is_scaled_for_ga = True
@@ -84,12 +86,14 @@ class EditTrainer(Trainer):
         patience: int | None = None,
         lora: bool = False,
         stop: Stopping | None = None,
+        facts: CheckpointFacts | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=TargetLosses(model), **kwargs)
         self.language_model = model
         self.text_tokenizer = text_tokenizer
         self._lora = lora
+        self._facts = facts
         self._dropout = Dropout(model, dropout, self.args.seed, self.args.process_index) if dropout else None
         self._micro_batch = 0
         self.saved_steps = 0  # of the newest checkpoint that this process has written
@@ -303,6 +307,8 @@ class EditTrainer(Trainer):
             assert folder is not None
             model.save_pretrained(folder, state_dict=state)
             self.text_tokenizer.save_pretrained(folder)
+            if self._facts is not None:
+                write_facts(folder, replace(self._facts, steps=self.state.global_step))
             if self._lora:
                 save_file(parts, folder / ADAPTER)
 

@@ -42,12 +42,16 @@ def start_communication(device: torch.device) -> None:
     installed.
     """
     try:
-        from deepspeed import comm
+        from deepspeed import comm, ops
     except ImportError:
         raise UserError("DeepSpeed is asked for, but it is not installed: pip install deepspeed") from None
     # DeepSpeed calls torch by names of before: a warning from every rank for each of its collectives.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     backend = "gloo" if device.type == "cpu" else "nccl"
+    if device.type == "cpu":
+        # Or it compiles a library of collectives for inference, which training never calls: a minute at the first run,
+        # and a lock for ever where that was killed. This is its list of what can be compiled here: nothing.
+        vars(ops)["__compatible_ops__"] = {}
     if not torch.distributed.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")  # a launcher's variable, which one process needs too
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)

@@ -33,8 +33,10 @@ from emu3.errors import UserError
 from emu3.files import read_json, whole_file, write_json
 from emu3.run_folder import SettingsFile, owned
 from emu3.settings import check_numbers, setting
-from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile, read_row, row_id
-from emu3.train_image_editing.open_rows import RowSource, open_rows
+from emu3.tokenizer.images import MAX_AREA
+from emu3.train_image_editing.image_rows import IMAGE_CELL, BadRow, Columns, image_bytes, read_row, row_id
+from emu3.train_image_editing.open_rows import open_rows
+from emu3.train_image_editing.row_files import RowSource
 from rl.annotate.steps import NO_REPLY, QUESTION, NoChain, ask_for_chain
 from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
@@ -48,7 +50,6 @@ SETTINGS_FILE = "settings.json"
 FORMAT = 2
 """Of the settings; 1 had no version."""
 SUMMARY_FILE = "annotations.json"
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class AnnotateArguments:
     task_key: str | None = None
     cot_key: str = "reasoning_verbose"
     limit: int | None = setting("take the first rows only", None, least=1)
-    image_area: int = setting("pixels of the images that the judge gets", 262144, least=1, most=2**26)
+    image_area: int = setting("pixels of the images that the judge gets", 262144, least=1, most=MAX_AREA)
     part_rows: int = setting("rows of a part, whose encoded images are in memory at once", 512, least=1)
 
 
@@ -87,7 +88,7 @@ def annotate(arguments: AnnotateArguments) -> dict[str, Any]:
     )
     if arguments.cot_key in columns.names():
         raise UserError(f"--cot-key {arguments.cot_key} is a column of the data already")
-    rows = open_rows(arguments.dataset_name, arguments.source, arguments.split, columns)
+    rows = open_rows(arguments.dataset_name, arguments.source, arguments.split, columns, limit=arguments.limit)
     with owned(arguments.output_path):
         return asyncio.run(_Run(arguments, columns, rows).annotate())
 
@@ -97,6 +98,7 @@ class _Run:
         self._arguments = arguments
         self._columns = columns
         self._rows = rows
+        self._image_columns = (columns.source, arguments.edited_image_key)
         self._unanswered = 0
 
     async def annotate(self) -> dict[str, Any]:
@@ -156,8 +158,7 @@ class _Run:
         columns = self._columns
         return {
             columns.id or "id": name,
-            columns.source: {"bytes": _encoded(cells[columns.source])},
-            self._arguments.edited_image_key: {"bytes": _encoded(cells[self._arguments.edited_image_key])},
+            **{name: {"bytes": image_bytes(cells[name], name)} for name in self._image_columns},
             columns.instruction: row.instruction,
             **({columns.task: row.task} if columns.task else {}),
             self._arguments.cot_key: found,
@@ -181,17 +182,13 @@ class _Run:
 
     def _schema(self) -> pa.Schema:
         columns = self._columns
-        images: Sequence[str] = (columns.source, self._arguments.edited_image_key)
         texts = [columns.id or "id", columns.instruction, columns.task, self._arguments.cot_key]
         return pa.schema(
-            [*((name, IMAGE) for name in images), *((name, pa.string()) for name in texts if name is not None)]
+            [
+                *((name, IMAGE_CELL) for name in self._image_columns),
+                *((name, pa.string()) for name in texts if name is not None),
+            ]
         )
-
-
-def _encoded(cell: Any) -> bytes:
-    """The bytes of an image cell that could be read."""
-    data: bytes = cell.read() if isinstance(cell, ImageFile) else cell["bytes"] if isinstance(cell, Mapping) else cell
-    return data
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,12 @@ the reply depends on (see `Judge.ask`), so a key is never asked twice and an ent
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import io
 import json
+import logging
+import os
 from collections import OrderedDict
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,7 +22,11 @@ from typing import IO
 from PIL import Image
 
 from emu3.errors import UserError
+from emu3.tokenizer.images import read_image
 from rl.reward.config import ImageFormat
+from rl.reward.scores import without_surrogates
+
+_log = logging.getLogger(__name__)
 
 # JPEG 75 is what the published runs sent; it adds artefacts of its own, hence PNG by default. A higher PNG level
 # costs more time than the bytes that it saves.
@@ -61,8 +68,8 @@ def image_of(url: str) -> Image.Image:
     if not head.startswith("data:image/") or not head.endswith(";base64"):
         raise ValueError("images must be base64 data URLs")
     try:
-        return Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("RGB")
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return read_image(io.BytesIO(base64.b64decode(data, validate=True)), "the image")
+    except (ValueError, UserError) as error:
         raise ValueError(f"unreadable image: {error}") from None
 
 
@@ -70,21 +77,33 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
     """Replies by key, in memory and, if wanted, in a JSON-lines file, which one process writes.
 
     Each reply is appended by a single write as it arrives; a line that a crash cut short is removed when the file is
-    opened next, and asked for again.
+    opened next, and asked for again. What cannot be written, on a full disk or in a folder that may only be read, is
+    kept in memory and written as soon as there is room; one warning says so.
 
     path: file to read and continue, made at the first new reply; None keeps them in memory only.
     keep: this many replies at most stay in memory, the newest; the file keeps all.
-    Raises `UserError` if the file holds something else.
+    Raises `UserError` if the file holds something else, or cannot be read.
     """
 
     def __init__(self, path: Path | None = None, keep: int = 100_000) -> None:
         self._keep = keep
         self._path = path
         self._replies: dict[str, str] = {}
-        self._file: IO[bytes] | None = None
+        self._served: dict[str, str] = {}
+        self._unwritten: list[bytes] = []
+        self._warned = False
         if path is not None and path.is_file():
-            self._file = path.open("a+b", buffering=0)
-            self._load(path, self._file)
+            try:
+                with path.open("rb") as file:
+                    whole = self._load(path, file)
+            except OSError as error:
+                raise UserError(f"the judge's replies in {path} cannot be read: {error.strerror}") from None
+            try:
+                if whole < path.stat().st_size:
+                    os.truncate(path, whole)
+            except OSError as error:
+                self._warn(path, error)
+                self._path = None  # a line that is appended there would be glued to the stump
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -92,40 +111,68 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
     def get(self, key: str) -> str | None:
         return self._replies.get(key)
 
-    def put(self, key: str, reply: str) -> None:
-        self._remember(key, reply)
+    def served(self, key: str) -> str | None:
+        """What the server of a reply calls its model, where that is another name than it was asked by."""
+        return self._served.get(key)
+
+    def put(self, key: str, reply: str, served: str | None = None) -> None:
+        self._remember(key, reply, served)
         if self._path is not None:
-            if self._file is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("ab", buffering=0)
-            self._file.write(json.dumps({"key": key, "answer": reply}).encode() + b"\n")
+            entry = {"key": key, "answer": reply, **({"served": served} if served else {})}
+            self._unwritten.append(json.dumps(entry).encode() + b"\n")
+            self._write(self._path)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._path is not None and self._unwritten:
+            self._write(self._path)
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _remember(self, key: str, reply: str) -> None:
+    def _remember(self, key: str, reply: str, served: str | None) -> None:
         self._replies[key] = reply
+        if served:
+            self._served[key] = served
         if len(self._replies) > self._keep:
-            del self._replies[next(iter(self._replies))]
+            oldest = next(iter(self._replies))
+            del self._replies[oldest]
+            self._served.pop(oldest, None)
 
-    def _load(self, path: Path, file: IO[bytes]) -> None:
-        file.seek(0)
+    def _write(self, path: Path) -> None:
+        """Append what is not written, all of it or nothing."""
+        data = b"".join(self._unwritten)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab", buffering=0) as file:
+                start = file.tell()
+                if file.write(data) != len(data):  # the disk is full
+                    file.truncate(start)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._warn(path, error)
+            del self._unwritten[: -self._keep]
+        else:
+            self._unwritten.clear()
+
+    def _warn(self, path: Path, error: OSError) -> None:
+        if not self._warned:
+            _log.warning("the judge's replies are kept in memory, %s cannot be written: %s", path, error.strerror)
+            self._warned = True
+
+    def _load(self, path: Path, file: IO[bytes]) -> int:
+        """Read the whole lines of the file; returns their bytes."""
         whole = 0
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
-                file.truncate(whole)
                 break
             whole += len(line)
             try:
                 entry = json.loads(line)
-                self._remember(entry["key"], entry["answer"])
-            except (ValueError, KeyError, TypeError):
-                self.close()
+                served = entry.get("served")
+                served = without_surrogates(served) if served is not None else None
+                self._remember(entry["key"] + "", without_surrogates(entry["answer"]), served)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise UserError(
                     f"{path}, line {number}: not a reply of a judge; remove the line or name another cache file"
                 ) from None
+        return whole

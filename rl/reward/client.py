@@ -10,6 +10,9 @@ itself and writes its scores. Of one token (`logprobs` and `top_logprobs` of the
 how probable the model found each of the likeliest tokens; which of them it drew does not matter, so there is nothing to
 ask again. That request goes out at temperature 1, where a server's probabilities are the model's own, whether it takes
 them before the temperature (vLLM) or after.
+
+A judge that refuses every question, for its key or for a field of the request, is not asked on: after `MOST_REFUSED`
+refusals and no reply the rest is refused here, by the same reason.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +30,13 @@ from typing import Any
 from PIL import Image
 from tenacity import RetryCallState
 
+from emu3.tokenizer.images import to_rgb
 from rl.reward.cache import ImageEncoder, ReplyCache, pixel_digest
 from rl.reward.config import JudgeConfig
 from rl.reward.counters import JudgeCounters, JudgeMeter, JudgeStep
-from rl.reward.endpoints import FAILURES, BrokenReply, Endpoints, NoProbabilities, is_transient
-from rl.reward.scores import Unavailable
+from rl.reward.endpoints import FAILURES, Endpoints, NoProbabilities, is_transient
+from rl.reward.scores import Unavailable, in_a_thought, shortened, without_surrogates
+from rl.reward.transport import BrokenReply
 
 API_KEY = "OPENAI_API_KEY"
 """Environment variable that holds the key; servers of one's own need none."""
@@ -38,6 +44,28 @@ API_KEY = "OPENAI_API_KEY"
 TOP_LOGPROBS = 20
 # A judge at temperature 0 would repeat a useless reply word for word.
 REASK_TEMPERATURE = 0.7
+MOST_TOKENS = 10**9
+"""Of one reply; a larger count is nonsense."""
+MOST_REFUSED = 16
+"""So many refusals without any reply say that the request itself is at fault."""
+_FIELD_REFUSED = re.compile(
+    r"(?=.*\b(?:max_tokens|temperature|seed)\b).*"
+    r"(?:support|unrecogni|unknown|unexpected|extra|not (?:permitted|allowed))",
+    re.IGNORECASE,
+)
+_ADVICE = (
+    " (a field of the request can be left out by --judge-omit, renamed by --judge-max-tokens-name; in RL judge.omit)"
+)
+_CUT_OFF = ("length", "max_tokens", "max_output_tokens")
+_FILTERED = ("filter", "safety", "refus", "prohibited", "blocklist", "recitation")
+
+
+class Reply(str):
+    """A judge's words. reason: what the server says of their end, "" for a plain one. unusable: they are no reply to
+    the question but a refusal, by the model or by a filter behind it, or a thought that was cut off."""
+
+    reason: str = ""
+    unusable: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +77,7 @@ class RequestMode:
     turns: int
     settings: Callable[[int], dict[str, Any]]
     identity: list[Any]
-    read: Callable[[Any], str]
+    read: Callable[[Any], Reply]
 
 
 class Judge:
@@ -69,16 +97,20 @@ class Judge:
         self._config = config
         self._cache = cache
         self._on_reply = on_reply
-        api_key = os.environ.get(API_KEY) or "none-needed"
+        api_key = (os.environ.get(API_KEY) or "").strip() or None
         self.endpoints = Endpoints(config.base_url, api_key, config.attempts, config.deadline)
         self._meter = JudgeMeter()
         self._name: str | None = None
         self._naming = asyncio.Lock()
         self._words = in_words(config)
-        self._token = in_one_token()
+        self._token = in_one_token(config)
         self._encoder = ImageEncoder(config.image_format)
         self._slots = asyncio.Semaphore(config.concurrency)
-        self._in_flight: dict[str, asyncio.Task[str | Unavailable]] = {}
+        self.served: set[str] = set()
+        """Other names than the one it is asked by that servers gave the model in their replies."""
+        self._refusals = 0
+        self._refusal = ""
+        self._in_flight: dict[str, asyncio.Task[Reply | Unavailable]] = {}
 
     @property
     def counters(self) -> JudgeCounters:
@@ -98,7 +130,7 @@ class Judge:
 
     async def ask(
         self, text: str, images: list[Image.Image], accept: Callable[[str], bool] = bool, *, one_token: bool = False
-    ) -> str | Unavailable:
+    ) -> Reply | Unavailable:
         """Put one question, to be answered in words; with `one_token` by the probabilities of the reply's first token,
         a JSON list of [token, log-probability] of the likeliest.
 
@@ -109,15 +141,17 @@ class Judge:
         model = await self.model_name()
         self.counters.asks += 1
         mode = self._token if one_token else self._words
-        rgb = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
+        rgb = [to_rgb(image) for image in images]
         digests = [pixel_digest(image) for image in rgb]
         question = [[model, text, digests, self._encoder.image_format], mode.identity]
         key = hashlib.sha256(json.dumps(question).encode()).hexdigest()
-        reply: str | Unavailable
+        reply: Reply | Unavailable
         kept = None if self._cache is None else self._cache.get(key)
         if kept is not None and accept(kept):
             self.counters.cache_hits += 1
-            reply = kept
+            reply = Reply(kept)
+            if self._cache is not None and (served := self._cache.served(key)):
+                self.served.add(served)
         else:
             task = self._in_flight.get(key)
             if task is None:
@@ -148,16 +182,23 @@ class Judge:
         images: list[Image.Image],
         digests: list[str],
         accept: Callable[[str], bool],
-    ) -> str | Unavailable:
+    ) -> Reply | Unavailable:
         """What comes of one ask: the first reply that `accept` takes, or the last of all, or why there is none."""
 
-        def read(response: Any) -> str:
+        served: str | None = None
+
+        def read(response: Any) -> Reply:
+            nonlocal served
             reply = mode.read(response)
             self._count_tokens(response)
+            name = response.get("model")
+            served = shortened(name) if isinstance(name, str) and name != self._name else None
             return reply
 
-        reply = ""
+        reply = Reply()
         async with self._slots:
+            if self._refusals >= MOST_REFUSED and self.counters.answered + self.counters.unparsable == 0:
+                return self._unavailable(self._refusal, refused=True)
             with self._meter.ask_under_way():
                 clock = asyncio.get_running_loop().time
                 until = clock() + self._config.deadline
@@ -170,19 +211,27 @@ class Judge:
                             self.counters.reasks += turn > 0
                             body = {"model": self._name, "messages": messages, **mode.settings(turn)}
                             reply = await self.endpoints.chat(body, read, until - clock(), self._count_retry)
-                            if accept(reply):
+                            usable = not reply.unusable and accept(reply)
+                            if usable:
                                 break
                 except TimeoutError:
                     reason = f"no reply from {self.endpoints.shown} within {self._config.deadline:g} s"
                     return self._unavailable(reason)
                 except FAILURES as error:
-                    return self._unavailable(self.endpoints.reason(error), refused=not is_transient(error))
-        if not accept(reply):
+                    reason = self.endpoints.reason(error)
+                    if is_transient(error):
+                        return self._unavailable(reason)
+                    self._refusals += 1
+                    self._refusal = reason + (_ADVICE if _FIELD_REFUSED.search(reason) else "")
+                    return self._unavailable(self._refusal, refused=True)
+        if not usable:
             self.counters.unparsable += 1
             return reply
         self.counters.answered += 1
+        if served:
+            self.served.add(served)
         if self._cache is not None:
-            self._cache.put(key, reply)
+            self._cache.put(key, reply, served)
         return reply
 
     def _count_retry(self, _: RetryCallState) -> None:
@@ -202,34 +251,75 @@ class Judge:
 def in_words(config: JudgeConfig) -> RequestMode:
     """The whole reply. The first turn has the config's temperature and seed; further turns are warmer and have other
     seeds."""
+    decisive = config.decisive()
 
     def settings(turn: int) -> dict[str, Any]:
         asked: dict[str, Any] = {"max_tokens": config.max_tokens, "seed": config.seed + turn}
         if config.temperature is not None:
             asked["temperature"] = max(config.temperature, REASK_TEMPERATURE) if turn else config.temperature
-        return asked
+        return _renamed({name: value for name, value in asked.items() if name not in config.omit}, config)
 
-    return RequestMode(1 + config.reasks, settings, [config.temperature, config.max_tokens, config.seed], _text)
+    def read(response: Any) -> Reply:
+        return _text(response, config.max_tokens)
+
+    identity = [decisive[name] for name in ("temperature", "max_tokens", "seed")]
+    return RequestMode(1 + config.reasks, settings, identity, read)
 
 
-def in_one_token() -> RequestMode:
+def in_one_token(config: JudgeConfig) -> RequestMode:
     """The reply is JSON: a list of [token, log-probability in nats] of the likeliest first tokens."""
-    settings = {"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+    settings = _renamed({"max_tokens": 1, "temperature": 1.0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}, config)
     return RequestMode(1, lambda turn: settings, ["one token", TOP_LOGPROBS], _probabilities)
 
 
-def _text(response: Any) -> str:
-    """The text of a chat completion, "" where the model gave none."""
+def _renamed(settings: dict[str, Any], config: JudgeConfig) -> dict[str, Any]:
+    return {config.max_tokens_name if name == "max_tokens" else name: value for name, value in settings.items()}
+
+
+def _text(response: Any, max_tokens: int = 1) -> Reply:
+    """The text of a chat completion, "" where the model gave none, with the server's own reason for its end.
+
+    max_tokens: the limit that was asked for. Raises `BrokenReply`.
+    """
     try:
-        content = response["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        raise BrokenReply("the reply is not a chat completion") from None
+        choice = response["choices"][0]
+        message = choice["message"]
+        content = message.get("content")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise BrokenReply(f"the reply is not a chat completion{_said_instead(response)}") from None
+    refusal = message.get("refusal")
+    if isinstance(content, list):
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+        if not all(isinstance(part, dict) for part in parts):
+            raise BrokenReply("the reply's content is not text")
+        refusal = refusal or next((part["refusal"] for part in parts if isinstance(part.get("refusal"), str)), None)
+        texts = [part.get("text") for part in parts if part.get("type") in ("text", "output_text")]
+        content = "".join(text for text in texts if isinstance(text, str))
     if content is not None and not isinstance(content, str):
         raise BrokenReply("the reply's content is not text")
-    return content or ""
+    reply = Reply(without_surrogates(content or ""))
+    finish = choice.get("finish_reason")
+    finish = finish if isinstance(finish, str) else ""
+    if isinstance(refusal, str) and refusal.strip():
+        reply.reason, reply.unusable = f"refused: {shortened(refusal)}", True
+    elif any(word in finish.lower() for word in _FILTERED):
+        reply.reason, reply.unusable = f"stopped by the server's filter ({shortened(finish)})", True
+    elif finish.lower() in _CUT_OFF:
+        thought = any(message.get(name) for name in ("reasoning_content", "reasoning"))
+        thinking = thought or not reply.strip() or in_a_thought(reply, cut_off=True)
+        reply.reason = f"cut off at max_tokens ({max_tokens}){' while thinking' if thinking else ''}"
+        reply.unusable = in_a_thought(reply, cut_off=True)
+    return reply
 
 
-def _probabilities(response: Any) -> str:
+def _said_instead(response: Any) -> str:
+    """What a body that is no completion says of an error, if it does."""
+    error = response.get("error") if isinstance(response, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    return f": {shortened(message)}" if isinstance(message, str) else ""
+
+
+def _probabilities(response: Any) -> Reply:
     """The likeliest first tokens of a chat completion; an empty list where the model said nothing at all."""
     _text(response)
     reported = response["choices"][0].get("logprobs")
@@ -238,15 +328,15 @@ def _probabilities(response: Any) -> str:
             "it does not report the probabilities of tokens (logprobs), which an expected score needs"
         )
     if not reported["content"]:
-        return "[]"
+        return Reply("[]")
     try:
         likeliest = [(entry["token"], float(entry["logprob"])) for entry in reported["content"][0]["top_logprobs"]]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise BrokenReply("the reply's probabilities cannot be read") from None
     if not all(isinstance(token, str) and math.isfinite(logprob) for token, logprob in likeliest):
         raise BrokenReply("the reply's probabilities are no numbers")
-    return json.dumps(likeliest)
+    return Reply(json.dumps(likeliest))
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0
+    return value if type(value) is int and 0 <= value < MOST_TOKENS else 0

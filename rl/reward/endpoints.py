@@ -14,9 +14,8 @@ Another try: no connection, a timeout, a reply that is no chat completion, and H
 (key, model, size) that waiting does not mend. The pause grows exponentially with full jitter, on top of what the
 server asks for in `Retry-After`.
 
-The client is `openai`'s, by its plain `post` over its aiohttp transport: that costs 0.7 ms of CPU per request where
-`chat.completions.create` over the default transport costs 2.3 ms, which counts when judge, trainer and sampler share
-two cores. What is left out with it is the validation of the reply; its readers do what is needed.
+A server has to list its models (`GET /models`) only where the model is not named; what it lists has to have the model
+that is asked for.
 """
 
 from __future__ import annotations
@@ -31,11 +30,12 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import openai
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_before_delay
 from tenacity.wait import wait_base, wait_random_exponential
 
 from emu3.errors import UserError
+from rl.reward.scores import shortened, without_surrogates
+from rl.reward.transport import BrokenReply, HttpError, Transport
 
 BACKOFF: wait_base = wait_random_exponential(multiplier=0.5, max=20)
 FIRST_PAUSE = 0.5
@@ -49,23 +49,19 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-class BrokenReply(Exception):
-    """HTTP 200 with a body that is not a chat completion."""
-
-
 class NoProbabilities(Exception):
     """The server does not report the probabilities of tokens, and will not do so when it is asked again."""
 
 
-FAILURES = (openai.OpenAIError, BrokenReply, NoProbabilities)
+FAILURES = (HttpError, BrokenReply, NoProbabilities)
 """What a request can end with."""
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
-    if isinstance(error, openai.APIStatusError):
-        return error.status_code in (408, 429) or error.status_code >= 500
-    return isinstance(error, openai.APIConnectionError | BrokenReply)
+    if isinstance(error, HttpError):
+        return error.status in (408, 429) or error.status >= 500
+    return isinstance(error, BrokenReply)
 
 
 class Endpoint:
@@ -75,7 +71,7 @@ class Endpoint:
     the next check when it is out. counts: requests, failures (of requests), outages (how often it left the rotation).
     """
 
-    def __init__(self, address: str, api_key: str) -> None:
+    def __init__(self, address: str, api_key: str | None) -> None:
         self.url = shown_addresses(address)
         self.in_flight = 0
         self.in_rotation = True
@@ -83,24 +79,16 @@ class Endpoint:
         self.counts = {"requests": 0, "failures": 0, "outages": 0}
         self._left = asyncio.Event()
         self._requests: set[asyncio.Task[Any]] = set()
-        self._client = openai.AsyncOpenAI(
-            base_url=address,
-            api_key=api_key,
-            max_retries=0,
-            timeout=None,
-            http_client=openai.DefaultAioHttpClient(),
-        )
+        self.transport = Transport(address, api_key)
 
-    async def chat(self, body: dict[str, Any]) -> Any:
-        """The server's response to a chat request, as parsed JSON. Raises one of `FAILURES`."""
+    async def chat(self, body: dict[str, Any], read: Callable[[Any], T]) -> T:
+        """What `read` finds in the server's response to a chat request, parsed JSON. Raises one of `FAILURES`."""
         self.in_flight += 1
         self.counts["requests"] += 1
-        request = asyncio.create_task(self._client.post("/chat/completions", cast_to=object, body=body))
+        request = asyncio.create_task(self._exchange(body, read))
         self._requests.add(request)
         try:
             return await request
-        except ValueError as error:
-            raise BrokenReply(f"the reply is not JSON: {error}") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():  # the ask is cancelled, not only its request here
@@ -110,13 +98,37 @@ class Endpoint:
             self.in_flight -= 1
             self._requests.discard(request)
 
+    async def _exchange(self, body: dict[str, Any], read: Callable[[Any], T]) -> T:
+        try:
+            # Read in the step in which it is parsed, so that one parsed reply is in memory at a time, not all in
+            # flight: a hostile one may be fifty megabytes.
+            return read(await self.transport.post("/chat/completions", body))
+        except FAILURES as error:
+            error.__context__ = None  # so are the frames that led here
+            raise error.with_traceback(None)  # noqa: B904
+
     async def models(self) -> list[str]:
         """Names of the models that it serves. Raises one of `FAILURES`."""
         try:
-            response: Any = await self._client.get("/models", cast_to=object)
-            return [str(model["id"]) for model in response["data"]]
-        except (ValueError, TypeError, KeyError):
-            raise BrokenReply("its list of models (/models) cannot be read") from None
+            names = [model["id"] for model in (await self.transport.get("/models"))["data"]]
+            if all(isinstance(name, str) for name in names):
+                return [without_surrogates(name) for name in names]
+        except (TypeError, KeyError, IndexError):
+            pass
+        raise BrokenReply("its list of models (/models) cannot be read")
+
+    async def serving(self, model: str | None) -> list[str]:
+        """The models that it serves; `model` alone from a server that lists none but may have it. Raises as `models`
+        where it could not be asked, or does not take the key."""
+        try:
+            return await self.models()
+        except HttpError as error:
+            if model is None or error.status == 401 or (error.status >= 500 and error.status != 501):
+                raise
+        except BrokenReply as error:
+            if model is None or error.__cause__ is not None:  # there is no connection
+                raise
+        return [model]
 
     def leave(self, reason: str) -> None:
         """Out of the rotation; what is in flight may still come to its end."""
@@ -148,13 +160,13 @@ class Endpoint:
                 request.cancel()
 
     async def aclose(self) -> None:
-        await self._client.close()
+        await self.transport.aclose()
 
     async def _passes(self, model: str) -> bool:
         """The health check: it answers, and still serves `model`."""
         try:
             async with asyncio.timeout(CHECK_TIMEOUT):
-                return model in await self.models()
+                return model in await self.serving(model)
         except (TimeoutError, *FAILURES):
             return False
 
@@ -174,10 +186,9 @@ class Endpoints:
     what is no http address.
     """
 
-    def __init__(self, addresses: str, api_key: str, attempts: int, seconds: float) -> None:
+    def __init__(self, addresses: str, api_key: str | None, attempts: int, seconds: float) -> None:
         self.shown = shown_addresses(addresses)
         self._all = [Endpoint(address.strip(), api_key) for address in addresses.split(",")]
-        self._api_key = api_key
         self._attempts = attempts
         self._seconds = seconds
         self._watchers: list[asyncio.Task[None]] = []
@@ -212,10 +223,10 @@ class Endpoints:
             with attempt:
                 endpoint = self._least_loaded(but=endpoint)
                 try:
-                    found = read(await endpoint.chat(body))
+                    found = await endpoint.chat(body, read)
                 except FAILURES as error:
                     endpoint.counts["failures"] += 1
-                    busy = isinstance(error, openai.APIStatusError) and error.status_code in (408, 429)
+                    busy = isinstance(error, HttpError) and error.status in (408, 429)
                     if self._watchers and is_transient(error) and not busy:
                         endpoint.leave(self.reason(error))
                     raise
@@ -229,14 +240,8 @@ class Endpoints:
         return {endpoint.url: dict(endpoint.counts) for endpoint in self._all}
 
     def reason(self, error: BaseException) -> str:
-        """One line about a failed request. The key is taken out before anything is cut off: servers quote it."""
-        if isinstance(error, openai.APIStatusError):
-            message = error.body.get("message") if isinstance(error.body, dict) else error.response.text
-            text = f"HTTP {error.status_code}: {message or error.response.reason_phrase}"
-        else:
-            text = str(error.__cause__ or error) or type(error.__cause__ or error).__name__
-        text = text.replace(self._api_key, "[key]")
-        return re.sub(r"\s+", " ", text)[:300]
+        """One line about a failed request, without the key."""
+        return shortened(str(error)) or type(error).__name__
 
     async def aclose(self) -> None:
         for watcher in self._watchers:
@@ -252,19 +257,22 @@ class Endpoints:
         return min(others or candidates, key=lambda endpoint: (endpoint.in_flight, endpoint.counts["requests"]))
 
     async def _model_of(self, endpoint: Endpoint, model: str | None) -> str:
+        async def serving() -> list[str]:
+            return await endpoint.serving(model)
+
         try:
             async with asyncio.timeout(self._seconds):
-                served: list[str] = await _retrying(self._attempts, self._seconds, lambda _: None)(endpoint.models)
+                served: list[str] = await _retrying(self._attempts, self._seconds, lambda _: None)(serving)
         except TimeoutError:
             reason = f"no reply within {self._seconds:g} s"
             raise UserError(f"the judge at {endpoint.url} cannot be used: {reason}") from None
         except FAILURES as error:
             raise UserError(f"the judge at {endpoint.url} cannot be used: {self.reason(error)}") from None
-        names = ", ".join(served)
-        if model is None and len(served) != 1:
-            raise UserError(f"the judge at {endpoint.url} has {len(served)} models, name one: {names}")
+        names = shortened(", ".join(served))
         if model is not None and model not in served:
             raise UserError(f"the judge at {endpoint.url} has no model {model}, only: {names}")
+        if model is None and len(served) != 1:
+            raise UserError(f"the judge at {endpoint.url} has {len(served)} models, name one: {names}")
         return model or served[0]
 
 
@@ -304,7 +312,7 @@ def _retrying(attempts: int, seconds: float, before_pause: Callable[[RetryCallSt
 def _pause(state: RetryCallState) -> float:
     """Seconds before the next try: what the server asks for by `Retry-After` (seconds or a date) and the back-off."""
     error = state.outcome.exception() if state.outcome else None
-    text = error.response.headers.get("retry-after") if isinstance(error, openai.APIStatusError) else None
+    text = error.retry_after if isinstance(error, HttpError) else None
     requested = 0.0
     if text is not None:
         try:
@@ -317,5 +325,5 @@ def _pause(state: RetryCallState) -> float:
 def _seconds_until(date: str) -> float:
     try:
         return parsedate_to_datetime(date).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return 0.0

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -44,6 +44,10 @@ if TYPE_CHECKING:  # who only reads the questions does not wait for the client
 
 NAMES = ("edit_success", "overedit", "naturalness", "no_artifacts")
 PLACEHOLDER = "<instruction>"
+HOW_TO_GET_PROMPTS = "git clone https://github.com/TIGER-AI-Lab/VIEScore"
+_CONTEXT = "context_no_delimit.txt"
+Parser = Callable[[str, int], tuple[float, ...] | None]
+"""Finds so many scores in a reply, or none."""
 
 
 class Metric(Protocol):
@@ -60,19 +64,20 @@ class Metric(Protocol):
 
 
 class VieScore:
-    """Scores edited images by what `judge` replies to `prompts`."""
+    """Scores edited images by what `judge` replies to `prompts`. parse: finds the scores in a reply."""
 
-    def __init__(self, judge: Judge, prompts: EditPrompts) -> None:
+    def __init__(self, judge: Judge, prompts: EditPrompts, parse: Parser = parse_scores) -> None:
         self.judge = judge
         self.prompts = prompts
+        self._parse = parse
 
     async def score(
         self, instruction: str, source: Image.Image, edited: Image.Image, target: Image.Image | None = None
     ) -> Outcome:
         """As `viescore`. `target` is not looked at."""
         sc, pq = await asyncio.gather(
-            written_scores(self.judge, self.prompts.edit_question(instruction), [source, edited], 2),
-            written_scores(self.judge, self.prompts.quality, [edited], 2),
+            written_scores(self.judge, self.prompts.edit_question(instruction), [source, edited], 2, self._parse),
+            written_scores(self.judge, self.prompts.quality, [edited], 2, self._parse),
         )
         return viescore([*sc, *pq])
 
@@ -169,12 +174,15 @@ def viescore(parts: Sequence[PartScore]) -> Outcome:
     return Score(math.sqrt(known["sc"] * known["pq"]), known)
 
 
-async def written_scores(judge: Judge, question: str, images: list[Image.Image], count: int) -> tuple[PartScore, ...]:
+async def written_scores(
+    judge: Judge, question: str, images: list[Image.Image], count: int, parse: Parser = parse_scores
+) -> tuple[PartScore, ...]:
     """The `count` scores of the reply to `question`; one failure where they are missing."""
-    reply = await judge.ask(question, images, lambda text: parse_scores(text, count) is not None)
+    reply = await judge.ask(question, images, lambda text: parse(text, count) is not None)
     if isinstance(reply, Unavailable):
         return (reply,)
-    return parse_scores(reply, count) or (Unparsable(reply),)
+    scores = None if reply.unusable else parse(reply, count)
+    return scores or (Unparsable(reply, reply.reason),)
 
 
 async def expected_score(judge: Judge, question: str, images: list[Image.Image]) -> PartScore:
@@ -183,7 +191,7 @@ async def expected_score(judge: Judge, question: str, images: list[Image.Image])
     if isinstance(reply, Unavailable):
         return reply
     score = mean_score(reply)
-    return Unparsable(reply) if score is None else score
+    return Unparsable(reply, reply.reason) if score is None else score
 
 
 def _hopes(failure: Failure) -> int:
@@ -227,16 +235,25 @@ def load_question(name: str) -> str:
 def load_published_prompts(folder: Path) -> EditPrompts:
     """The authors' zero-shot wording for text-guided editing, parts joined by newlines as they do.
 
-    folder: their checkout, or its folder `viescore/prompts_raw`. Raises `UserError` if a file is missing.
+    folder: their checkout, or any folder in it. Raises `UserError` if the wording is not there.
     """
-    inner = Path(folder) / "viescore" / "prompts_raw"
-    raw = inner if inner.is_dir() else Path(folder)
-    context = _read(raw / "context_no_delimit.txt")
+    raw = _published_texts(folder)
+    context = _read(raw / _CONTEXT)
     shots = raw / "prompts_0shot"
     edit = "\n".join([context, _read(shots / "two_image_edit_rule.txt"), _read(shots / "tie_rule_SC.txt")])
     if PLACEHOLDER not in edit:
         raise UserError(f"{shots / 'tie_rule_SC.txt'} has no place for the instruction ({PLACEHOLDER})")
     return EditPrompts(edit=edit, quality="\n".join([context, _read(shots / "rule_PQ.txt")]))
+
+
+def _published_texts(folder: Path) -> Path:
+    """The folder of the texts, which is `viescore/prompts_raw` in the checkout that `folder` is or lies in."""
+    near = folder.resolve()
+    for place in (near, *near.parents[:4]):
+        for inner in ("", "prompts_raw", "viescore/prompts_raw"):
+            if (place / inner / _CONTEXT).is_file():
+                return place / inner
+    raise UserError(f"{folder} is no folder of a VIEScore checkout, none has {_CONTEXT}: {HOW_TO_GET_PROMPTS}")
 
 
 def _read(path: Path) -> str:

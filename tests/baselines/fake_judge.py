@@ -9,11 +9,16 @@ from typing import Any
 
 
 class FakeJudge:
-    """OpenAI-compatible; `answers[instruction]` is its answer to an SC question, HTTP 400 where it is None."""
+    """OpenAI-compatible; `answers[instruction]` is its answer to an SC question, HTTP 400 where it is None.
+    refuse: what every question is refused with."""
 
     def __init__(self) -> None:
         self.answers: dict[str, str | None] = {}
         self.name = "fake"
+        self.refuse: str | None = None
+        self.finish_reason = "stop"
+        self.served: str | None = None
+        self.bodies: list[Any] = []
         self.questions = 0
         judge = self
 
@@ -24,15 +29,17 @@ class FakeJudge:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 judge.questions += 1
+                judge.bodies.append(body)
                 text = body["messages"][0]["content"][0]["text"]
                 told = [
                     judge.answers[name] for name in judge.answers if f"Editing instruction: {name}\n" in f"{text}\n"
                 ]
                 answer = told[0] if told else '{"score": [9, 9], "reasoning": ""}'
-                if answer is None:
-                    self._send(400, {"error": {"message": "not today"}})
+                if answer is None or judge.refuse:
+                    self._send(400, {"error": {"message": judge.refuse or "not today"}})
                 else:
-                    self._send(200, {"choices": [{"message": {"content": answer}}]})
+                    choice = {"message": {"content": answer}, "finish_reason": judge.finish_reason}
+                    self._send(200, {"choices": [choice], **({"model": judge.served} if judge.served else {})})
 
             def _send(self, status: int, value: Any) -> None:
                 data = json.dumps(value).encode()

@@ -79,6 +79,18 @@ def test_our_eval_runs_every_model_on_every_benchmark(calls: Path, monkeypatch: 
     assert {getattr(one["options"], "vision") for one in seen} == {None}  # noqa: B009
 
 
+def test_a_checkpoint_that_names_its_vision_tokenizer_is_given_no_other(
+    calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards our own checkpoints against the published tokenizer, whose codes are other images to them."""
+    (calls.parent / "ours").mkdir()
+    (calls.parent / "ours/earl.json").write_text("{}")
+    made = run(calls, "baselines/scripts/our_eval.sh", MODEL_PATHS="ours org/theirs", BENCHMARKS="gedit")
+    made += run(calls, "scripts/batch_eval.sh", MODEL_PATH="ours", VALPATH="data")[2:]
+    visions = [getattr(options(call, monkeypatch)["options"], "vision") for call in made]  # noqa: B009
+    assert visions == [None, "BAAI/Emu3-VisionTokenizer", None]
+
+
 def test_baseline_eval_knows_the_published_names(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = run(calls, "baselines/scripts/baseline_eval.sh", BENCHMARKS="gedit", SAVE_DIR="out")
     seen = [options(call, monkeypatch) for call in made]

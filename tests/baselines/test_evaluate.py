@@ -13,12 +13,13 @@ from noise_images import IMAGE, noise, png
 from PIL import Image, ImageChops
 
 from baselines import evaluate
-from baselines.benchmarks.samples import Samples
+from baselines.benchmarks.samples import Samples, rows_of_files
 from baselines.benchmarks.spec import Benchmark
 from baselines.editors import fixed
-from baselines.editors.editing import Edited, EditResult, NoImage
+from baselines.editors.editing import Edited, EditorOptions, EditResult, NoImage
 from baselines.results import predictions
 from baselines.results.records import Prediction, read_records, read_settings
+from emu3.checkpoint_facts import CheckpointFacts, write_facts
 from emu3.errors import UserError
 from emu3.run_folder import owned
 from emu3.tokenizer.images import fit_image
@@ -64,7 +65,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_writes_what_the_judge_will_see(make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter) -> None:
     """Guards the pairing of source, edit, target and text over batches of uneven size."""
     data = make_data(rows=5)
-    samples = Samples(FULL, [data])
+    samples = Samples(FULL, rows_of_files(FULL, [data]))
     rows = run(data, tmp_path / "out")
     assert [row.id for row in rows] == [f"sample-{place}" for place in range(5)]
     assert [size for size, _ in inverter.batches] == [2, 2, 1]
@@ -360,6 +361,15 @@ def test_the_command_line_names_columns(
     assert (row.id, row.task, row.model, row.editor) == ("sample-0", "counting", "no-edit", "no-edit")
 
 
+def test_the_image_area_is_the_one_of_the_model(tmp_path: Path) -> None:
+    """Guards against images of another size than the model was trained at, which only look bad."""
+    options = EditorOptions(model=str(tmp_path))
+    assert evaluate._image_area("emu3", options) == 65536
+    write_facts(tmp_path, CheckpointFacts(image_area=AREA))
+    assert evaluate._image_area("emu3", options) == AREA
+    assert evaluate._image_area("InstructPix2Pix", options) == 65536
+
+
 def test_the_judge_of_the_best_is_named_by_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the flags that named it before they were one configuration, and a judge where nobody asked for one."""
     seen: list[Any] = []
@@ -368,3 +378,14 @@ def test_the_judge_of_the_best_is_named_by_flags(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr("sys.argv", f"evaluate --editor emu3 --model x --output-dir o {flags}".split())
         evaluate.main()
     assert seen == [JudgeConfig("u", "m", "c", image_format="jpeg"), None]
+
+
+def test_the_source_before_its_crop_is_kept(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    """Guards the published protocol, whose judge saw whole sources: 125 of 200 photographs lose a strip."""
+    sources = [{"bytes": png(noise(row, *size)), "path": None} for row, size in enumerate([(32, 32), (48, 32)])]
+    data = make_data(rows=2, input=pa.array(sources, IMAGE), output=pa.array(sources, IMAGE))
+    square, wide = run(data, tmp_path / "out", editor="no-edit", image_area=1024)
+    assert square.source_uncropped is None
+    assert wide.source_uncropped is not None
+    sizes = [Image.open(tmp_path / "out" / name).size for name in (wide.source, wide.edited, wide.source_uncropped)]
+    assert sizes == [(32, 24), (32, 24), (39, 26)]

@@ -127,6 +127,7 @@ def call(checkout: Path, judge: Counting, place: str, die: str = "") -> int:
         "METRICS": "viescore l1 psnr",
         "JUDGE_URL": judge.url,
         "JUDGE_MODEL": "",
+        "PROTOCOL": "ours",
         "REFERENCE": "floor",
         "DIE": die,
     }

@@ -119,16 +119,23 @@ def test_text_of_the_data_stays_text(make_run: MakeRun) -> None:
 
 
 def test_many_images_lie_beside_the_page(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards size: above the bound the page refers to files, equal images once, and only those are there."""
+    """Guards size: above the bound the page refers to files, equal images once, and only those are there, beside what
+    somebody else put into the folder."""
     monkeypatch.setattr(gallery.Album.__init__, "__defaults__", (0,))
     folder = make_run({"one": [1.0, 2.0], "two": [1.0, 2.0]})
-    stale = folder / "report-pictures" / "old.png"
+    stale = folder / "report-pictures" / f"{'0' * 24}.png"
     stale.parent.mkdir()
     stale.touch()
+    others = [stale.with_name("old.png"), stale.with_name("notes.txt"), stale.with_name("kept") / "a.png"]
+    for other in others:
+        other.parent.mkdir(exist_ok=True)
+        other.write_text("mine")
     page = report.run(folder)
     addresses = [image[0] for image in gallery_of(page)["images"]]
     assert len(addresses) == 6  # the models' names are of one length, so their edits are equal
-    assert sorted(addresses) == sorted(f"report-pictures/{path.name}" for path in stale.parent.iterdir())
+    assert all(other.read_text() == "mine" for other in others)
+    ours = {path.name for path in stale.parent.iterdir()} - {"old.png", "notes.txt", "kept"}
+    assert sorted(addresses) == sorted(f"report-pictures/{name}" for name in ours)
     assert "data:image" not in read(page)
 
 

@@ -44,7 +44,13 @@ def noting_python(checkout: Path) -> Path:
 def test_every_model_meets_every_benchmark(checkout: Path, noting_python: Path) -> None:
     """Guards the order of the steps, the list with its comments, and options that reach their model only."""
     done = call(
-        checkout, "--limit", "5", MODELS=f"{checkout}/models.txt", BENCHMARKS="aurora vismin", REFERENCE="floor"
+        checkout,
+        "--limit",
+        "5",
+        PROTOCOL="ours",
+        MODELS=f"{checkout}/models.txt",
+        BENCHMARKS="aurora vismin",
+        REFERENCE="floor",
     )
     assert done.returncode == 0, done.stderr
     calls = [text.strip("\n").split("\n") for text in noting_python.read_text().split("end-of-call\n")[:-1]]
@@ -59,6 +65,32 @@ def test_every_model_meets_every_benchmark(checkout: Path, noting_python: Path) 
     assert score[score.index("--judge-model") + 1] == "gpt-4o-mini-2024-07-18" and "--prompts" not in score
     runs = [f"{benchmark}/{model}-seed0" for model in ("floor", "earl") for benchmark in ("aurora", "vismin")]
     assert calls[8][3:7] == [f"{checkout}/results/{run}/scores.parquet" for run in runs]
+
+
+def test_the_published_protocol_is_the_default_and_needs_its_words(checkout: Path, noting_python: Path) -> None:
+    """Guards hours of sampling before the line that says what is missing; and settings that do not reach the judge."""
+    done = call(checkout, MODELS=f"{checkout}/models.txt")
+    assert done.returncode == 2 and not noting_python.exists()
+    [line] = done.stderr.splitlines()
+    assert "git clone https://github.com/TIGER-AI-Lab/VIEScore" in line and "PROTOCOL=ours" in line
+    settings = {"IMAGE_FORMAT": "jpeg", "TEMPERATURE": "none", "DEADLINE": "30", "CONCURRENCY": "8"}
+    done = call(
+        checkout,
+        MODELS=f"{checkout}/models.txt",
+        BENCHMARKS="aurora",
+        PROMPTS="VIEScore",
+        **{f"JUDGE_{name}": value for name, value in settings.items()},
+    )
+    assert done.returncode == 0, done.stderr
+    calls = [text.strip("\n").split("\n") for text in noting_python.read_text().split("end-of-call\n")[:-1]]
+    score = next(words for words in calls if words[1] == "baselines.score")
+    given = {"--protocol": "published", "--prompts": "VIEScore"}
+    given |= {f"--judge-{name.lower().replace('_', '-')}": value for name, value in settings.items()}
+    assert all(score[score.index(flag) + 1] == value for flag, value in given.items())
+    paper = next(words for words in calls if words[1] == "baselines.paper_tables")
+    assert paper[paper.index("--protocol") + 1] == "published"
+    without_judge = call(checkout, MODELS=f"{checkout}/models.txt", BENCHMARKS="aurora", METRICS="l1")
+    assert without_judge.returncode == 0, without_judge.stderr
 
 
 def test_the_models_of_the_paper_are_known_by_their_rows() -> None:
@@ -96,6 +128,7 @@ def test_again_costs_nothing_and_changes_nothing(checkout: Path, judge: FakeJudg
         "DATA_DIR": f"{checkout}/data",
         "JUDGE_URL": judge.url,
         "JUDGE_MODEL": "",
+        "PROTOCOL": "ours",
         "REFERENCE": "floor",
     }
     done = call(checkout, **variables)
@@ -103,7 +136,7 @@ def test_again_costs_nothing_and_changes_nothing(checkout: Path, judge: FakeJudg
     names = ("table.md", "table.csv", "report.html", "paper/tables.md", "aurora/earl-seed0/scores.parquet")
     results = checkout / "results"
     before = {name: (results / name).read_bytes() for name in names}
-    assert "| `earl` | ours | – | – | 9.00 [9.00, 9.00] |" in before["table.md"].decode()
+    assert "| `earl` | ours | – | – | 9.00 |" in before["table.md"].decode()
 
     # As if it had been cut off after the first answers about the second model.
     asked = judge.questions

@@ -6,8 +6,10 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from baselines import table
 from baselines.results.records import ScoredSample, write_records
@@ -42,8 +44,8 @@ def test_paired_difference_uses_the_samples_of_both(make_score: Make) -> None:
     assert rows["m"].difference is None
     difference = rows["rl"].difference
     assert difference is not None
-    # Both differences are 1, though the two means, 5 and 4, differ the other way.
-    assert (difference.to, difference.n, difference.mean, difference.ci95) == ("m", 2, 1.0, (1.0, 1.0))
+    # Both differences are 1, though the two means, 5 and 4, differ the other way; equal values have no interval.
+    assert (difference.to, difference.n, difference.mean, difference.ci95) == ("m", 2, 1.0, None)
 
 
 def test_samples_of_two_benchmarks_are_not_confused(make_score: Make) -> None:
@@ -102,7 +104,7 @@ def test_files_hold_the_same_numbers(make_score: Make, tmp_path: Path) -> None:
         ("rl", "complex", 1, 3.0, 0),
     ]
     assert summary[0]["ci95"] == list(rows[0].ci95 or ()) and summary[2]["ci95"] is None
-    assert summary[1]["difference"] == {"to": "sft", "n": 5, "mean": 1.0, "ci95": [1.0, 1.0]}
+    assert summary[1]["difference"] == {"to": "sft", "n": 5, "mean": 1.0, "ci95": None}
 
     with (tmp_path / "out" / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -112,7 +114,7 @@ def test_files_hold_the_same_numbers(make_score: Make, tmp_path: Path) -> None:
     text = (tmp_path / "out" / "table.md").read_text()
     low, high = rows[0].ci95 or (0.0, 0.0)
     assert f"| `sft` | 2.00 [{low:.2f}, {high:.2f}] | 5 | 1 | 3.00 | 1 | 0 |" in text
-    assert "| `rl` | +1.00 [+1.00, +1.00] | +0.00 |" in text
+    assert "| `rl` | +1.00 | +0.00 |" in text
     assert "**Score from 0 to 10, by task**" in text
 
 
@@ -156,7 +158,7 @@ def test_the_average_is_the_plain_mean_of_the_six(make_score: Make) -> None:
     assert list(rows) == ["OmniEdit", "EmuEdit", "AURORA", "MagicBrush", "VisMin", "I2EBench", "gedit", "AVG"]
     average = rows["AVG"]
     assert average.mean == pytest.approx((6 + 1 + 2 + 3 + 4 + 5) / 6)
-    assert average.ci95 == pytest.approx((3.5, 3.5)) and average.n == 60
+    assert average.ci95 is None and average.n == 60
 
 
 def test_an_average_with_a_hole_is_unknown(make_score: Make) -> None:
@@ -177,7 +179,7 @@ def test_an_average_of_other_benchmarks_says_of_how_many(make_score: Make) -> No
     rows = [row for row in main_rows(scores, reference="m") if row.split == "AVG of 2"]
     assert [row.mean for row in rows] == [3.5, 5.5]
     difference = rows[1].difference
-    assert difference is not None and (difference.mean, difference.n, difference.ci95) == (2.0, 4, (2.0, 2.0))
+    assert difference is not None and (difference.mean, difference.n, difference.ci95) == (2.0, 4, None)
 
 
 def test_tasks_of_two_benchmarks_are_told_apart(make_score: Make, tmp_path: Path) -> None:
@@ -229,16 +231,108 @@ def test_nothing_is_said_about_differences_that_are_not_there(make_score: Make, 
     assert "difference" not in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_the_published_figure_stands_beside_ours(make_score: Make, tmp_path: Path) -> None:
-    """Guards the comparison: same model, same benchmark, and a mark if our interval leaves the figure out."""
-    values: dict[str, list[float | None]] = {"omniedit": [6.0, 7.0], "emuedit": [1.0, 1.0, None]}
-    write_records(tmp_path / "scores.parquet", over_benchmarks(make_score, "EARL", values), {})
+PUBLISHED = {
+    "judge": "gpt-4o-mini-2024-07-18",
+    "protocol": "published",
+    "prompts": "ab" * 32,
+    "judge_temperature": None,
+}
+
+
+def test_the_published_score_stands_beside_ours(make_score: Make, tmp_path: Path) -> None:
+    """Guards the comparison: same model, same benchmark, and a mark if our interval leaves the score out."""
+    values: dict[str, list[float | None]] = {"omniedit": [6.0, 7.0], "emuedit": [0.5, 1.5, None]}
+    write_records(tmp_path / "scores.parquet", over_benchmarks(make_score, "EARL", values), PUBLISHED)
     table.run([tmp_path / "scores.parquet"], tmp_path / "out")
     text = (tmp_path / "out" / "table.md").read_text()
-    assert "| `EARL` | ours | 6.50 [6.00, 7.00] | 1.00 [1.00, 1.00] | – |" in text
+    assert "| `EARL` | ours | 6.50 [6.00, 7.00] | 1.00 [0.50, 1.50] | – |" in text
     assert "|  | published | 6.39 | 4.47 | 4.27 |" in text
     assert "|  | difference | +0.11 | -3.47* | – |" in text
     assert "|  | n (failed) | 2 (0) | 2 (1) | 0 (0) |" in text
     with (tmp_path / "out" / "table.csv").open() as file:
         first = next(csv.DictReader(file))
     assert (first["published"], round(float(first["difference_to_published"]), 9)) == ("6.39", 0.11)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, "unknown judge"),
+        (PUBLISHED | {"judge": "shapes-verifier"}, "other judge"),
+        (PUBLISHED | {"judge": "gpt-4o-mini"}, "other judge"),
+        (PUBLISHED | {"protocol": "ours"}, "other protocol"),
+        ({key: value for key, value in PUBLISHED.items() if key != "protocol"}, "other protocol"),
+    ],
+)
+def test_a_difference_says_why_it_is_not_there(
+    make_score: Make, tmp_path: Path, settings: dict[str, Any], reason: str
+) -> None:
+    """Guards a smoke run by pixel statistics that was printed as "ours 0.00, published 3.58, difference -3.58*"."""
+    values: dict[str, list[float | None]] = {name: [0.0, 0.0] for name in benchmarks()}
+    write_records(tmp_path / "scores.parquet", over_benchmarks(make_score, "sft_s", values), settings)
+    table.run([tmp_path / "scores.parquet"], tmp_path / "out")
+    for name in ("table.md", "table.tex"):
+        text = (tmp_path / "out" / name).read_text()
+        assert text.count(f"none: {reason}") == 7 and "-3.58" not in text
+    with (tmp_path / "out" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["difference_to_published"], row["not_compared"]) for row in rows} == {("", reason)}
+
+
+def test_every_table_carries_its_conditions(make_score: Make, tmp_path: Path) -> None:
+    """Guards numbers that are taken for another judge's, another wording's or another checkpoint's."""
+    weights = {"model": {"files": "cd" * 32, "hub": "org/name@main", "commit": "ef" * 20}}
+    options = {"weights": weights, "best_of": 5, "picked_by": "qwen", "think": True}
+    evaluation = {"editor": "emu3", "seed": 3, "limit": 50, "options": options}
+    asked = {"judge_seed": 7, "judge_image_format": "jpeg", "judged_on": "2026-11-30", "judge_served": ["served-name"]}
+    scores = [make_score(str(row), row * 1.0, model="earl", source_set="ag") for row in range(4)]
+    scores.append(make_score("0", 0.5, model="earl", metric="l1"))
+    write_records(tmp_path / "one/scores.parquet", scores, PUBLISHED | asked | {"evaluation": evaluation})
+    write_records(tmp_path / "two/scores.parquet", [make_score("0", 1.0, model="other")], {})
+    out = tmp_path / "out"
+    table.run([tmp_path / "one/scores.parquet", tmp_path / "two/scores.parquet"], out)
+    text = (out / "table.md").read_text()
+    judged = (
+        "- `earl`: judge `gpt-4o-mini-2024-07-18` (served as `served-name`), protocol published, wording abababab, "
+        "temperature left to the server, images JPEG, seed 7, asked on 2026-11-30."
+    )
+    made = (
+        "- `earl`: editor emu3, weights model cdcdcdcd (org/name@efefefef), seed 3, "
+        "think, best_of 5, picked_by qwen, limit 50."
+    )
+    sections = text.split("\n**")
+    assert len(sections) == 5
+    assert all(made in section for section in sections)
+    assert [judged in section for section in sections] == ["l1" not in section[:5] for section in sections]
+    assert "- `other`: judge unknown." in sections[0] and "- `other`: editor unknown." in sections[0]
+    latex = (out / "table.tex").read_text()
+    assert latex.count("wording abababab") == 3 and latex.count(r"\footnotesize") >= 10
+    for name in ("table.csv", "tasks.csv", "sources.csv"):
+        with (out / name).open() as file:
+            row = next(row for row in csv.DictReader(file) if row["model"] == "earl")
+        assert (row["judge"], row["wording"], row["protocol"]) == ("gpt-4o-mini-2024-07-18", "ab" * 32, "published")
+        assert (row["editor"], row["seed"], row["date"]) == ("emu3", "3", "2026-11-30")
+    with Image.open(out / "table.png") as drawn:
+        height = drawn.height
+    write_records(tmp_path / "one/scores.parquet", scores, {})
+    table.run([tmp_path / "one/scores.parquet"], tmp_path / "bare")
+    with Image.open(tmp_path / "bare/table.png") as drawn:
+        assert drawn.height < height
+
+
+def test_failures_as_zero_stand_beside_and_nowhere_else(make_score: Make, tmp_path: Path) -> None:
+    """Guards the published column: there where the published protocol is, in no interval and in no difference."""
+    scores = [make_score("a", 8.0), make_score("b", 6.0), make_score("c", None), make_score("d", None)]
+    for protocol, expected in (
+        ("published", "| model | simple | n | failed | failures as 0 |"),
+        ("ours", "| failed |\n"),
+    ):
+        write_records(tmp_path / "scores.parquet", scores, PUBLISHED | {"protocol": protocol})
+        [row] = table.run([tmp_path / "scores.parquet"], tmp_path / protocol)
+        assert (row.mean, row.ci95, row.mean_with_zeros) == (7.0, (6.0, 8.0), 3.5)
+        text = (tmp_path / protocol / "table.md").read_text()
+        assert expected in text
+        with (tmp_path / protocol / "table.csv").open() as file:
+            zeros = next(csv.DictReader(file))["mean_failures_as_0"]
+        assert zeros == ("3.5" if protocol == "published" else "")
+    assert "| `m` | 7.00 [6.00, 8.00] | 2 | 2 | 3.50 |" in (tmp_path / "published/table.md").read_text()

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 LIBRARIES = (
-    *("torch", "transformers", "diffusers", "openai", "jinja2", "matplotlib.figure", "pyarrow.parquet"),
+    *("torch", "transformers", "diffusers", "aiohttp", "jinja2", "matplotlib.figure", "pyarrow.parquet"),
     *("emu3.mllm.editor", "rl.reward.scorer", "baselines.metrics.pixel", "baselines.editors.emu3_editor"),
     *("baselines.editors.diffusers_editors", "diffusers.pipelines.stable_diffusion"),
 )

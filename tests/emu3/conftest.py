@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 
 CODEBOOK_SIZE = 16
+LIFE_S = "600"
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +54,18 @@ def tiny_vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     StillVQ(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def demo_url(tiny_model_folder: Path, tiny_vision_folder: Path) -> Iterator[str]:
+    """The demo page of the tiny model, served by a process that ends after `LIFE_S` seconds whatever happens."""
+    folders = ["--model", str(tiny_model_folder), "--vision", str(tiny_vision_folder)]
+    command = ["timeout", LIFE_S, sys.executable, "-m", "emu3.demo", *folders, "--image-area", "576", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            line = server.stdout.readline()
+            assert line.startswith("open http://127.0.0.1:"), line
+            yield line.split()[1]
+        finally:
+            server.terminate()

@@ -177,3 +177,26 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.tar does not exist"):
         unpack(tmp_path / "nowhere.tar", tmp_path / "new")
     assert (tmp_path / "out" / "mine").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "message"),
+    [("MAX_FILES", 2, "it has more than 2 members"), ("SMALL", 5_000, "unpacked to more than 2 times its size")],
+)
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_bomb_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, bound: str, value: int, message: str
+) -> None:
+    """Guards the disk: a few kB can unpack to all the room or all the file names that it has."""
+    monkeypatch.setattr(archives, "MAX_RATIO", 2)
+    monkeypatch.setattr(archives, bound, value)
+    path = tmp_path / "bomb"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for number in range(3):
+                archive.writestr(f"{number}", bytes(10_000))
+    else:
+        write_tar(path, [(member(f"{number}"), bytes(10_000)) for number in range(3)], "w:gz")
+    with pytest.raises(UserError, match=message):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

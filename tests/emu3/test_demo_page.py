@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,24 +18,7 @@ from dev import screenshots
 from emu3.demo.__main__ import main
 from emu3.demo.session import MAX_SAMPLES
 
-LIFE_S = "600"
-
 needs_browser = pytest.mark.skipif(screenshots.find_browser() is None, reason="no Chromium is installed")
-
-
-@pytest.fixture(scope="module")
-def url(tiny_model_folder: Path, tiny_vision_folder: Path) -> Iterator[str]:
-    """The page of the tiny model, served by a process that ends after `LIFE_S` seconds whatever happens."""
-    folders = ["--model", str(tiny_model_folder), "--vision", str(tiny_vision_folder)]
-    command = ["timeout", LIFE_S, sys.executable, "-m", "emu3.demo", *folders, "--image-area", "576", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            line = server.stdout.readline()
-            assert line.startswith("open http://127.0.0.1:"), line
-            yield line.split()[1]
-        finally:
-            server.terminate()
 
 
 @pytest.fixture
@@ -63,10 +44,10 @@ def message(page: screenshots.Page) -> str:
 
 
 @needs_browser
-def test_a_person_edits_a_image(url: str, photos: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_person_edits_a_image(demo_url: str, photos: tuple[Path, Path], tmp_path: Path) -> None:
     """The whole way: errors first, then edits, another choice, a chain of thought. Nothing is asked of other hosts."""
     wide, _ = photos
-    with screenshots.opened(url) as (page, elsewhere):
+    with screenshots.opened(demo_url) as (page, elsewhere):
         screenshots.ask(page, "make it purple")
         assert "There is no image yet" in message(page)
         screenshots.ask(page, "  ", wide)
@@ -95,9 +76,9 @@ def test_a_person_edits_a_image(url: str, photos: tuple[Path, Path], tmp_path: P
 
 
 @needs_browser
-def test_as_many_edits_as_can_be_asked_for_are_all_in_sight(url: str, photos: tuple[Path, Path]) -> None:
+def test_as_many_edits_as_can_be_asked_for_are_all_in_sight(demo_url: str, photos: tuple[Path, Path]) -> None:
     """Guards against a row of small images that is wider than its frame, which hides what sticks out."""
-    with screenshots.opened(url) as (page, _):
+    with screenshots.opened(demo_url) as (page, _):
         screenshots.ask(page, "make it purple", photos[0], samples=MAX_SAMPLES)
         screenshots.wait_for_edits(page, MAX_SAMPLES)
         edges = "all => all.map(each => each.getBoundingClientRect()).map(box => [box.left, box.right])"
@@ -108,12 +89,12 @@ def test_as_many_edits_as_can_be_asked_for_are_all_in_sight(url: str, photos: tu
 
 
 @needs_browser
-def test_two_visitors_get_their_own_edits(url: str, photos: tuple[Path, Path]) -> None:
+def test_two_visitors_get_their_own_edits(demo_url: str, photos: tuple[Path, Path]) -> None:
     """Guards against edits that run into each other, and against one visitor's images on the other's page."""
     wide, tall = photos
-    with screenshots.opened(url) as (first, _):
+    with screenshots.opened(demo_url) as (first, _):
         second = first.context.new_page()
-        second.goto(url)
+        second.goto(demo_url)
         screenshots.ask(first, "make it purple", wide, samples=2, think=True)
         screenshots.ask(second, "make it purple", tall, samples=3)
         screenshots.wait_for_edits(second, 3)
@@ -124,10 +105,10 @@ def test_two_visitors_get_their_own_edits(url: str, photos: tuple[Path, Path]) -
 
 @needs_browser
 def test_the_screenshot_command(
-    monkeypatch: pytest.MonkeyPatch, url: str, photos: tuple[Path, Path], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, demo_url: str, photos: tuple[Path, Path], tmp_path: Path
 ) -> None:
     output = tmp_path / "page.png"
-    command = [url, str(photos[0]), "make it purple", "-o", str(output), "--samples", "1"]
+    command = [demo_url, str(photos[0]), "make it purple", "-o", str(output), "--samples", "1"]
     monkeypatch.setattr(sys, "argv", ["screenshots", "demo", *command])
     run_main(screenshots.main)
     with Image.open(output) as image:

@@ -19,7 +19,7 @@ SETTINGS = Settings(n=2, temperature=1.0, seed=3, think=False)
 
 @pytest.fixture(scope="module")
 def editor(tiny_model_folder: Path, tiny_vision_folder: Path) -> Editor:
-    return Editor.from_pretrained(tiny_model_folder, tiny_vision_folder)
+    return Editor.from_pretrained(tiny_model_folder, tiny_vision_folder, image_area=AREA)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def ignore(done: int, most: int) -> None:
 def test_the_page_gives_the_editors_own_samples(editor: Editor, photo: str, think: bool) -> None:
     """Guards against a setting that is not passed on, and an image that is resized twice."""
     settings = replace(SETTINGS, think=think, temperature=0.7)
-    result = edit_image(editor, AREA, photo, "a", settings, ignore)
+    result = edit_image(editor, photo, "a", settings, ignore)
     with Image.open(photo) as image:
         [edits] = editor.edit([image], ["a"], n=2, temperature=0.7, seed=3, think=think, image_area=AREA)
     assert result.source.size == (24, 16)
@@ -50,7 +50,7 @@ def test_the_page_gives_the_editors_own_samples(editor: Editor, photo: str, thin
 def test_progress_counts_tokens(editor: Editor, photo: str, think: bool) -> None:
     """Guards against a bar that stands still, runs past its end, or never reaches it."""
     seen: list[tuple[int, int]] = []
-    edit_image(editor, AREA, photo, "a", replace(SETTINGS, think=think), lambda done, most: seen.append((done, most)))
+    edit_image(editor, photo, "a", replace(SETTINGS, think=think), lambda done, most: seen.append((done, most)))
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
     assert {most for _, most in seen} == {6 + 512 * think}
     assert len(seen) == 6 if not think else 6 < len(seen) <= 518
@@ -80,7 +80,7 @@ def test_bad_input_is_told(
     path = None if image is None else str(folder / image)
     settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
     with pytest.raises(UserError) as error:
-        edit_image(editor, AREA, path, instruction, settings, ignore)
+        edit_image(editor, path, instruction, settings, ignore)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
     assert not editor.model.model._forward_hooks
 

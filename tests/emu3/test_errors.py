@@ -47,3 +47,16 @@ def test_a_bug_keeps_its_traceback(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         run_main(main)
+
+
+@pytest.mark.parametrize("argument", ["--instruction=r\udce9d", "smile \ud83d"])
+def test_an_argument_that_is_no_text_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argument: str
+) -> None:
+    """Guards a run that ends when it writes its settings: a terminal may hand on any bytes."""
+    monkeypatch.setattr("sys.argv", ["command", argument])
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: pytest.fail("it began"))
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "is not text that UTF-8 can hold" in line

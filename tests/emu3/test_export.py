@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import Emu3ForCausalLM
 
+from emu3.checkpoint_facts import read_facts
 from emu3.errors import UserError
 from emu3.export import export
 from emu3.mllm.language_model import new_language_model, save_checkpoint
@@ -78,7 +84,7 @@ def test_the_card_tells_what_the_run_recorded(run: Path, tmp_path: Path) -> None
     assert yaml.safe_load(head)["pipeline_tag"] == "image-to-image"
     assert "GRPO with a judge's score, objective `corrected`, 7 steps" in body
     assert "started from: sft_s" in body and "data: simple, mair-lab/earl-datasets" in body
-    assert "| rl | 4.5 |" in body and "--vision org/earl-vision" in body
+    assert "| rl | 4.5 |" in body and "Its vision tokenizer, org/earl-vision," in body
     assert str(run) not in card and "10.1.2.3" not in card and "secret" not in card
 
 
@@ -89,7 +95,46 @@ def test_without_a_run_folder_the_card_says_so(run: Path, tmp_path: Path) -> Non
     )
     card = (folder / "README.md").read_text()
     assert "objective: not recorded" in card and "None were recorded" in card
-    assert "--vision BAAI/Emu3-VisionTokenizer" in card
+    assert "Its vision tokenizer, BAAI/Emu3-VisionTokenizer," in card
+
+
+def test_the_cards_commands_run_as_printed(run: Path, tmp_path: Path) -> None:
+    """Guards against a card whose own command fails: at another image area than the model was trained at the prompt
+    does not fit its positions, and nothing but the card would tell which vision tokenizer it belongs to."""
+    export(str(run / "rl/final"), tmp_path / "org/earl", name="org/earl", vision=str(run / "vision"), image_area=576)
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.jpg")
+    card = (tmp_path / "org/earl/README.md").read_text()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path.cwd()),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    for language, start in (("bash", ["bash", "-ec"]), ("python", [sys.executable, "-c"])):
+        [block] = re.findall(rf"```{language}\n(.*?)```", card, re.DOTALL)
+        done = subprocess.run([*start, block], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        with Image.open(tmp_path / "out.png") as edited:
+            assert edited.size == (24, 16)  # 576 pixels, in whole cells
+        (tmp_path / "out.png").unlink()
+
+
+def test_an_exported_checkpoint_says_what_the_run_said(run: Path, tmp_path: Path) -> None:
+    """The exported names hold on the Hub, and an export of the export needs no flag."""
+    first = export(str(run / "rl/final"), tmp_path / "a", name="org/a", vision=str(run / "vision"), image_area=576)[0]
+    facts = read_facts(first)
+    assert facts is not None and facts.vision is not None
+    assert (facts.image_area, facts.vision.name, len(facts.vision.sha256 or "")) == (576, "org/a-vision", 64)
+    assert [origin.name for origin in facts.data] == ["simple", "mair-lab/earl-datasets"]
+    folders = export(str(first), tmp_path / "b", name="org/b")
+    again = read_facts(folders[0])
+    assert again is not None and again.vision is not None
+    assert folders == [tmp_path / "b", tmp_path / "b-vision"] and again.image_area == 576
+    assert (again.vision.name, again.data) == ("org/b-vision", facts.data)
+
+
+def test_a_vision_tokenizer_that_nobody_names_is_asked_for(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not say which vision tokenizer it belongs to: name it as --vision"):
+        export(str(run / "rl/final"), tmp_path / "earl", name="org/earl")
 
 
 @pytest.mark.parametrize(

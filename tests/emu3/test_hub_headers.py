@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_hub import FakeHub
 from huggingface_hub import close_session, constants
-from range_hub import RangeHub
 from safetensors.torch import load_file, save_file
 
 from emu3 import hub_headers
@@ -44,10 +44,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def hub(whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeHub]:
+def hub(whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """Copies of both, for tests to break."""
     copies = {name: Path(shutil.copytree(folder, tmp_path / name)) for name, folder in whole.items()}
-    with RangeHub(copies) as server:
+    with FakeHub({name: {"main": copy, "v1": copy} for name, copy in copies.items()}) as server:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
         monkeypatch.setenv("HF_TOKEN", "hf_marker")
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -68,9 +68,9 @@ def refused(act: Callable[[], object], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_is_judged_by_a_hundredth_of_its_bytes(hub: RangeHub) -> None:
+def test_a_model_is_judged_by_a_hundredth_of_its_bytes(hub: FakeHub) -> None:
     """The figures are those of the loaded model; guards a check that fetches what it is to spare."""
-    folder = hub.folders[MODEL]
+    folder = hub.folder(MODEL)
     model = load_language_model(folder)
     checkpoint = RemoteCheckpoint(MODEL)
     fit, vocabulary = checkpoint.language_model()
@@ -82,24 +82,24 @@ def test_a_model_is_judged_by_a_hundredth_of_its_bytes(hub: RangeHub) -> None:
     assert RemoteCheckpoint(folder).language_model()[0].tensors == fit.tensors
 
 
-def test_a_revision_is_asked_for_by_name(hub: RangeHub) -> None:
+def test_a_revision_is_asked_for_by_name(hub: FakeHub) -> None:
     RemoteCheckpoint(f"{MODEL}@v1").language_model()
     assert all("/resolve/v1/" in path for path in hub.asked)
 
 
-def test_an_image_tokenizer_is_folded_without_numbers(hub: RangeHub) -> None:
+def test_an_image_tokenizer_is_folded_without_numbers(hub: FakeHub) -> None:
     fit = RemoteCheckpoint(VISION).vision()
-    assert fit.bytes == size(hub.folders[VISION]) and hub.sent < fit.bytes / 10
-    assert RemoteCheckpoint(hub.folders[VISION]).vision().parameters == fit.parameters
-    StillVQ.from_pretrained(hub.folders[VISION])
+    assert fit.bytes == size(hub.folder(VISION)) and hub.sent < fit.bytes / 10
+    assert RemoteCheckpoint(hub.folder(VISION)).vision().parameters == fit.parameters
+    StillVQ.from_pretrained(hub.folder(VISION))
 
 
-def test_the_text_tokenizer_is_the_loaded_one(hub: RangeHub) -> None:
-    assert RemoteCheckpoint(MODEL).text_tokenizer().layout == TextTokenizer.from_pretrained(hub.folders[MODEL]).layout
+def test_the_text_tokenizer_is_the_loaded_one(hub: FakeHub) -> None:
+    assert RemoteCheckpoint(MODEL).text_tokenizer().layout == TextTokenizer.from_pretrained(hub.folder(MODEL)).layout
     refused(RemoteCheckpoint(VISION).text_tokenizer, f"{VISION}.*emu3_vision_tokens.txt does not exist")
 
 
-def test_the_key_goes_to_the_hub_alone(hub: RangeHub) -> None:
+def test_the_key_goes_to_the_hub_alone(hub: FakeHub) -> None:
     """Guards a login that is sent on to the host that a download is redirected to."""
     hub.elsewhere = True
     RemoteCheckpoint(MODEL).language_model()
@@ -109,9 +109,9 @@ def test_the_key_goes_to_the_hub_alone(hub: RangeHub) -> None:
     assert {key for host, key in hub.authorizations if host == "localhost"} == {None}
 
 
-def test_weights_that_do_not_fit_are_refused_in_the_loaders_words(hub: RangeHub) -> None:
+def test_weights_that_do_not_fit_are_refused_in_the_loaders_words(hub: FakeHub) -> None:
     """A tensor that is missing, and one of another shape: as `load_language_model` says of the folder."""
-    folder = hub.folders[MODEL]
+    folder = hub.folder(MODEL)
     index = json.loads((folder / INDEX).read_text())
     norm = "model.layers.0.input_layernorm.weight"
     shard = folder / index["weight_map"][norm]
@@ -127,8 +127,8 @@ def test_weights_that_do_not_fit_are_refused_in_the_loaders_words(hub: RangeHub)
     refused(lambda: RemoteCheckpoint(MODEL).language_model(), f"1 missing \\(first: {norm}")
 
 
-def test_an_image_tokenizer_that_does_not_fit(hub: RangeHub) -> None:
-    file = hub.folders[VISION] / "model.safetensors"
+def test_an_image_tokenizer_that_does_not_fit(hub: FakeHub) -> None:
+    file = hub.folder(VISION) / "model.safetensors"
     tensors = load_file(file)
     save_file({**tensors, "encoder.conv_in.weight": torch.ones(5, 3, 3, 3)}, file)
     refused(lambda: RemoteCheckpoint(VISION).vision(), r"does not hold the weights of its config.json: .*conv_in")
@@ -138,10 +138,10 @@ def test_an_image_tokenizer_that_does_not_fit(hub: RangeHub) -> None:
     refused(lambda: RemoteCheckpoint(MODEL).vision(), "not the config of a vision tokenizer")
 
 
-def test_a_server_without_ranges_is_left_at_once(hub: RangeHub) -> None:
+def test_a_server_without_ranges_is_left_at_once(hub: FakeHub) -> None:
     """Guards 17 GB that come where 8 bytes were asked for."""
     hub.ranges = False
-    big = hub.folders[VISION] / "model.safetensors"
+    big = hub.folder(VISION) / "model.safetensors"
     with big.open("ab") as file:
         file.truncate(2**26)
     refused(lambda: RemoteCheckpoint(VISION).vision(), "no range requests")
@@ -153,12 +153,12 @@ def test_a_server_without_ranges_is_left_at_once(hub: RangeHub) -> None:
     ("name", "message"),
     [("lab/nothing", "is private, gated or not there"), (f"{MODEL}x", "not there"), ("no-id", "is no Hub id")],
 )
-def test_what_is_not_there(hub: RangeHub, name: str, message: str) -> None:
+def test_what_is_not_there(hub: FakeHub, name: str, message: str) -> None:
     refused(lambda: RemoteCheckpoint(name).language_model(), message)
 
 
-def test_gated_missing_and_damaged_files(hub: RangeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = hub.folders[MODEL]
+def test_gated_missing_and_damaged_files(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = hub.folder(MODEL)
     last = sorted(folder.glob("*.safetensors"))[-1]
     content = last.read_bytes()
     last.write_bytes(content[:-1])
@@ -181,7 +181,7 @@ def test_gated_missing_and_damaged_files(hub: RangeHub, monkeypatch: pytest.Monk
     refused(lambda: RemoteCheckpoint(MODEL).language_model(), "is gated: ask for access")
 
 
-def test_nobody_answers(hub: RangeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_answers(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
     refused(lambda: RemoteCheckpoint(MODEL).language_model(), "the Hub cannot be reached")

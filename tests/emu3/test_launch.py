@@ -34,7 +34,7 @@ def ranks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "rank_module.py").write_text(RANK_MODULE)
     command = [sys.executable, "-m", "emu3.launch", "--ranks", "2", "rank_module", *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parents[2])])}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
 
 
 def test_each_rank_gets_the_arguments_as_they_are(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_torch_says_nothing_behind_the_error(
     (tmp_path / "rank_module.py").write_text(WARNING_MODULE)
     command = [sys.executable, "-m", "emu3.launch", "--ranks", "1", "rank_module"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert ended.stderr == told
 
 
@@ -114,7 +114,7 @@ def two_machines(folder: Path, *arguments: str) -> list[tuple[int, list[str], li
         )
         for rank in range(2)
     ]
-    outputs = [command.communicate(timeout=120) for command in commands]
+    outputs = [command.communicate(timeout=900) for command in commands]
     return [
         (command.returncode, out.splitlines(), err.splitlines())
         for command, (out, err) in zip(commands, outputs, strict=True)

@@ -34,13 +34,13 @@ class StubJudge:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(300)
 
     def close(self) -> None:
         """Gone, as after a crash: connections that are open are cut."""
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(10)
+            self._thread.join(300)
             assert not self._thread.is_alive()
 
     async def _serve(self) -> None:

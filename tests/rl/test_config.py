@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from emu3.checkpoint_facts import CheckpointFacts, Origin, write_facts
 from emu3.errors import UserError
 from rl.config_file import load_config, record_config
 
@@ -132,6 +133,16 @@ def test_missing_file_key_and_broken_jsonnet(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=word) as error:
             load_config(path)
         assert "\n" not in str(error.value)
+
+
+def test_the_vision_tokenizer_is_the_one_that_the_model_names(minimal: Path, tmp_path: Path) -> None:
+    """A checkpoint of this project needs no second key; one of somebody else does."""
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match="config key vision is missing"):
+        load_config(minimal, [f"model={tmp_path / 'model'}", "vision=null"])
+    write_facts(tmp_path / "model", CheckpointFacts(vision=Origin("org/vision", "0" * 64)))
+    assert load_config(minimal, [f"model={tmp_path / 'model'}", "vision=null"]).vision == "org/vision"
+    assert load_config(minimal, [f"model={tmp_path / 'model'}", "vision=mine"]).vision == "mine"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.jsonnet")), ids=lambda path: path.stem)

@@ -3,6 +3,7 @@ in main memory, a judge behind HTTP. Only model, data, device, sampler and the c
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -19,11 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 from aiohttp import web
+from installed import skip_without
 from PIL import Image
 from stub_judge import StubJudge
 from test_killed_training import state
 
-pytest.importorskip("deepspeed")
+skip_without("deepspeed")
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "rl/configs/earl.jsonnet"
@@ -74,7 +76,7 @@ def start(world: Path, folder: Path, name: str, judge: StubJudge) -> subprocess.
 
 
 def finish(process: subprocess.Popen[str], log: Path) -> None:
-    assert process.wait(600) == 0, log.read_text()[-3000:]
+    assert process.wait(1800) == 0, log.read_text()[-3000:]
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
@@ -100,13 +102,23 @@ def test_killed_behind_a_checkpoint_it_goes_on_as_if_nothing_had_happened(
 ) -> None:
     """Bit for bit in every metric, weight and moment. Every other test of a run has other settings: float32, one
     process, a scorer in it, or no script."""
+    checkpoint = tmp_path / "killed" / "checkpoints" / "step_000002"
+
+    async def none_behind_the_checkpoint(body: dict[str, Any]) -> web.StreamResponse:
+        while checkpoint.exists():
+            await asyncio.sleep(3600)
+        return await scores_of_pixels(body)
+
+    first = StubJudge()  # of its own: however slow this process is to see the checkpoint, the run is no farther
+    first.models, first.reply = [JUDGE], none_behind_the_checkpoint
     whole = start(world, tmp_path, "undisturbed", judge)
-    killed = start(world, tmp_path, "killed", judge)
-    deadline = time.monotonic() + 600
-    while not (tmp_path / "killed" / "checkpoints" / "step_000002").exists():
+    killed = start(world, tmp_path, "killed", first)
+    deadline = time.monotonic() + 1800
+    while not checkpoint.exists():
         assert killed.poll() is None and time.monotonic() < deadline, (tmp_path / "killed.log").read_text()[-3000:]
         time.sleep(0.01)
     kill_all(killed)
+    first.close()
     assert not (tmp_path / "killed" / "checkpoints" / "step_000004").exists()
     finish(whole, tmp_path / "undisturbed.log")
     finish(start(world, tmp_path, "killed", judge), tmp_path / "killed.log")

@@ -23,6 +23,11 @@ from rl.scoring import Episode, collect, start_scorer, submit_group
 GOOD = answers(json.dumps({"reasoning": "so", "score": [9, 4]}))
 
 
+async def refusal(_: dict[str, Any]) -> web.Response:
+    message = "Unsupported parameter: 'max_tokens'"
+    return web.json_response({"error": {"message": message}}, status=400)
+
+
 class Codec:
     """Images of one colour, whose red is the first code of the grid; notes what it decoded."""
 
@@ -76,7 +81,7 @@ def test_targets_are_decoded_once_and_only_where_they_are(judges) -> None:
         episodes = submit_group(scorer, codec, *group(3, 5, 6))  # type: ignore[arg-type]
         assert codec.decoded == [1, 3, 5, 6]
         assert [episode.edited.getpixel((0, 0)) for episode in episodes] == [(5, 0, 0), (6, 0, 0)]
-        outcomes = [episode.score.result(10) for episode in episodes]
+        outcomes = [episode.score.result(300) for episode in episodes]
     assert outcomes == [Score(9.0, {"agreement": 9.0})] * 2
     assert len({images[0] for images in map(reds, judge.bodies)}) == 1  # the target, in each question first
 
@@ -107,7 +112,7 @@ def test_the_config_chooses_the_reward(judges, reward, questions, parts) -> None
     judge.reply = reply
     with start_scorer(JudgeConfig(judge.url), 0, reward) as scorer:
         (episode,) = submit_group(scorer, Codec(), *group(3, 5))  # type: ignore[arg-type]
-        outcome = episode.score.result(10)
+        outcome = episode.score.result(300)
     assert isinstance(outcome, Score) and parts <= set(outcome.parts)
     assert outcome.value == pytest.approx(10 / 9 * 5 if reward.expected else 5)
     assert len(judge.bodies) == questions
@@ -142,7 +147,7 @@ def test_a_judge_that_dies_in_the_middle_of_a_step_and_comes_back(judges, capsys
         for first in (10, 20):
             codes = range(first, first + 4)
             episodes += submit_group(scorer, Codec(), *group(None, *codes))  # type: ignore[arg-type]
-        before = [episode.score.result(20) for episode in episodes]
+        before = [episode.score.result(300) for episode in episodes]
         judge.close()
 
         def back() -> None:
@@ -154,6 +159,30 @@ def test_a_judge_that_dies_in_the_middle_of_a_step_and_comes_back(judges, capsys
     (again,) = returned
     assert len(again.bodies) == 2 * 4
     assert f"paused: the judge at {judge.url} gave no score for 4 of 8 rollouts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("reply", "quote"),
+    [
+        (answers("I like it very much."), "its replies hold no scores, such as 'I like it very much.'"),
+        (answers(None), "its replies hold no scores, such as ''"),
+        (refusal, "Unsupported parameter: 'max_tokens'"),
+    ],
+)
+def test_what_waiting_does_not_mend_is_not_waited_for(judges, capsys, reply, quote) -> None:
+    """Guards: 30 pauses of a minute for a judge whose replies never hold a score, and then the advice to start again
+    when it is back."""
+    judge = judges()
+    judge.reply = reply
+    config = JudgeConfig(judge.url, reasks=0, pause_seconds=60.0, pauses=30)
+    saved: list[bool] = []
+    with start_scorer(config, 0) as scorer:
+        episodes = submit_group(scorer, Codec(), *group(None, 5, 6, 7))  # type: ignore[arg-type]
+        with pytest.raises(UserError) as caught:
+            collect(episodes, scorer, config, Accelerator(cpu=True), lambda: saved.append(True))
+    message = str(caught.value)
+    assert quote in message and "waiting will not mend this" in message and "is back" not in message
+    assert saved == [True] and "paused" not in capsys.readouterr().out
 
 
 def test_one_of_two_judges_that_dies_costs_nothing(judges, capsys) -> None:

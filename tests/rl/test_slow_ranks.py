@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from installed import skip_without
 
 from rl.config import Config
 
-pytest.importorskip("deepspeed")
+skip_without("deepspeed")
 
 HERE = Path(__file__).parent
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import run_ranks, without_times
 
+from emu3.checkpoint_facts import model_origin, read_facts, vision_origin
 from emu3.errors import UserError, run_main
 from emu3.tokenizer.model import StillVQ
 from rl.reward.scores import Unavailable, Unparsable
@@ -138,6 +139,12 @@ def test_step_without_preferences_changes_nothing(
     assert line["constant_share"] == 1.0 and line["grad_norm"] is None and line["reward"] == 5.0
     before, after = weights(world / "model"), weights(tmp_path / "run" / "final")
     assert all(torch.equal(before[name], after[name]) for name in before)
+    for folder in ("final", "checkpoints/step_000001/model"):
+        facts = read_facts(tmp_path / "run" / folder)
+        assert facts is not None and facts.vision is not None and facts.trained_from is not None
+        assert facts.vision == vision_origin(world / "vision"), "the path from either folder leads there"
+        assert (facts.objective, facts.steps) == ("grpo: corrected", 1)
+        assert (facts.trained_from, [origin.name for origin in facts.data]) == (model_origin(world / "model"), ["data"])
 
 
 @pytest.mark.parametrize("preset", ["grpo", "dr_grpo", "dapo"])

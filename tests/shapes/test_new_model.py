@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from emu3.checkpoint_facts import Setup, setup_of
 from emu3.errors import UserError
 from emu3.files import sha256_of
 from emu3.mllm.language_model import load_language_model
@@ -47,6 +48,7 @@ def test_the_checkpoint_loads_and_fits_the_vision_tokenizer(vision: Path, tmp_pa
     tokenizer = TextTokenizer.from_pretrained(tmp_path / "one")
     assert tokenizer.layout.codebook_size == 16
     assert len(tokenizer.encode("remove the red circle")) < len("remove the red circle")
+    assert setup_of(tmp_path / "one") == Setup(str(vision), 65536)  # it has seen no image yet
     assert load_language_model(tmp_path / "one").config.vocab_size == tokenizer.layout.vocab_size
     weights = [sha256_of(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     assert weights[0] == weights[1]

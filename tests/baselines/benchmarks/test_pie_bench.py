@@ -15,7 +15,7 @@ from PIL import Image
 
 from baselines import evaluate, score
 from baselines.benchmarks.pie_bench import SCHEMA, convert, decode_mask
-from baselines.benchmarks.samples import Samples
+from baselines.benchmarks.samples import Samples, rows_of_files
 from baselines.benchmarks.spec import PIE_BENCH
 from baselines.editors.editing import EditorOptions
 from baselines.results.records import Prediction, ScoredSample, read_records
@@ -55,7 +55,7 @@ def test_masks_are_runs_with_a_frame() -> None:
 
 def test_a_folder_becomes_samples(tmp_path: Path) -> None:
     assert convert(write(tmp_path), tmp_path / "piebench.parquet") == 1
-    [sample] = Samples(PIE_BENCH, [tmp_path / "piebench.parquet"])
+    [sample] = Samples(PIE_BENCH, rows_of_files(PIE_BENCH, [tmp_path / "piebench.parquet"]))
     assert (sample.id, sample.task, sample.instruction) == ("000000000000", "change color", "make the car red")
     assert (sample.source_caption, sample.target_caption) == ("a blue car", "a red car")
     assert sample.source.tobytes() == noise(0, 16, 16).tobytes()
@@ -109,7 +109,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     """Guards a mask that would be stretched over another image in silence."""
     convert(write(tmp_path), tmp_path / "piebench.parquet")
     rows = pq.read_table(tmp_path / "piebench.parquet").to_pylist()
-    rows[0]["mask"]["bytes"] = png(noise(1, 8, 8))
+    rows[0]["mask"]["bytes"] = png(noise(1, 8, 8).convert("1"))
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), tmp_path / "piebench.parquet")
     with pytest.raises(UserError, match="the mask in mask and the source have other sizes: 8x8 and 16x16"):
-        Samples(PIE_BENCH, [tmp_path / "piebench.parquet"])[0]
+        Samples(PIE_BENCH, rows_of_files(PIE_BENCH, [tmp_path / "piebench.parquet"]))[0]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from fake_hub import FakeHub, commit_of, use
 from noise_images import IMAGE, noise, png
 
-from baselines.benchmarks.samples import Samples, find_files
+from baselines.benchmarks.samples import Samples, columns_of, find_rows, rows_of_files
 from baselines.benchmarks.spec import AURORA, BENCHMARKS, GENERIC, Benchmark, Subset
 from emu3.errors import UserError
 
@@ -20,7 +23,7 @@ AURORA_FILE = Path(__file__).parents[3] / "../shared/data/aurora-bench-dev.parqu
 
 
 def test_takes_the_columns_that_it_is_told(make_data: Callable[..., Path]) -> None:
-    samples = Samples(FULL, [make_data(rows=3)])
+    samples = Samples(FULL, rows_of_files(FULL, [make_data(rows=3)]))
     assert [(sample.id, sample.task, sample.split) for sample in samples] == [
         ("sample-0", "counting", "complex"),
         ("sample-1", "colour", "simple"),
@@ -32,22 +35,29 @@ def test_takes_the_columns_that_it_is_told(make_data: Callable[..., Path]) -> No
 
 def test_split_without_a_column_is_that_of_the_task_then_of_the_benchmark(make_data: Callable[..., Path]) -> None:
     spec = Benchmark("b", "input", "instruction", task="task", split="complex", splits={"colour": "simple"})
-    assert [sample.split for sample in Samples(spec, [make_data(rows=2, split=None)])] == ["complex", "simple"]
+    samples = Samples(spec, rows_of_files(spec, [make_data(rows=2, split=None)]))
+    assert [sample.split for sample in samples] == [
+        "complex",
+        "simple",
+    ]
 
 
 def test_without_columns_a_row_has_its_number_and_the_benchmark(make_data: Callable[..., Path]) -> None:
-    sample = Samples(GENERIC, [make_data()])[1]
+    sample = Samples(GENERIC, rows_of_files(GENERIC, [make_data()]))[1]
     assert (sample.id, sample.task, sample.target) == ("1", "data", None)
 
 
 def test_limit_keeps_the_first_rows(make_data: Callable[..., Path]) -> None:
-    assert [sample.id for sample in Samples(FULL, [make_data()], limit=2)] == ["sample-0", "sample-1"]
+    assert [sample.id for sample in Samples(FULL, rows_of_files(FULL, [make_data()]), limit=2)] == [
+        "sample-0",
+        "sample-1",
+    ]
 
 
 def test_reads_files_in_order(make_data: Callable[..., Path], tmp_path: Path) -> None:
     for place in (0, 1):
         make_data(rows=2, id=[f"{place}-a", f"{place}-b"]).rename(tmp_path / f"{place}.parquet")
-    samples = Samples(FULL, [tmp_path / "0.parquet", tmp_path / "1.parquet"])
+    samples = Samples(FULL, rows_of_files(FULL, [tmp_path / "0.parquet", tmp_path / "1.parquet"]))
     assert [sample.id for sample in samples] == ["0-a", "0-b", "1-a", "1-b"]
 
 
@@ -66,55 +76,60 @@ def test_a_subset_comes_shuffled_with_ids_of_the_whole(make_data: Callable[..., 
         data = make_data(rows=4, input=pa.array(images, IMAGE), instruction=[f"{4 * place + row}" for row in range(4)])
         files.append(data.rename(tmp_path / f"{place}.parquet"))
     spec = Benchmark("b", "input", "instruction", target="output", subset=Subset(seed=42, rows=5))
-    samples = Samples(spec, files)
+    samples = Samples(spec, rows_of_files(spec, files))
     order = Subset(seed=42, rows=5).of(12)
     assert order != sorted(order)
     for sample, row in zip(samples, order, strict=True):
         assert (sample.id, sample.instruction) == (str(row), str(row))
         assert sample.source.tobytes() == noise(row).tobytes()
     assert samples.rows_in_files == 12 and samples.rows_with_target() == [0, 1, 2, 3, 4]
-    assert [sample.id for sample in Samples(spec, files, limit=2)] == [str(row) for row in order[:2]]
+    assert [sample.id for sample in Samples(spec, rows_of_files(spec, files), limit=2)] == [
+        str(row) for row in order[:2]
+    ]
 
 
 def test_only_rows_with_the_wanted_value_count(make_data: Callable[..., Path]) -> None:
     spec = Benchmark("b", "input", "instruction", where=("task", "colour"))
-    assert [sample.id for sample in Samples(spec, [make_data(rows=5)])] == ["1", "3"]
+    assert [sample.id for sample in Samples(spec, rows_of_files(spec, [make_data(rows=5)]))] == ["1", "3"]
     with pytest.raises(UserError, match="holds no row with 'x' in column 'task'"):
-        Samples(Benchmark("b", "input", "instruction", where=("task", "x")), [make_data()])
+        Samples(
+            Benchmark("b", "input", "instruction", where=("task", "x")),
+            rows_of_files(Benchmark("b", "input", "instruction", where=("task", "x")), [make_data()]),
+        )
 
 
 def test_repeated_ids_of_published_data_are_told_apart(make_data: Callable[..., Path]) -> None:
     """I2EBench counts from 1 within each task."""
     spec = Benchmark("b", "input", "instruction", id="id", hub="org/name")
-    samples = Samples(spec, [make_data(rows=3, id=["1", "2", "1"])])
+    samples = Samples(spec, rows_of_files(spec, [make_data(rows=3, id=["1", "2", "1"])]))
     assert [sample.id for sample in samples] == ["1#0", "2", "1#2"]
 
 
 def test_missing_column_is_named_with_those_that_exist(make_data: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match=r"no column 'task'; it has id, input, output, instruction, split"):
-        Samples(FULL, [make_data(task=None)])
+        Samples(FULL, rows_of_files(FULL, [make_data(task=None)]))
 
 
 def test_an_id_that_occurs_twice_is_refused(make_data: Callable[..., Path]) -> None:
     """Guards the pairing of models by id."""
     with pytest.raises(UserError, match="'x' in column 'id' occurs more than once"):
-        Samples(FULL, [make_data(rows=3, id=["x", "y", "x"])])
+        Samples(FULL, rows_of_files(FULL, [make_data(rows=3, id=["x", "y", "x"])]))
 
 
 def test_a_broken_image_names_its_row(make_data: Callable[..., Path]) -> None:
     broken = pa.array([b"no image"] * 2)
     with pytest.raises(UserError, match="row sample-0: input cannot be read as an image"):
-        Samples(FULL, [make_data(rows=2, input=broken)])[0]
+        Samples(FULL, rows_of_files(FULL, [make_data(rows=2, input=broken)]))[0]
 
 
 def test_no_rows_is_an_error(make_data: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="no rows"):
-        Samples(GENERIC, [make_data(rows=0)])
+        Samples(GENERIC, rows_of_files(GENERIC, [make_data(rows=0)]))
 
 
 @pytest.mark.skipif(not AURORA_FILE.is_file(), reason="no AURORA-Bench at hand")
 def test_aurora_bench_as_published() -> None:
-    samples = Samples(AURORA, [AURORA_FILE])
+    samples = Samples(AURORA, rows_of_files(AURORA, [AURORA_FILE]))
     assert len(samples) == 200 and len(samples.rows_with_target()) == 124
     assert len({sample.task for sample in samples}) == 8
     assert all(sample.task == sample.source_set for sample in samples)
@@ -122,87 +137,87 @@ def test_aurora_bench_as_published() -> None:
     assert samples[first_without].target is None and samples[first_without].split == "complex"
 
 
-def names(found: tuple[Path, ...]) -> list[str]:
+def names(found: Sequence[Path]) -> list[str]:
     return [file.name for file in found]
 
 
-def test_a_folder_of_benchmarks(make_data: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_folder_of_benchmarks(tmp_path: Path) -> None:
     """A subfolder or files of the benchmark's name; of files with their published names only those of the split."""
+    (tmp_path / "aurora").mkdir()
     for name in ("test-00000-of-00001.parquet", "train-00000-of-00001.parquet"):
-        (tmp_path / "aurora").mkdir(exist_ok=True)
-        make_data(rows=1).rename(tmp_path / "aurora" / name)
-    assert names(find_files(AURORA, data_dir=tmp_path).files) == ["test-00000-of-00001.parquet"]
-    make_data(rows=1).rename(tmp_path / "emuedit-b.parquet")
-    make_data(rows=1).rename(tmp_path / "emuedit-a.parquet")
-    found = find_files(BENCHMARKS["emuedit"], data_dir=tmp_path)
+        (tmp_path / "aurora" / name).write_bytes(published(AURORA))
+    assert names(find_rows(AURORA, data_dir=tmp_path).files) == ["test-00000-of-00001.parquet"]
+    for name in ("emuedit-b.parquet", "emuedit-a.parquet"):
+        (tmp_path / name).write_bytes(published(BENCHMARKS["emuedit"]))
+    found = find_rows(BENCHMARKS["emuedit"], data_dir=tmp_path)
     assert names(found.files) == ["emuedit-a.parquet", "emuedit-b.parquet"] and found.origin == "local"
     with pytest.raises(UserError, match=r"holds neither a folder gedit nor files gedit\*.parquet"):
-        find_files(BENCHMARKS["gedit"], data_dir=tmp_path)
+        find_rows(BENCHMARKS["gedit"], data_dir=tmp_path)
 
 
 def test_a_split_takes_the_files_that_are_named_for_it(make_data: Callable[..., Path], tmp_path: Path) -> None:
     """Guards an evaluation on rows that were trained on, which lie in the same folder."""
     for split in ("train", "test"):
         make_data(rows=1, id=[split]).rename(tmp_path / f"{split}-00000-of-00001.parquet")
-    assert names(find_files(GENERIC, tmp_path, split="test").files) == ["test-00000-of-00001.parquet"]
+    assert names(find_rows(GENERIC, tmp_path, split="test").files) == ["test-00000-of-00001.parquet"]
     with pytest.raises(UserError, match="no files of split 'validation'; it has test-00000"):
-        find_files(GENERIC, tmp_path, split="validation")
+        find_rows(GENERIC, tmp_path, split="validation")
 
 
-class FakeHub:
-    """Stands in for `HubDataset`; notes what is fetched."""
-
-    fetched: list[str]
-    asked: list[str]
-
-    def __init__(self, root: Path, files: list[str]) -> None:
-        self.root, self.names, self.fetched, self.asked = root, files, [], []
-
-    def __call__(self, name: str) -> FakeHub:
-        self.asked.append(name)
-        if "none" in name:
-            raise UserError(f"dataset {name} is not on the Hub")
-        return self
-
-    def fetch(self, files: list[str]) -> Path:
-        self.fetched += files
-        return self.root / "c0ffee"
+def published(spec: Benchmark, rows: int = 1) -> bytes:
+    """A Parquet file with the columns of a benchmark."""
+    columns = columns_of(spec)
+    cells = [{"bytes": png(noise(row)), "path": None} for row in range(rows)]
+    texts = [spec.where[1] if spec.where else f"text {row}" for row in range(rows)]
+    table = {name: pa.array(cells, IMAGE) if name in columns.images() else texts for name in columns.names()}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(table), buffer)
+    return buffer.getvalue()
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    hub = FakeHub(tmp_path, [
-        "README.md", "data/dev-00000-of-00001.parquet", "data/train-00000-of-00001.parquet", "default/train/0.parquet",
-    ])  # fmt: skip
-    monkeypatch.setattr("baselines.benchmarks.samples.HubDataset", hub)
-    return hub
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    omniedit, gedit = published(BENCHMARKS["omniedit"]), published(BENCHMARKS["gedit"])
+    served = {
+        "TIGER-Lab/OmniEdit-Filtered-1.2M": {
+            "main": {"data/dev-00000-of-00001.parquet": omniedit, "data/train-00000-of-00001.parquet": omniedit}
+        },
+        "stepfun-ai/GEdit-Bench": {"refs/convert/parquet": {"default/train/0.parquet": gedit}},
+        "McGill-NLP/aurora-bench": {"main": {"data/dev-0.parquet": b""}},
+        "org/pairs": {"v1": {"data/dev-0.parquet": published(GENERIC, rows=3), "data/train-0.parquet": b""}},
+    }
+    with FakeHub(datasets=served) as running:
+        end = use(monkeypatch, running, tmp_path / "cache")
+        yield running
+        end()
 
 
 def test_a_benchmark_comes_from_its_place_on_the_hub(hub: FakeHub) -> None:
     """Guards 1.2 million training rows that nobody asked for, and a run that does not know its commit."""
-    found = find_files(BENCHMARKS["omniedit"])
-    assert found.origin == "TIGER-Lab/OmniEdit-Filtered-1.2M@c0ffee"
+    found = find_rows(BENCHMARKS["omniedit"])
+    assert found.origin == f"TIGER-Lab/OmniEdit-Filtered-1.2M@{commit_of('main')}"
     assert hub.fetched == ["data/dev-00000-of-00001.parquet"]
-    assert found.files == (hub.root / "c0ffee/data/dev-00000-of-00001.parquet",)
-    assert find_files(BENCHMARKS["gedit"]).files == (hub.root / "c0ffee/default/train/0.parquet",)
-    assert hub.asked[-1] == "stepfun-ai/GEdit-Bench@refs/convert/parquet"
+    assert names(found.files) == hub.fetched[0].split("/")[1:]
+    gedit = find_rows(BENCHMARKS["gedit"])
+    assert names(gedit.files) == ["0.parquet"] and gedit.origin.endswith(commit_of("refs/convert/parquet"))
     with pytest.raises(UserError, match=r"benchmark aurora: .* has no files data/test-\*.parquet; it has data/dev-"):
-        find_files(AURORA)
+        find_rows(AURORA)
 
 
 def test_data_by_hub_id(hub: FakeHub) -> None:
-    assert names(find_files(GENERIC, "org/pairs@v1", split="dev").files) == ["dev-00000-of-00001.parquet"]
-    assert hub.asked == ["org/pairs@v1"]
+    assert names(find_rows(GENERIC, "org/pairs@v1", split="dev").files) == ["dev-0.parquet"]
+    assert hub.fetched == ["data/dev-0.parquet"]
+    assert len(find_rows(GENERIC, "org/pairs@v1", split="dev", limit=2)) == 2
     with pytest.raises(UserError, match="org/pairs is on the Hub: name its split"):
-        find_files(GENERIC, "org/pairs")
+        find_rows(GENERIC, "org/pairs")
     with pytest.raises(UserError, match=r"org/none does not exist here, and as a Hub id: .* is not on the Hub"):
-        find_files(GENERIC, "org/none", split="dev")
+        find_rows(GENERIC, "org/none", split="dev")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"data": "/nowhere/nothing.parquet"}, "neither a Parquet file nor a folder"),
+        ({"data": "/nowhere/nothing.parquet"}, "neither a file nor a folder here"),
         ({"data": "a/b", "data_dir": Path("c")}, "name the same thing twice"),
         ({"split": "dev"}, "--split chooses among the files of --data"),
         ({}, "benchmark 'data' has no place on the Hub: say where it is"),
@@ -210,4 +225,4 @@ def test_data_by_hub_id(hub: FakeHub) -> None:
 )
 def test_no_data_is_an_error(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        find_files(GENERIC, **arguments)
+        find_rows(GENERIC, **arguments)

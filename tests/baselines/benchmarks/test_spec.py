@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from noise_images import IMAGE, noise, png
 
-from baselines.benchmarks.samples import Samples, find_files
+from baselines.benchmarks.samples import Samples, find_rows, rows_of_files
 from baselines.benchmarks.spec import BENCHMARKS, GENERIC, PIE_BENCH, Subset
 from emu3.errors import UserError
 
@@ -58,11 +58,12 @@ FILES = {"vismin": "relation-00001.parquet"}
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
-    """Numbers in image columns are seeds."""
+    """Numbers in image columns are seeds; a mask has two colours."""
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
     for name, cells in columns.items():
         if isinstance(cells[0], int) and name != "idx":
-            columns[name] = pa.array([{"bytes": png(noise(seed)), "path": None} for seed in cells], IMAGE)
+            images = [noise(seed).convert("1") if name == "mask" else noise(seed) for seed in cells]
+            columns[name] = pa.array([{"bytes": png(image), "path": None} for image in images], IMAGE)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
     return path
@@ -74,7 +75,7 @@ def test_columns_as_published(name: str, tmp_path: Path) -> None:
     row, expected = PUBLISHED[name]
     write(tmp_path / name / FILES.get(name, "file.parquet"), row)
     spec = BENCHMARKS[name]
-    [sample] = Samples(spec, find_files(spec, data_dir=tmp_path).files)
+    [sample] = Samples(spec, find_rows(spec, data_dir=tmp_path))
     keys = ("id", "task", "split", "instruction", "source_set", "source_caption", "target_caption")
     nothing = {"source_set": "", "source_caption": None, "target_caption": None}
     assert {key: getattr(sample, key) for key in keys} | {"target": expected["target"]} == nothing | expected
@@ -97,19 +98,19 @@ def test_vismin_takes_its_tasks_from_the_files(tmp_path: Path) -> None:
         write(tmp_path / f"vismin/data/train/{name}-00001.parquet", row | {"id": name})
     write(tmp_path / "vismin/data/train/object-00001.parquet", row | {"id": "not one of the two"})
     spec = BENCHMARKS["vismin"]
-    samples = Samples(spec, find_files(spec, data_dir=tmp_path).files)
+    samples = Samples(spec, find_rows(spec, data_dir=tmp_path))
     assert [(sample.id, sample.task) for sample in samples] == [("counting", "counting"), ("relation", "relation")]
     with pytest.raises(UserError, match="the task of its rows is in its name, which has none of counting, relation"):
-        Samples(spec, [write(tmp_path / "x.parquet", row)])[0]
+        Samples(spec, rows_of_files(spec, [write(tmp_path / "x.parquet", row)]))[0]
 
 
 def test_gedit_is_asked_in_english(tmp_path: Path) -> None:
     row = PUBLISHED["gedit"][0]
     file = write(tmp_path / "gedit.parquet", row, row | {"key": "k2", "instruction_language": "cn"})
-    assert [sample.id for sample in Samples(BENCHMARKS["gedit"], [file])] == ["k"]
+    assert [sample.id for sample in Samples(BENCHMARKS["gedit"], rows_of_files(BENCHMARKS["gedit"], [file]))] == ["k"]
 
 
 def test_a_missing_column_of_a_benchmark_is_named(tmp_path: Path) -> None:
     row = {key: value for key, value in PUBLISHED["emuedit"][0].items() if key != "task"}
     with pytest.raises(UserError, match="no column 'task'; it has image, instruction, idx"):
-        Samples(BENCHMARKS["emuedit"], [write(tmp_path / "emuedit.parquet", row)])
+        Samples(BENCHMARKS["emuedit"], rows_of_files(BENCHMARKS["emuedit"], [write(tmp_path / "emuedit.parquet", row)]))

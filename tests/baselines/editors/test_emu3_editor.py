@@ -18,6 +18,7 @@ from tiny_emu3 import save_emu3
 from baselines.editors.editing import ChosenEditor, Edited, EditorOptions, EditResult, NoImage
 from baselines.editors.emu3_editor import Emu3Editor, pick
 from baselines.evaluate import choose_editor
+from emu3.checkpoint_facts import CheckpointFacts, Origin, write_facts
 from emu3.errors import UserError
 from emu3.mllm.editor import EditedImage
 from rl.reward.config import JudgeConfig
@@ -171,3 +172,15 @@ def test_the_judge_sees_the_source_at_the_size_of_the_edit() -> None:
     scorer: Any = SimpleNamespace(submit=submit)
     Emu3Editor(model, **settings, best_of=3, scorer=scorer).edit([noise(0, 64, 64)], ["more"], 0)
     assert seen == [(16, 16)] * 3
+
+
+def test_our_checkpoints_need_no_more_than_their_name(ours: Recorder, tmp_path: Path) -> None:
+    """Guards the fingerprint: a vision tokenizer that the checkpoint names counts as one that is named by hand."""
+    write_facts(tmp_path / "model", CheckpointFacts(image_area=AREA, vision=Origin(str(tmp_path / "vision"), None)))
+    named = choose_editor("emu3", EditorOptions(**parts(tmp_path)), AREA)
+    alone = choose_editor(
+        "emu3", EditorOptions(model=str(tmp_path / "model"), tokenizer=str(tmp_path / "tokenizer")), AREA
+    )
+    assert alone.settings == named.settings
+    edit(alone, ["invert it"])
+    assert ours.parts[1] == str(tmp_path / "vision")

@@ -13,6 +13,7 @@ from baselines import paper_tables
 from baselines.benchmarks.spec import BENCHMARKS
 from baselines.metrics.measuring import COMPARING, NAMES
 from baselines.results.records import ScoredSample, write_records
+from baselines.tables.conditions import Conditions
 from baselines.tables.grid import to_csv, to_latex, to_markdown
 from baselines.tables.paper import benchmarks, compare, normal, printed, row_of, tables, title_of
 from emu3.errors import UserError
@@ -120,16 +121,18 @@ def test_known_results_give_known_cells(make_score: Make) -> None:
         make_score("3", None, model="sft_s", benchmark="vismin", task="relation"),
         make_score("0", 0.035, model="earl", benchmark="piebench", metric="structure_distance_source"),
     ]
-    vismin = compare(table(16), scores).rows
+    found = Conditions(judge="gpt-4o-mini-2024-07-18", protocol="published")
+    conditions = {(score.model, score.benchmark): found for score in scores}
+    vismin = compare(table(16), scores, conditions).rows
     assert list(vismin[0]) == ["SFT (S)", "ours", "5.00 [4.00, 6.00]", "9.00"]
     assert list(vismin[1]) == ["", "published", "4.22", "2.91"]
     assert list(vismin[2]) == ["", "difference", "+0.78", "+6.09"]
     assert list(vismin[3]) == ["", "n (failed)", "2 (0)", "1 (1)"]
     assert list(vismin[4])[1:] == ["published", "5.72", "4.14"]
-    parts = compare(table(7), scores).rows
+    parts = compare(table(7), scores, conditions).rows
     assert parts[0][0] == "Edit success, SFT (S)" and parts[0][6].startswith("5.7 [3.0, ")
     assert parts[0][2] == "–" and parts[0][8] == "–"
-    assert compare(table(10), scores).rows[1][:3] == ["EARL", "ours", "35.00"]
+    assert compare(table(10), scores, {}).rows[1][:3] == ["EARL", "ours", "35.00"]
 
 
 def test_all_tables_are_written_from_the_first_result_on(make_score: Make, tmp_path: Path) -> None:
@@ -144,6 +147,33 @@ def test_all_tables_are_written_from_the_first_result_on(make_score: Make, tmp_p
     first = (tmp_path / "out/tables.md").read_bytes()
     paper_tables.run(tmp_path / "results", tmp_path / "out", resamples=100)
     assert (tmp_path / "out/tables.md").read_bytes() == first
+
+
+def test_nothing_of_ours_is_said(make_score: Make, tmp_path: Path) -> None:
+    """Guards a reviewer who reads published lines alone and takes them for a comparison."""
+    write_records(tmp_path / "results/scores.parquet", [make_score("a", 1.0, model="my_model")], {})
+    with pytest.raises(UserError, match=r"no row for what is under .*: the models are called my_model"):
+        paper_tables.run(tmp_path / "results", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tables_of_one_protocol(make_score: Make, tmp_path: Path) -> None:
+    """Guards a table that mixes two ways of scoring."""
+    scores = [make_score("0", 5.0, model="earl", benchmark="omniedit")]
+    settings = {"judge": "gpt-4o-mini-2024-07-18", "protocol": "published", "prompts": "ab" * 32}
+    write_records(tmp_path / "results/published/scores.parquet", scores, settings)
+    scores = [make_score("0", 7.0, model="sft_s", benchmark="omniedit")]
+    write_records(tmp_path / "results/ours/scores.parquet", scores, settings | {"protocol": "ours"})
+    paper_tables.run(tmp_path / "results", tmp_path / "all", resamples=10)
+    paper_tables.run(tmp_path / "results", tmp_path / "out", protocol="published", resamples=10)
+    whole, one = ((tmp_path / name / "table_02.md").read_text() for name in ("all", "out"))
+    assert "| ours | 7.00 |" in whole and "| difference | none: other protocol |" in whole
+    assert "| ours | 7.00 |" not in one and "| difference | -1.39 |" in one
+    for suffix in (".md", ".tex", ".csv"):
+        assert "wording abababab" in (tmp_path / "out/table_02").with_suffix(suffix).read_text()
+    (tmp_path / "results/published/scores.parquet").unlink()
+    with pytest.raises(UserError, match="by the protocol 'published'"):
+        paper_tables.run(tmp_path / "results", tmp_path / "none", protocol="published")
 
 
 def test_two_runs_with_one_name_are_refused(make_score: Make, tmp_path: Path) -> None:

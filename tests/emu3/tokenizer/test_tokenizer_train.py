@@ -126,7 +126,7 @@ def test_reads_every_column_of_every_file(tmp_path: Path) -> None:
     ("cells", "options", "message"),
     [
         ([cell(), {"bytes": b"no image", "path": None}], [], r"row 1, input cannot be read as an image"),
-        ([cell(), None], [], r"row 1, input cannot be read as an image"),
+        ([cell(), None], [], r"row 1, input holds nothing, not an image"),
         ([cell(), cell(size=(8, 16))], [], "all of one size"),
         ([cell(size=(12, 12))] * 2, [], "multiples of 8"),
         ([cell()], [], "two images or more"),

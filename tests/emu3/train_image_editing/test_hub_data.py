@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_hub import FakeHub
+from fake_hub import FakeHub, commit_of, use
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
@@ -37,16 +37,13 @@ MAIN = {
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with FakeHub({"main": MAIN, "v1": {"all.parquet": parquet("old")}, "raw": {"images.zip": b""}}) as hub:
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    branches = {"main": MAIN, "v1": {"all.parquet": parquet("old")}, "raw": {"images.xyz": b""}}
+    with FakeHub(datasets={"org/pairs": branches}) as hub:
+        end = use(monkeypatch, hub, tmp_path / "cache")
         disable_progress_bars()
         yield hub
         enable_progress_bars()
+        end()
 
 
 def texts(name: str, split: str | None = None) -> list[str]:
@@ -60,7 +57,7 @@ def test_a_split_at_a_revision(hub: FakeHub) -> None:
     assert not [path for path in hub.asked if "test-0" in path]
     assert texts("org/pairs", "test") == ["d"]
     assert texts("org/pairs@v1") == ["old"]
-    assert texts(f"org/pairs@{hub.commits['v1'][0]}") == ["old"]
+    assert texts(f"org/pairs@{commit_of('v1')}") == ["old"]
 
 
 def test_offline_the_cache_answers(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

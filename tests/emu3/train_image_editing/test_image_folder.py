@@ -10,8 +10,8 @@ import pytest
 from sft_world import image_bytes
 
 from emu3.errors import UserError
+from emu3.train_image_editing.image_folder import ImageFolder
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile
-from emu3.train_image_editing.row_files import ImageFolder
 
 COLUMNS = Columns(source="before", instruction="text", edited="after")
 
@@ -34,7 +34,7 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_lines_are_rows_wherever_one_starts(table: Path) -> None:
-    rows = ImageFolder(table, COLUMNS)
+    rows = ImageFolder([table], COLUMNS)
     folder = table.parent
     assert len(rows) == 5
     expected: list[Any] = [
@@ -54,14 +54,14 @@ def test_lines_are_rows_wherever_one_starts(table: Path) -> None:
 
 def test_changed_lines_and_changed_images_are_other_contents(table: Path) -> None:
     """A run that goes on with other images would mix two datasets."""
-    before = ImageFolder(table, COLUMNS).contents
-    assert ImageFolder(table, COLUMNS).contents == before
+    before = ImageFolder([table], COLUMNS).contents
+    assert ImageFolder([table], COLUMNS).contents == before
     (table.parent / "3.png").write_bytes(image_bytes(3, width=48))
-    replaced = ImageFolder(table, COLUMNS).contents
+    replaced = ImageFolder([table], COLUMNS).contents
     (table.parent / "3.png").unlink()
-    removed = ImageFolder(table, COLUMNS).contents
+    removed = ImageFolder([table], COLUMNS).contents
     table.write_text(table.read_text(encoding="utf-8").replace("last", "LAST"), encoding="utf-8")
-    assert len({before, replaced, removed, ImageFolder(table, COLUMNS).contents}) == 4
+    assert len({before, replaced, removed, ImageFolder([table], COLUMNS).contents}) == 4
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_changed_lines_and_changed_images_are_other_contents(table: Path) -> Non
 def test_a_table_of_something_else_is_refused(table: Path, text: str, message: str) -> None:
     table.write_text(text)
     with pytest.raises(UserError, match=message):
-        ImageFolder(table, COLUMNS)
+        ImageFolder([table], COLUMNS)

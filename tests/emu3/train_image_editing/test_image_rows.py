@@ -59,7 +59,7 @@ def test_any_other_name_is_a_bad_row(folder: Path, name: str, why: str) -> None:
 
 def test_a_path_in_a_cell_is_not_followed(folder: Path) -> None:
     for cell in (str(folder / "images/1.png"), {"bytes": None, "path": str(folder / "images/1.png")}, 7):
-        with pytest.raises(BadRow, match="a holds no image bytes"):
+        with pytest.raises(BadRow, match=r"a holds .*, not an image"):
             read_row(values(a=cell), COLUMNS, 0)
 
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from emu3.errors import UserError
+from emu3.train_image_editing.image_folder import ImageFolder
 from emu3.train_image_editing.image_rows import Columns
 from emu3.train_image_editing.open_rows import of_split, open_rows
-from emu3.train_image_editing.row_files import ImageFolder
 
 COLUMNS = Columns(source="image", instruction="text")
 
@@ -73,7 +73,7 @@ def test_a_folder_with_a_jsonl(tmp_path: Path) -> None:
 
 
 def test_what_is_no_dataset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no Parquet and no JSONL file"):
+    with pytest.raises(UserError, match="has no Parquet, JSONL or CSV file"):
         texts(tmp_path)
     with pytest.raises(UserError, match=r"nowhere does not exist.*--source HF"):
         texts(tmp_path / "nowhere")

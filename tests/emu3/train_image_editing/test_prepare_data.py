@@ -18,6 +18,7 @@ from PIL import Image
 from sft_world import image_bytes, save_vision
 
 from emu3.errors import UserError
+from emu3.files import place_from
 from emu3.run_folder import owned
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import fit_image
@@ -112,6 +113,8 @@ def test_rows_hold_the_codes_of_their_own_images(arguments: PrepareArguments, pa
         assert row.instruction == original["instruction"]
         assert row.cot == ({"why": original["why"]} if original["why"] else {})
         assert row.task == "colour"
+    place = place_from(arguments.output_path, manifest["vision"])
+    assert Path(place).samefile(vision), "whoever trains on the data finds the vision tokenizer of its codes"
 
 
 def test_broken_rows_are_recorded_with_their_reason(arguments: PrepareArguments) -> None:

@@ -139,7 +139,7 @@ def codes(*shape: int, dtype: Any = np.int64) -> np.ndarray:
         ({"instruction": ""}, "instruction is empty"),
         ({"instruction": " \n"}, "instruction is empty"),
         ({"instruction": ["a"]}, "instruction is empty or not a text"),
-        ({"instruction": "\ud83d"}, "instruction is not a text that UTF-8 can write"),
+        ({"instruction": "\ud83d"}, "instruction is not text that UTF-8 can hold"),
         ({"edit_id": 3}, "edit_id is empty or not a text"),
         ({"CoT": "because"}, "CoT is a str, not a dict"),
         ({"CoT": {"why": 3}}, "a text of CoT is empty or not a text"),

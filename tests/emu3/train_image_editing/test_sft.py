@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
+from emu3.checkpoint_facts import model_origin, read_facts
 from emu3.errors import UserError
 from emu3.files import read_json, write_json
 from emu3.mllm.language_model import load_language_model
@@ -205,7 +206,7 @@ def test_the_command_takes_published_and_trainer_flags(
         ({"image_area": 65536}, "image_area 384, expected 65536"),
         ({"attn_implementation": "fast"}, "--attn_implementation fast"),
         ({"validation_size": 0}, "--validation_size: expected at least 1, got 0"),
-        ({"max_position_embeddings": 30}, "row row-0"),
+        ({"max_position_embeddings": 30}, "24 are longer than 30 tokens; --max_position_embeddings"),
     ],
 )
 def test_bad_input_is_one_clear_line(
@@ -291,6 +292,12 @@ def test_checkpoints_hold_no_pickle_and_old_ones_go(model: Path, train_data: Pat
     values: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
     sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    for folder, steps in (("checkpoint-2", 2), ("checkpoint-3", 3), ("final", 3)):
+        facts = read_facts(tmp_path / folder)
+        assert facts is not None and facts.trained_from is not None
+        assert (facts.objective, facts.steps, facts.image_area) == ("sft", steps, sft_world.MANIFEST["image_area"])
+        assert facts.trained_from == model_origin(model)
+        assert [origin.name for origin in facts.data] == [train_data.name]
     kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert kinds <= {".html", ".json", ".jsonl", ".safetensors", ".tiktoken", ".txt"}
 

@@ -82,9 +82,16 @@ def test_grids_of_two_shapes_are_all_change(tmp_path: Path) -> None:
 
 def test_rows_that_cannot_be_trained_on_are_counted(tmp_path: Path) -> None:
     rows = [*sft_world.edits(6), replace(sft_world.edits(1)[0], edited=None)]
-    assert encoded(tmp_path, rows).dropped == {"without a target": 1, "without reasoning": 0}
+    assert encoded(tmp_path, rows).dropped == {
+        "without a target": 1,
+        "without reasoning": 0,
+        "longer than 512 tokens": 0,
+    }
     data = encoded(tmp_path, rows, cot_keys=("reasoning_verbose",))
-    assert (len(data), data.dropped) == (2, {"without a target": 1, "without reasoning": 4})
+    assert (len(data), data.dropped) == (
+        2,
+        {"without a target": 1, "without reasoning": 4, "longer than 512 tokens": 0},
+    )
     tokenizer = sft_world.tokenizer(tmp_path)
     target = data[0].tokens[data[0].start :].tolist()
     assert rows[0].edited is not None
@@ -94,7 +101,7 @@ def test_rows_that_cannot_be_trained_on_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "limit", "message"),
     [
-        (replace(sft_world.edits(1)[0], id="long"), 40, "row long: .* tokens, the model takes 40"),
+        (replace(sft_world.edits(1)[0], id="long"), 40, "of 1, 1 are longer than 40 tokens; --max_position_embeddings"),
         (
             replace(sft_world.edits(1)[0], id="foreign", source=np.full((2, 3), 16, np.uint16)),
             512,
@@ -106,6 +113,15 @@ def test_rows_that_cannot_be_trained_on_are_counted(tmp_path: Path) -> None:
 def test_unfit_rows_are_named(tmp_path: Path, row: EditRow, limit: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         encoded(tmp_path, [row], limit=limit)
+
+
+def test_long_rows_are_dropped_and_counted(tmp_path: Path) -> None:
+    """Guards a whole run that one instruction of 200,000 characters ended."""
+    rows = sft_world.edits(4)
+    rows[2] = replace(rows[2], instruction="paint it " * 22_000)
+    data = encoded(tmp_path, rows)
+    assert len(data) == 3 and data.dropped["longer than 512 tokens"] == 1
+    assert data.longest[0] <= 512
 
 
 def test_a_mixture_draws_from_each_dataset(tmp_path: Path) -> None:

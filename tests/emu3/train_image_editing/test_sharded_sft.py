@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,14 @@ from typing import Any
 import pytest
 import sft_world
 import torch
+from installed import skip_without
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from emu3.train_image_editing import sft
 from emu3.train_image_editing.sft import SftArguments
 
-pytest.importorskip("deepspeed")
+skip_without("deepspeed")
 
 ROOT = Path(__file__).parents[3]
 JSON = {"zero3": ROOT / "scripts" / "zero3.json", "offload": ROOT / "scripts" / "zero3_offload.json"}
@@ -73,7 +75,7 @@ def launch(runs: list[dict[str, Any]], ranks: int, folder: Path) -> None:
     path.write_text(json.dumps(runs))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}"}
     command = [sys.executable, "-m", "emu3.launch", "--ranks", str(ranks), "sharded_sft", str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
 
@@ -200,16 +202,18 @@ def test_the_scripts_survive_a_kill(sharded: Path, world: Path, tmp_path: Path, 
         "EXP_NAME": name, "GPUS": "2", "IMAGE_AREA": "384", "MAX_POS_EMB": "256",
     }  # fmt: skip
     command = ["bash", str(ROOT / "scripts" / script), "--use_cpu", "--max_steps", "4", "--save_steps", "2"]
-    with (tmp_path / "log").open("w") as log:
-        killed = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 300
-        while not (tmp_path / name / "checkpoint-2").exists():
-            assert killed.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
-            time.sleep(0.001)
-        os.killpg(killed.pid, signal.SIGKILL)
-        killed.wait()
-    assert not (tmp_path / name / "final").exists(), "it ended before it was killed"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    # A machine may be too busy to see the checkpoint before the run ends: then once more.
+    while not (tmp_path / name).exists() or (tmp_path / name / "final").exists():
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+        with (tmp_path / "log").open("w") as log:
+            killed = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            deadline = time.monotonic() + 900
+            while not (tmp_path / name / "checkpoint-2").exists():
+                assert killed.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+                time.sleep(0.001)
+            os.killpg(killed.pid, signal.SIGKILL)
+            killed.wait()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "continuing from" in done.stdout
     assert lines(tmp_path / name) == lines(sharded / name)

@@ -22,7 +22,7 @@ def two_ranks(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "emu3.launch", "--ranks", "2", "waiting_ranks", *arguments]
     path = os.pathsep.join([str(HERE), str(HERE.parents[2])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,3 +52,13 @@ def test_an_error_of_the_disk_comes_at_the_end(tmp_path: Path) -> None:
         writer.add(f"t{index}", torch.zeros(1))
     with pytest.raises(Exception, match=r"No such file|I/O error"):
         writer.close()
+
+
+def test_nothing_is_compiled_on_a_cpu(tmp_path: Path) -> None:
+    """Guards a minute of the compiler at the first start of every checkout, and the lock that its death leaves behind,
+    for which all later starts wait without a word."""
+    pytest.importorskip("deepspeed")
+    code = "import torch\nfrom emu3.training.state import start_communication\nstart_communication(torch.device('cpu'))"
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=Path(__file__).parents[3])
+    assert list(tmp_path.iterdir()) == []

@@ -24,11 +24,12 @@ from emu3.errors import UserError
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.run_folder import owned
 from emu3.train_image_editing.dataset import EncodedRows
+from emu3.train_image_editing.image_rows import IMAGE_CELL
 from emu3.train_image_editing.prepare_data import PrepareArguments, prepare
 from emu3.train_image_editing.shards import read_rows
 from rl.annotate import run as annotate_module
 from rl.annotate.__main__ import main
-from rl.annotate.run import IMAGE, AnnotateArguments, annotate
+from rl.annotate.run import AnnotateArguments, annotate
 from rl.reward.config import ANNOTATE, JudgeConfig
 
 ROOT = Path(__file__).parents[3]
@@ -60,7 +61,7 @@ def call(tmp_path: Path, judge: StubAnnotator) -> Callable[..., dict[str, Any]]:
             "source_image": [image(row) for row in range(rows)],
             "edited_image": [(targets or {}).get(row, image(100 + row)) for row in range(rows)],
         }
-        columns = {name: pa.array(cells[name], IMAGE) for name in names}
+        columns = {name: pa.array(cells[name], IMAGE_CELL) for name in names}
         table = pa.table(columns | {"instruction": [f"edit {row}" for row in range(rows)]})
         pq.write_table(table, tmp_path / "data.parquet")
         asked = replace(ANNOTATE, base_url=judge.url, **arguments.pop("judge", {}))

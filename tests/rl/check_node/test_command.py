@@ -43,7 +43,7 @@ def run(folder: Path, *arguments: str, **variables: str) -> subprocess.Completed
         env={**environment, "PATH": path, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1800,
     )
 
 
@@ -105,14 +105,14 @@ def test_a_page_that_is_ended_takes_its_check_with_it(tmp_path: Path) -> None:
         command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**environment, "PYTHONPATH": str(ROOT)}
     )
     assert process.stdout is not None and " disk " in process.stdout.readline()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while not started(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.terminate()
-    assert process.wait(120) == 128 + signal.SIGTERM
+    assert process.wait(900) == 128 + signal.SIGTERM
     while started(tmp_path):
-        assert time.monotonic() < deadline + 60
+        assert time.monotonic() < deadline + 900
         time.sleep(0.1)
     assert [check["name"] for check in json.loads((tmp_path / "node.json").read_text())["checks"]] == ["disk"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_hub import FakeHub
 from hub_cache import cached
 from huggingface_hub import close_session, constants
-from range_hub import RangeHub
 
 from emu3.errors import UserError
 from rl.check_node import hub_checks as hub
@@ -41,8 +41,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def server(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeHub]:
-    with RangeHub(files) as running:
+def server(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with FakeHub({name: {"main": folder} for name, folder in files.items()}) as running:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -62,9 +62,9 @@ def test_the_released_ones_are_those_of_the_papers_tables() -> None:
     assert len(found) == 7
 
 
-def test_access(server: RangeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_access(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "answers in" in hub.access(NODE)[0]
-    server.folders.pop(hub.VISION)
+    server.serve(hub.VISION, None)
     with pytest.raises(UserError, match="private, gated or not there"):
         hub.access(NODE)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
@@ -77,7 +77,7 @@ def test_access(server: RangeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.access(NODE)
 
 
-def test_one_that_is_not_in_the_cache_is_judged_by_its_headers(server: RangeHub, files: dict[str, Path]) -> None:
+def test_one_that_is_not_in_the_cache_is_judged_by_its_headers(server: FakeHub, files: dict[str, Path]) -> None:
     line, facts = hub.checkpoint(NODE, MODEL)
     assert line.startswith("not in the cache") and "fits, 21 tensors" in line
     weights = (files["lab/model"] / "model.safetensors").stat().st_size
@@ -88,7 +88,7 @@ def test_one_that_is_not_in_the_cache_is_judged_by_its_headers(server: RangeHub,
     assert not Path(constants.HF_HUB_CACHE).exists()
 
 
-def test_one_that_is_in_the_cache_asks_nobody(server: RangeHub, files: dict[str, Path]) -> None:
+def test_one_that_is_in_the_cache_asks_nobody(server: FakeHub, files: dict[str, Path]) -> None:
     cached(files["lab/model"], Path(constants.HF_HUB_CACHE), "lab/model")
     line, facts = hub.checkpoint(NODE, MODEL)
     assert line.startswith("in the cache; fits, 21 tensors") and facts["cached"]
@@ -96,7 +96,7 @@ def test_one_that_is_in_the_cache_asks_nobody(server: RangeHub, files: dict[str,
 
 
 def test_half_a_checkpoint_is_not_taken_for_one(
-    server: RangeHub, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FakeHub, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards a download that was interrupted, whose index names files that are not there."""
     half = Path(shutil.copytree(files["lab/model"], tmp_path / "half"))
@@ -112,11 +112,11 @@ def test_half_a_checkpoint_is_not_taken_for_one(
         hub.checkpoint(NODE, MODEL)
 
 
-def test_a_checkpoint_that_does_not_fit(server: RangeHub, files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit(server: FakeHub, files: dict[str, Path], tmp_path: Path) -> None:
     broken = Path(shutil.copytree(files["lab/model"], tmp_path / "broken"))
     config = broken / "config.json"
     config.write_text(config.read_text().replace('"intermediate_size": 96', '"intermediate_size": 95'))
-    server.folders["lab/model"] = broken
+    server.serve("lab/model", broken)
     with pytest.raises(UserError, match="of another shape"):
         hub.checkpoint(NODE, MODEL)
     server.gated.add("lab/model")
@@ -124,12 +124,12 @@ def test_a_checkpoint_that_does_not_fit(server: RangeHub, files: dict[str, Path]
         hub.checkpoint(NODE, MODEL)
 
 
-def test_another_models_tokenizer(server: RangeHub, files: dict[str, Path], tmp_path: Path) -> None:
+def test_another_models_tokenizer(server: FakeHub, files: dict[str, Path], tmp_path: Path) -> None:
     """Guards text that is encoded into ids which the model never saw."""
     other = Path(shutil.copytree(files["lab/tokenizer"], tmp_path / "tokenizer"))
     (other / "tokenizer.json").unlink()
     ranks = (other / "emu3.tiktoken").read_text().splitlines()
     (other / "emu3.tiktoken").write_text("\n".join(ranks[:256]) + "\n")
-    server.folders["lab/tokenizer"] = other
+    server.serve("lab/tokenizer", other)
     with pytest.raises(UserError, match="token ids, the tokenizer of lab/tokenizer"):
         hub.checkpoint(NODE, PLAIN)

@@ -228,7 +228,7 @@ def test_the_step_at_full_size_runs_in_small(tmp_path: Path, extra: list[str]) -
     pytest.importorskip("deepspeed")
     facts_file = tmp_path / "facts.json"
     start = ["-m", "emu3.launch", "--ranks", "2", "rl.check_node.on_ranks", "step", str(facts_file), "--tiny"]
-    subprocess.run([sys.executable, *start, "compute.micro_batch=4", *extra], check=True, timeout=600)
+    subprocess.run([sys.executable, *start, "compute.micro_batch=4", *extra], check=True, timeout=1800)
     facts = json.loads(facts_file.read_text())
     assert facts["ranks"] == 2 and facts["finite"] and facts["grad_norm"] > 0 and facts["tokens"] > 100
 
@@ -255,6 +255,6 @@ def test_the_data_of_the_small_world_train(world: Path, tmp_path: Path) -> None:
     flags = ["--max_steps", "2", "--save_steps", "2", "--gradient_accumulation_steps", "1"]
     script = str(shutil.copytree(ROOT / "scripts", tmp_path / "scripts") / "ie_sft.sh")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run(["bash", script, *flags], env={**os.environ, **settings, "PATH": path}, check=True, timeout=300)
+    subprocess.run(["bash", script, *flags], env={**os.environ, **settings, "PATH": path}, check=True, timeout=900)
     losses = [line["loss"] for line in runs._lines(tmp_path / "run") if "loss" in line]
     runs._trained(tmp_path / "run" / "final", world / "model", losses, 2)

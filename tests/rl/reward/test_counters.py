@@ -97,7 +97,7 @@ def test_a_scorer_tells_of_its_step(stub: Any, image: Any) -> None:
     """Guards: a reading from another thread than the one that counts; an ask in two steps."""
     with Scorer(VieScore(Judge(JudgeConfig(stub.url)), load_prompts())) as scorer:
         for seed in (1, 2):
-            scorer.submit("do", image(0), image(seed)).result(10)
+            scorer.submit("do", image(0), image(seed)).result(300)
             step = scorer.step()
             assert step.counts["asks"] == step.counts["answered"] == len(step.latencies) == 2
             assert 0 < max(step.latencies) <= step.busy_seconds

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,10 @@ def test_torn_last_line_is_dropped_and_the_file_goes_on(tmp_path: Path, cut: int
         assert (cache.get("a"), cache.get("c"), len(cache)) == ("1", "3", 2)
 
 
-@pytest.mark.parametrize("line", ["hello", "[1]", '{"key": "a"}', "3"])
+@pytest.mark.parametrize(
+    "line",
+    ["hello", "[1]", '{"key": "a"}', "3", '{"key": 3, "answer": "a"}', '{"key": "a", "answer": []}', "[" * 100_000],
+)
 def test_other_file_is_refused_and_left_alone(tmp_path: Path, line: str) -> None:
     """Guards: answers appended to a file that is something else."""
     path = tmp_path / "other.jsonl"
@@ -66,6 +71,57 @@ def test_memory_is_bounded_and_the_file_is_not(tmp_path: Path) -> None:
         assert [cache.get(name) for name in "abcdef"] == [None, None, None, "d", "e", "f"]
     with ReplyCache(path) as cache:
         assert len(cache) == 6
+
+
+def test_a_full_disk_costs_the_file_and_not_the_run(tmp_path: Path, caplog: Any) -> None:
+    """Guards: a run that ends because a side output cannot be written, a warning for each reply, and a line that is
+    glued to half of another once there is room again."""
+    path = tmp_path / "answers.jsonl"
+    with ReplyCache(path) as cache:
+        cache.put("a", "1")
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with ReplyCache(path) as cache:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, limits[1]))
+            for name in "bcd":
+                cache.put(name, "2 with some length")
+            assert path.read_bytes() == whole
+            assert [cache.get(name) for name in "abcd"] == ["1", *["2 with some length"] * 3]
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            cache.put("e", "3")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert caplog.text.count("are kept in memory") == 1
+    with ReplyCache(path) as cache:
+        assert [cache.get(name) for name in "abcde"] == ["1", *["2 with some length"] * 3, "3"]
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere/answers.jsonl", "/dev/full"])
+def test_a_place_that_cannot_be_written_is_said_once(place: str, caplog: Any) -> None:
+    """Guards: a folder that may only be read, found out by the first reply that was paid for."""
+    with ReplyCache(Path(place)) as cache:
+        for name in "abc":
+            cache.put(name, name)
+        assert [cache.get(name) for name in "abc"] == ["a", "b", "c"]
+    assert caplog.text.count("are kept in memory") == 1
+
+
+def test_a_folder_in_place_of_the_file_is_said_once(tmp_path: Path, caplog: Any) -> None:
+    with ReplyCache(tmp_path) as cache:
+        cache.put("a", "1")
+        assert cache.get("a") == "1"
+    assert "Is a directory" in caplog.text
+
+
+def test_half_a_character_in_an_older_file_is_replaced(tmp_path: Path) -> None:
+    """Guards: replies of a version that kept lone surrogates, which no scores file can hold."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"key": "a", "answer": "hat \\ud83c"}\n')
+    with ReplyCache(path) as cache:
+        assert cache.get("a") == "hat \ufffd"
 
 
 def test_replies_of_an_older_version_are_found(stub: Any, image: Any, tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from pathlib import Path
 
 import pytest
 
-from rl.reward.scores import LEAST_MASS, mean_score, parse_scores
+from rl.reward.scores import LEAST_MASS, mean_score, parse_scores, published_scores
 
 LINES = (Path(__file__).parent / "answers.jsonl").read_text(encoding="utf-8").splitlines()
 CORPUS = [(entry["answer"], entry["scores"]) for entry in map(json.loads, LINES)]
@@ -30,6 +31,48 @@ def test_endless_answers_end(answer: str) -> None:
     assert parse_scores(answer) is None
     assert parse_scores('{"a": ' + "[" * 50_000 + "]" * 50_000 + ', "score": [7, 8]}') is None
     assert parse_scores('{"score": [7, ' + "9" * 50_000 + "]}") is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["{a " * 300_000, "[a " * 300_000, '{"score": [7, 8], "r": "' * 50_000, "I cannot " * 100_000, "a" * 10**6,
+     '"score" : [ ' * 100_000, '{"score": [7, 8], "r": "' + "x [ score " * 100_000,
+     "{left} " * 199 + "[7, 8]" * 50_000],
+)  # fmt: skip
+def test_a_long_reply_is_read_in_no_time(reply: str) -> None:
+    """Guards: a second pass over the text for each brace in it, which takes minutes for a reply of a megabyte."""
+    start = time.process_time()
+    parse_scores(reply)
+    published_scores(reply)
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("reply", "scores"),
+    [
+        ('{"score": [7, 8]}', (7, 8)),
+        ('Sure: {"reasoning": "a\nb", "score": [7, 8]} Bye', (7, 8)),
+        ('<think>maybe {"score": [1, 2], "reasoning": "draft"} cut', (1, 2)),
+        ('{score: [7, 8], reasoning: "x"}', (7, 8)),
+        ("[7, 8]", (7, 8)),
+        ("so [7, 8] it is", (7, 8)),
+        ('{"score": [7, 8, 9]}', (7, 8)),
+        ('{"score": 7}', None),
+        ("7", None),
+        ('{"score": [7, 8]} {"score": [7, 8]}', None),
+        ('{"score": [7, 80]}', None),
+        ("", None),
+        ("9" * 9000, None),
+        ("I cannot see the images.", None),
+    ],
+)
+def test_published_rules(reply: str, scores: tuple[float, ...] | None) -> None:
+    """Guards a number that is said to be by the published protocol and was read by other rules."""
+    assert published_scores(reply) == scores
+
+
+def test_one_score_by_the_published_rules() -> None:
+    assert published_scores("7", 1) == published_scores('{"score": 7}', 1) == (7.0,)
 
 
 def test_count_is_what_was_asked_for() -> None:

@@ -1,0 +1,34 @@
+"""Under pytest-xdist the longest files of tests begin first: one that began last would keep a single core busy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+LONGEST_FIRST = (
+    "rl/check_node/test_command.py",
+    "emu3/train_image_editing/test_sharded_sft.py",
+    "fake_gpu/test_full_size.py",
+    "baselines/test_one_command.py",
+    "rl/training/test_sharded.py",
+    "rl/test_slow_ranks.py",
+    "emu3/training/test_ranks.py",
+    "rl/test_rl_script.py",
+    "emu3/train_image_editing/test_tokenize_script.py",
+    "emu3/train_image_editing/test_sft.py",
+    "emu3/train_image_editing/test_prepare_data.py",
+    "emu3/train_image_editing/test_killed_run.py",
+    "emu3/train_image_editing/test_sft_scripts.py",
+    "baselines/test_reproduce_tables.py",
+    "emu3/test_demo_page.py",
+    "emu3/test_launch.py",
+    "dev/test_kills.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sorts in every worker alike; without workers the order is that of the folders."""
+    if hasattr(config, "workerinput"):
+        place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: place.get(item.path, len(place)))

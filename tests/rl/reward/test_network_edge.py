@@ -1,0 +1,490 @@
+"""The list of what can come over a network is open: whatever it is, an ask ends with a reply or with a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gzip
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from raw_judge import HEAD, RawJudge, RawReply
+from stub_judge import with_judge
+
+from emu3.errors import UserError
+from rl.reward.cache import ReplyCache
+from rl.reward.client import MOST_REFUSED, Judge
+from rl.reward.config import JudgeConfig
+from rl.reward.scores import Score, Unavailable, Unparsable
+from rl.reward.transport import LARGEST_REPLY
+from rl.reward.viescore import VieScore, load_prompts
+
+ROOT = Path(__file__).parents[3]
+GOOD = '{"score": [8, 7], "reasoning": "fine"}'
+COMPLETION = {
+    "id": "c",
+    "object": "chat.completion",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": GOOD}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 7},
+}
+KEY = "sk-very-secret-0123456789/abc"
+
+
+@pytest.fixture
+def raw(stub: Any) -> Iterator[RawJudge]:
+    yield RawJudge(stub)
+
+
+def sent(data: bytes) -> RawReply:
+    """These bytes and then the end of the connection; a client that goes away in the middle is fine."""
+
+    async def reply(writer: asyncio.StreamWriter) -> None:
+        for start in range(0, len(data), 2**20):
+            writer.write(data[start : start + 2**20])
+            try:
+                await writer.drain()
+            except ConnectionError:
+                return
+
+    return reply
+
+
+def body(data: bytes, *headers: bytes) -> bytes:
+    head = HEAD % (b"200 OK", len(data))
+    return head[:-2] + b"".join(header + b"\r\n" for header in headers) + b"\r\n" + data
+
+
+def ask(url: str, **settings: Any) -> Any:
+    settings = {"attempts": 2, "deadline": 20.0} | settings
+    return with_judge(
+        Judge(JudgeConfig(url, **settings)), lambda judge: judge.ask("q", [], lambda text: "score" in text)
+    )
+
+
+@cache
+def edges() -> dict[str, bytes]:
+    noise = random.Random(0).randbytes(4000)
+    return {
+        "noise": noise,
+        "noise behind a status": b"HTTP/1.1 200 OK\r\n" + noise,
+        "nothing": b"",
+        "another protocol": b"SSH-2.0-OpenSSH_9.6\r\n",
+        "a status that is none": b"HTTP/1.1 banana\r\n\r\n",
+        "a status of six digits": b"HTTP/1.1 200000 OK\r\n\r\n",
+        "a header of a megabyte": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 2**20 + b"\r\n\r\n",
+        "a hundred thousand headers": b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 100_000 + b"\r\n",
+        "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
+        "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        "chunks that are none": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\nhello\r\n0\r\n\r\n",
+        "lists in lists": body(b"[" * 1_000_000),
+        "closed lists in lists": body(b"[" * 500_000 + b"]" * 500_000),
+        "objects in objects": body(b'{"choices":' * 200_000),
+        "a number of a million digits": body(b'{"choices": [' + b"9" * 1_000_000 + b"]}"),
+        "not UTF-8": body(b'{"choices": [{"message": {"content": "\xff\xfe"}}]}' + b"\xff"),
+        "a packing that nobody asked for": body(b"x" * 100, b"Content-Encoding: br"),
+        "a packing that is none": body(b"x" * 100, b"Content-Encoding: gzip"),
+        "a packed flood": body(gzip.compress(b" " * 20_000_000, 1), b"Content-Encoding: gzip"),
+        "a flood": body(b" " * (LARGEST_REPLY + 1)),
+        "an error in place of a completion": body(b'{"error": {"message": "overloaded"}}'),
+        "absurd numbers to wait": HEAD.replace(b"\r\n\r\n", b"\r\nRetry-After: 1e999\r\n\r\n") % (b"503 No", 0),
+        "a date to wait for that is none": HEAD.replace(b"\r\n\r\n", b"\r\nRetry-After: Mon, 99 Foo 99999\r\n\r\n")
+        % (b"503 No", 0),
+    }
+
+
+@pytest.mark.parametrize("name", edges())
+def test_whatever_the_server_sends_is_a_typed_outcome(raw: RawJudge, name: str) -> None:
+    """Guards: `aiohttp.ClientResponseError` out of bytes that are no HTTP ended a run with a traceback."""
+    raw.reply = sent(edges()[name])
+    outcome = ask(raw.url)
+    assert isinstance(outcome, Unavailable) and "\n" not in outcome.reason and len(outcome.reason) <= 400, outcome
+    assert "no reply" not in outcome.reason, "the deadline ended it"
+
+
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from paths_in(inner, (*path, key))
+
+
+WRONG = [
+    None,
+    True,
+    -1,
+    10**400,
+    1e308,
+    "",
+    "x",
+    "\ud83d",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    [{}],
+    ["a", {"type": "b"}],
+]
+
+
+def test_a_wrong_type_in_any_field_is_a_typed_outcome(stub: Any, image: Any) -> None:
+    """Guards: a field that is no list, no object or no number where the client looks for one; and a score out of it
+    that nobody gave."""
+    variants: list[Any] = list(WRONG)
+    for path in paths_in(COMPLETION):
+        for wrong in WRONG:
+            variants.append(copy.deepcopy(COMPLETION))
+            place: Any = variants[-1]
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = wrong
+    left = iter(variants)
+
+    async def reply(_: Any) -> web.Response:
+        return web.Response(text=json.dumps(next(left)), content_type="application/json")
+
+    stub.reply = reply
+    judge = Judge(JudgeConfig(stub.url, attempts=1, reasks=0, concurrency=1))
+    metric = VieScore(judge, load_prompts())
+
+    async def use(_: Judge) -> list[Any]:
+        return [await metric.score(f"do {place}", image(0), image(place + 1)) for place in range(len(variants) // 2)]
+
+    outcomes = with_judge(judge, use)
+    assert {type(outcome) for outcome in outcomes} == {Score, Unparsable, Unavailable}
+    assert {outcome.value for outcome in outcomes if isinstance(outcome, Score)} == {7.0}
+
+
+CHILD = """
+import asyncio, json, re, sys, time
+from pathlib import Path
+from rl.reward.client import Judge
+from rl.reward.config import JudgeConfig
+
+def peak_mb():  # of this program alone; getrusage counts what it was forked from
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+async def main():
+    judge = Judge(JudgeConfig(sys.argv[1], model="stub", attempts=1, reasks=0, deadline=60.0, concurrency=12))
+    await judge.model_name()
+    before = peak_mb()
+    start = time.monotonic()
+    outcomes = await asyncio.gather(*(judge.ask(f"q{i}", []) for i in range(12)))
+    await judge.aclose()
+    print(json.dumps([peak_mb() - before, time.monotonic() - start, outcomes[0].reason]))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", ["flood", "packed flood", "lists", "objects", "headers"])
+def test_memory_under_a_hostile_reply_is_bounded(raw: RawJudge, kind: str) -> None:
+    """Guards: a reply of 100 MB took 11.8 GB and 199 s under a deadline of 5 s. Twelve at once here."""
+    data = {
+        "flood": lambda: body(b'{"choices": [' + b"[]," * 33_000_000),
+        "packed flood": lambda: body(gzip.compress(b"[]," * 33_000_000, 1), b"Content-Encoding: gzip"),
+        "lists": lambda: body(b"[" + b"[]," * 690_000 + b"0]"),
+        "objects": lambda: body(b"[" + b'{"":0},' * 290_000 + b"0]"),
+        "headers": lambda: b"HTTP/1.1 200 OK\r\n" + b"X-Header: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n" * 2_000_000,
+    }[kind]()
+    raw.reply = sent(data)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, raw.url],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    more_mb, seconds, reason = json.loads(done.stdout)
+    print(f"{kind}: {more_mb:.0f} MB more, {seconds:.1f} s, {reason}")
+    assert more_mb < 500 and seconds < 60, (more_mb, seconds)
+    assert reason
+
+
+def test_a_redirect_to_another_host_is_not_followed(stubs: Callable[..., Any], monkeypatch: Any) -> None:
+    """Guards: the key and the images of a run given to whoever the server names."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server, other = stubs(), stubs()
+
+    async def moved(_: Any) -> web.Response:
+        return web.Response(status=307, headers={"Location": f"{other.url}/chat/completions?key={KEY}"})
+
+    server.reply = moved
+    outcome = ask(server.url)
+    assert isinstance(outcome, Unavailable) and outcome.refused
+    assert f"redirect to {other.url}/chat/completions is not followed" in outcome.reason
+    assert other.bodies == [] and "sk-very" not in outcome.reason
+
+
+def test_a_redirect_within_the_server_is_followed_and_ends(stub: Any, say: Any) -> None:
+    """Guards: a server that moved its paths, and one that moves them in a circle."""
+    seen: list[str] = []
+
+    async def circle(_: Any) -> web.Response:
+        seen.append("")
+        return web.Response(status=308, headers={"Location": "/v1/chat/completions"})
+
+    stub.reply = circle
+    outcome = ask(stub.url)
+    assert isinstance(outcome, Unavailable) and "308" in outcome.reason and len(seen) == 4
+    stub.reply = lambda request_body: circle(request_body) if len(seen) < 6 else say(GOOD)(request_body)
+    assert ask(stub.url) == GOOD
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_loopback_goes_round_a_proxy(stub: Any, say: Any, monkeypatch: Any, name: str) -> None:
+    """Guards: a proxy that is asked for a loopback address, by which a judge on the same machine is unreachable."""
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    stub.reply = say(GOOD)
+    assert ask(stub.url) == GOOD
+    assert ask(stub.url.replace("127.0.0.1", "localhost")) == GOOD
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "all_proxy"])
+def test_a_message_about_a_proxy_names_its_variable(monkeypatch: Any, name: str) -> None:
+    """Guards: hours of looking at a judge that is well, while a proxy that nobody remembers is asked for it."""
+    for other in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "http://someone:password@127.0.0.1:9")
+    with pytest.raises(UserError) as caught:
+        ask("http://judge.invalid:4877/v1")
+    assert f"through the proxy http://127.0.0.1:9, set by {name}" in str(caught.value)
+    assert "password" not in str(caught.value)
+    monkeypatch.setenv(name, "socks5://127.0.0.1:9")
+    with pytest.raises(UserError, match=f"{name}\\), which is no HTTP proxy"):
+        ask("http://judge.invalid:4877/v1")
+
+
+@pytest.mark.parametrize("status", [403, 404, 405, 501])
+def test_a_named_model_needs_no_list_of_models(stub: Any, say: Any, status: int) -> None:
+    """Guards: gateways without `/models`, whose judge could not be used though its name was given."""
+
+    class Gone(web.HTTPException):
+        status_code = status
+
+    async def gone() -> None:
+        raise Gone
+
+    stub.before_models = gone
+    stub.reply = say(GOOD)
+    assert ask(stub.url, model="anything") == GOOD
+    assert stub.bodies[0]["model"] == "anything"
+    with pytest.raises(UserError, match=str(status)):
+        ask(stub.url)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields"),
+    [
+        ({}, {"max_tokens": 1400, "temperature": 0.0, "seed": 0}),
+        ({"omit": ("max_tokens",)}, {"temperature": 0.0, "seed": 0}),
+        ({"omit": ("seed", "temperature")}, {"max_tokens": 1400}),
+        (
+            {"max_tokens_name": "max_completion_tokens", "omit": ("temperature",)},
+            {"max_completion_tokens": 1400, "seed": 0},
+        ),
+        ({"omit": ("seed", "temperature", "max_tokens")}, {}),
+    ],
+)
+def test_fields_are_left_out_or_renamed(stub: Any, say: Any, settings: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Guards: models that refuse max_tokens, temperature or seed, of which every question was refused."""
+    stub.reply = say("hm", GOOD)
+    assert ask(stub.url, **settings) == GOOD
+    assert {name: value for name, value in stub.bodies[0].items() if name not in ("model", "messages")} == fields
+    assert stub.bodies[1].keys() == stub.bodies[0].keys()
+
+
+def test_a_judge_that_refuses_every_question_is_not_asked_on(stub: Any) -> None:
+    """Guards: thousands of requests that are all refused for one field, without a word of how to leave it out."""
+
+    async def refuse(_: Any) -> web.Response:
+        message = "Unsupported parameter: 'max_tokens' is not supported with this model."
+        return web.json_response({"error": {"message": message, "param": "max_tokens"}}, status=400)
+
+    stub.reply = refuse
+
+    async def use(judge: Judge) -> list[Any]:
+        return list(await asyncio.gather(*(judge.ask(f"q{i}", []) for i in range(300))))
+
+    outcomes = with_judge(Judge(JudgeConfig(stub.url, concurrency=4)), use)
+    assert all(isinstance(outcome, Unavailable) and outcome.refused for outcome in outcomes)
+    assert len(stub.bodies) < MOST_REFUSED + 4
+    assert "--judge-omit" in outcomes[-1].reason and "max_tokens" in outcomes[-1].reason
+
+
+def test_a_few_refusals_among_replies_are_a_few(stub: Any, say: Any) -> None:
+    """Guards: the end of a judge that refuses single questions, such as those with a filtered image."""
+    asked: list[int] = []
+
+    async def some(request_body: Any) -> web.StreamResponse:
+        asked.append(1)
+        return await (say(GOOD)(request_body) if len(asked) % 10 == 5 else web_refusal())
+
+    async def web_refusal() -> web.Response:
+        return web.json_response({"error": {"message": "filtered"}}, status=400)
+
+    stub.reply = some
+
+    async def use(judge: Judge) -> list[Any]:
+        return [await judge.ask(f"q{i}", []) for i in range(100)]
+
+    outcomes = with_judge(Judge(JudgeConfig(stub.url)), use)
+    assert len(stub.bodies) == 100 and outcomes.count(GOOD) == 10
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+def test_a_key_that_the_server_echoes_reaches_no_file(
+    stub: Any, say: Any, monkeypatch: Any, caplog: Any, tmp_path: Path, escaped: bool
+) -> None:
+    """Guards: a proxy that puts the request's header into the reply, which is kept word for word."""
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    caplog.set_level(logging.DEBUG)
+    text = json.dumps({"choices": [{"message": {"content": f'{GOOD[:-2]} for Bearer {KEY}"}}'}}]})
+    if escaped:
+        text = text.replace("sk-very", "\\u0073k-very").replace("/abc", "\\/abc")
+
+    async def echo(_: Any) -> web.Response:
+        return web.Response(text=text, content_type="application/json")
+
+    stub.reply = echo
+    with ReplyCache(tmp_path / "answers.jsonl") as cache:
+        reply = with_judge(Judge(JudgeConfig(stub.url), cache), lambda j: j.ask("q", [], lambda text: "score" in text))
+    assert stub.keys == [f"Bearer {KEY}"] and "[key]" in reply
+    assert "sk-very" not in reply + caplog.text + (tmp_path / "answers.jsonl").read_text()
+
+
+@pytest.mark.parametrize("key", ["sk-a\nsk-b", "sk-ключ", "sk-\x07"])
+def test_a_key_that_no_header_can_hold_is_said_and_not_shown(stub: Any, monkeypatch: Any, key: str) -> None:
+    """Guards: an exception of the HTTP client that quotes the key."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UserError, match="OPENAI_API_KEY") as caught:
+        Judge(JudgeConfig(stub.url))
+    assert "sk-" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        ({"message": {"content": None}, "finish_reason": "length"}, "cut off at max_tokens (1400) while thinking"),
+        (
+            {"message": {"content": "", "reasoning_content": "The sky"}, "finish_reason": "length"},
+            "cut off at max_tokens (1400) while thinking",
+        ),
+        (
+            {"message": {"content": '<think>Perhaps {"score": [3, 3]}. Wait'}, "finish_reason": "length"},
+            "cut off at max_tokens (1400) while thinking",
+        ),
+        ({"message": {"content": '{"reasoning": "The'}, "finish_reason": "length"}, "cut off at max_tokens (1400)"),
+        (  # a server that opens the thought in the question, so that nothing marks it
+            {"message": {"content": f"{'The sky is purple. ' * 30}So {GOOD} fits, then"}, "finish_reason": "length"},
+            "cut off at max_tokens (1400) while thinking",
+        ),
+        ({"message": {"content": None, "refusal": "I can't help."}, "finish_reason": "stop"}, "refused: I can't help."),
+        ({"message": {"content": GOOD, "refusal": "I can't help."}}, "refused: I can't help."),
+        (
+            {"message": {"content": GOOD}, "finish_reason": "content_filter"},
+            "stopped by the server's filter (content_filter)",
+        ),
+        ({"message": {"content": [{"type": "refusal", "refusal": "No."}]}}, "refused: No."),
+        ({"message": {"content": "hm"}, "finish_reason": "stop"}, ""),
+    ],
+)
+def test_the_servers_own_reason_is_kept(stub: Any, image: Any, choice: dict[str, Any], reason: str) -> None:
+    """Guards: a draft that was taken for the verdict, a score out of a refusal, "unparsable" without a reason."""
+
+    async def reply(_: Any) -> web.Response:
+        return web.json_response({"choices": [choice]})
+
+    stub.reply = reply
+    judge = Judge(JudgeConfig(stub.url, reasks=1), cache := ReplyCache())
+    outcome = with_judge(judge, lambda j: VieScore(j, load_prompts()).score("do", image(0), image(1)))
+    assert isinstance(outcome, Unparsable) and outcome.reason == reason
+    assert len(stub.bodies) == 4 and len(cache) == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD,
+        f"{GOOD}\nI gave 8 because the sky is pur",
+        f"{'The sky is purple. ' * 30}\n```json\n{GOOD}\n```",
+        '{"score": [8, 7], "reasoning": "The sky is pur',
+    ],
+)
+def test_a_verdict_before_the_limit_is_one(stub: Any, image: Any, content: str) -> None:
+    """Guards replies that are paid for again because their explanation met the limit of tokens."""
+
+    async def reply(_: Any) -> web.Response:
+        return web.json_response({"choices": [{"message": {"content": content}, "finish_reason": "length"}]})
+
+    stub.reply = reply
+    judge = Judge(JudgeConfig(stub.url))
+    outcome = with_judge(judge, lambda j: VieScore(j, load_prompts()).score("do", image(0), image(1)))
+    assert isinstance(outcome, Score) and outcome.value == 7
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "text", "text": GOOD}],
+        [{"type": "text", "text": GOOD[:10]}, {"type": "text", "text": GOOD[10:]}],
+        [{"type": "thinking", "thinking": '{"score": [1, 1]}'}, {"type": "output_text", "text": GOOD}],
+        [GOOD],
+    ],
+)
+def test_parts_of_text_are_joined(stub: Any, image: Any, content: Any) -> None:
+    """Guards: 20 requests for 4 questions, all refused, for a list where a text was expected."""
+
+    async def reply(_: Any) -> web.Response:
+        return web.json_response({"choices": [{"message": {"content": content}}]})
+
+    stub.reply = reply
+    judge = Judge(JudgeConfig(stub.url))
+    outcome = with_judge(judge, lambda j: VieScore(j, load_prompts()).score("do", image(0), image(1)))
+    assert isinstance(outcome, Score) and outcome.value == 7
+    assert len(stub.bodies) == 2
+
+
+def test_half_a_character_in_a_reply_poisons_no_cache(stub: Any, image: Any, tmp_path: Path) -> None:
+    """Guards: an accepted reply with a lone surrogate, by which the scores file of a whole run could not be written."""
+
+    async def reply(_: Any) -> web.Response:
+        text = '{"choices": [{"message": {"content": "{\\"score\\": [8, 7], \\"reasoning\\": \\"a hat \\ud83c\\"}"}}]}'
+        return web.Response(text=text, content_type="application/json")
+
+    stub.reply = reply
+    for _ in range(2):
+        with ReplyCache(tmp_path / "answers.jsonl") as cache:
+            judge = Judge(JudgeConfig(stub.url), cache)
+            outcome = with_judge(judge, lambda j: VieScore(j, load_prompts()).score("do", image(0), image(1)))
+            said = with_judge(Judge(JudgeConfig(stub.url), cache), lambda j: j.ask("q", []))
+        assert isinstance(outcome, Score) and outcome.value == 7
+        assert said.encode() and "\ufffd" in said
+    assert len(stub.bodies) == 3
+
+
+def test_the_deadline_holds_for_a_flood(raw: RawJudge) -> None:
+    """Guards: a server that sends for ever within the bound on bytes."""
+
+    async def slow(writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD % (b"200 OK", 10**9))
+        for _ in range(600):
+            writer.write(b" " * 1000)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    raw.reply = slow
+    start = time.monotonic()
+    outcome = ask(raw.url, deadline=0.5)
+    assert isinstance(outcome, Unavailable) and time.monotonic() - start < 5
