@@ -40,7 +40,11 @@ class Number:
     def __str__(self) -> str:
         """Such as `at least 1`, `more than 0 and at most 1`."""
         ends = {"at least": self.least, "more than": self.above, "at most": self.most, "less than": self.below}
-        return " and ".join(f"{word} {value:g}" for word, value in ends.items() if value is not None)
+        return " and ".join(f"{word} {_shown(value)}" for word, value in ends.items() if value is not None)
+
+
+def _shown(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
 
 
 def setting(

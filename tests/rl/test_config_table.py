@@ -81,7 +81,7 @@ def test_nan_and_infinities_are_refused_everywhere(name: str, value: float) -> N
         ("objective.clip", -0.1, "at least 0"),
         ("rollout.temperature", 0.0, "more than 0"),
         ("judge.deadline", 0.0, "more than 0"),
-        ("judge.pause_seconds", 1e30, "at most 1e+06"),
+        ("judge.pause_seconds", 1e30, "at most 1000000"),
         ("optimizer.eps", 0.0, "more than 0"),
         ("watch.report_every", -1, "at least 0"),
         ("compute.timeout", -5.0, "more than 0"),
