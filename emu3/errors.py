@@ -10,13 +10,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 DISK_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(Exception):
@@ -37,6 +41,9 @@ def utf8_fault(text: str) -> str | None:
     return None
 
 
+PARENT = "EARL_PARENT"
+"""Variable with the process that a command ends with: set by a launcher for its ranks, by a pipeline for its stages."""
+_HOME = re.compile(r"^((?:--?[\w-]+=|[\w.]+=)?)~/")  # which a shell expands only at the begin of a word
 _OTHER_RANKS_WAIT = 5.0  # seconds; the launcher ends them sooner when rank 0 has failed as well
 
 
@@ -45,8 +52,10 @@ def run_main(main: Callable[[], None]) -> None:
 
     Of several ranks with the same trouble only the first says so, and all of them end with their launcher.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        _end_with_parent()
+    parent = os.environ.pop(PARENT, "")  # whoever set it meant this process, not what it starts
+    if parent.isdecimal() or "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(int(parent) if parent.isdecimal() else os.getppid())
+    sys.argv[1:] = [_HOME.sub(rf"\g<1>{Path.home()}/", text) for text in sys.argv[1:]]
     try:
         for argument in sys.argv[1:]:
             if fault := utf8_fault(argument):
@@ -55,22 +64,26 @@ def run_main(main: Callable[[], None]) -> None:
     except UserError as error:
         _end(str(error))
     except OSError as error:
-        if error.errno not in DISK_TROUBLE or error.filename is None:
+        if error.errno not in DISK_TROUBLE or (error.filename is None and error.errno not in DISK_FULL):
             raise
-        _end(f"{error.filename}: {error.strerror}")
+        _end(f"{error.filename or 'the disk of the output'}: {error.strerror}")
+    except Exception as error:
+        # safetensors says what the system said, in words; it is not imported for that.
+        if type(error).__name__ != "SafetensorError" or not any(f"os error {code}" in str(error) for code in DISK_FULL):
+            raise
+        _end(f"the disk of the output: {one_line(error)}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _end_with_parent() -> None:
-    """Have the kernel end this process when the one that started it is gone: a launcher that is killed outright cannot
-    end its ranks, which would go on writing into a run's folder beside those of the next start. Linux alone can."""
+def end_with_parent(parent: int) -> None:
+    """Have the kernel end this process when `parent`, which started it, is gone: one that is killed outright cannot end
+    its children, which would go on writing into a run's folder beside those of the next start. Linux alone can."""
     set_death_signal = 1  # PR_SET_PDEATHSIG in linux/prctl.h
-    parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:  # it was gone before the kernel knew
+        if os.getppid() != parent and not Path(f"/proc/{parent}").exists():  # it was gone before the kernel knew
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,12 +39,42 @@ def place_from(folder: Path | str, name: str) -> str:
     return os.path.normpath(Path(folder).absolute() / name) if name.startswith((".", os.sep)) else name
 
 
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
+
+
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until the path is on the disk; folders of filesystems that cannot sync them are passed over."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC or not path.is_dir():
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all in it, or a link, but not what the link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_speed(folder: Path, most: int, seconds: float = 10.0) -> float:
+    """Bytes per second that reach the disk under `folder`: of one file of random bytes, synced, of at most `most` bytes
+    or `seconds`. Raises OSError if it cannot be written."""
+    part = os.urandom(2**24)
+    written = 0
+    with tempfile.TemporaryFile(dir=folder) as file:
+        start = time.monotonic()
+        while written < most and time.monotonic() < start + seconds:
+            written += file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+        return written / (time.monotonic() - start)
 
 
 @contextmanager
@@ -74,12 +107,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             _sync(file)
         _sync(temporary)
-        if path.exists():
+        if os.path.lexists(path):
             # The two renames leave a moment without `path`, never one with half of it.
             previous = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.replace(previous)
             temporary.replace(path)
-            shutil.rmtree(previous)
+            remove(previous)
         else:
             temporary.replace(path)
         _sync(path.parent)

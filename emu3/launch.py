@@ -14,14 +14,18 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from emu3.errors import UserError, run_main
+from emu3.errors import PARENT, UserError, run_main
 
 MASTER_PORT = "29500"
 
@@ -38,14 +42,55 @@ def launch(ranks: int, module: str, arguments: list[str]) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ[PARENT] = str(os.getpid())
+    # Not torchrun's: its handlers would give the ranks 30 seconds to save what takes minutes.
+    forwarded = _forward_signals()
+    handled = ["--signals-to-handle", "SIGQUIT"]
     try:
-        run(parse_args([*where, "--nproc-per-node", str(ranks), "-m", module, *arguments]))
+        run(parse_args([*where, *handled, "--nproc-per-node", str(ranks), "-m", module, *arguments]))
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0 and not forwarded:
+            name = signal.Signals(-failure.exitcode).name
+            who = f"rank {rank}, process {failure.pid}"
+            print(f"error: {who}, was ended by {name}{_hint(name)}", file=sys.stderr)
+        if forwarded:
+            return 128 + forwarded[0]
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
         return 128 + error.sigval.value
     return 0
+
+
+def _forward_signals() -> list[int]:
+    """Hand signals on to the ranks, which may save before they end; returns a list of those that came."""
+    came: list[int] = []
+
+    def forward(number: int, _: Any) -> None:
+        came.append(number)
+        for process in _children():
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, forward)
+    return came
+
+
+def _children() -> list[int]:
+    """The processes that this one has started and that are there."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent = file.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == os.getpid() and state != "Z":
+                found.append(int(file.parent.name))
+    return found
+
+
+def _hint(name: str) -> str:
+    return ": often for want of main memory (dmesg names the process)" if name == "SIGKILL" else ""
 
 
 def machines(environment: Mapping[str, str]) -> list[str]:

@@ -9,7 +9,6 @@ and the order of the prompts one of (seed, position).
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -17,17 +16,23 @@ from typing import cast
 from safetensors.torch import save_file
 
 from emu3.checkpoint_facts import CheckpointFacts
-from emu3.errors import UserError
-from emu3.files import read_json, sha256_of, write_json
+from emu3.files import read_json, remove, write_json
 from emu3.mllm.language_model import save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.run_folder import VERSION, check_version
 from emu3.training import ranks
+from emu3.training.checkpoints import fault_of, numbered, rotate, write_note
 from emu3.training.lora import ADAPTER
 from emu3.training.state import collected
 from rl.config import Config
+from rl.config_file import refuse_another_run
 from rl.training.policy import Trainer
 
 MANIFEST = "manifest.json"
+FINISHED = "finished.json"
+FORMAT = 2
+"""Of a checkpoint and of the note that a run is finished; 1 had no version."""
+STEM = "step_"
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,10 @@ def save(
         trainer.save_optimizer(temporary)
         if temporary is None:
             return
-        write_json(temporary / "state.json", {"step": step, "prompt_position": prompt_position})
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        write_json(temporary / MANIFEST, {path.relative_to(temporary).as_posix(): sha256_of(path) for path in files})
-    for folder in _folders(run)[: -config.keep_checkpoints]:
-        shutil.rmtree(folder)
+        write_json(temporary / "state.json", {VERSION: FORMAT, "step": step, "prompt_position": prompt_position})
+        write_note(temporary, MANIFEST)
+    written = _folder(run, step)
+    rotate(written.parent, STEM, MANIFEST, keep=config.keep_checkpoints, written=written)
 
 
 def save_model(
@@ -87,40 +91,45 @@ def save_model(
 
 def newest(run: Path) -> RunCheckpoint | None:
     """The newest whole checkpoint of a run, None if it has none. Broken ones are named and passed over."""
-    for folder in reversed(_folders(run)):
-        fault = _fault(folder)
+    for _, folder in reversed(numbered(run / "checkpoints", STEM)):
+        fault = fault_of(folder, MANIFEST)
         if fault is None:
-            return RunCheckpoint(folder, **read_json(folder / "state.json"))
+            state = read_json(folder / "state.json")
+            check_version(folder / "state.json", state, FORMAT)
+            return RunCheckpoint(folder, state["step"], state["prompt_position"])
         print(f"checkpoint {folder} is broken ({fault}); trying the one before", flush=True)
     return None
 
 
+def folder_of(config: Config) -> Path:
+    """The run's folder."""
+    return Path(config.output_dir) / config.run_name
+
+
+def note_finished(run: Path, steps: int) -> None:
+    """Note that `final` is the model after `steps` steps."""
+    write_json(run / FINISHED, {VERSION: FORMAT, "steps": steps})
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the run has done all its steps and left its model. Raises UserError if the folder holds another run."""
+    run = folder_of(config)
+    if not (run / FINISHED).is_file() or not (run / "final").is_dir():
+        return False
+    note = read_json(run / FINISHED)
+    check_version(run / FINISHED, note, FORMAT)
+    refuse_another_run(config, run / "config.json")
+    return int(note["steps"]) >= config.steps
+
+
 def remove_leftovers(run: Path) -> None:
-    """Remove what writes that were killed have left in the run's folder: each is as large as a checkpoint."""
+    """Remove what writes that were killed have left in the run's folder, which this process owns: each is as large as a
+    checkpoint."""
     for place in (run, run / "checkpoints"):
         for pattern in (".*.tmp", ".*.old"):
-            for rest in place.glob(pattern):
-                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-
-
-def _fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, None if every file is as its manifest says."""
-    try:
-        manifest = read_json(folder / MANIFEST)
-    except UserError as error:
-        return str(error)
-    for name, digest in manifest.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if sha256_of(folder / name) != digest:
-            return f"{name} is not what was written"
-    return None
+            for leftover in place.glob(pattern):
+                remove(leftover)
 
 
 def _folder(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step_{step:06d}"
-
-
-def _folders(run: Path) -> list[Path]:
-    """Oldest first; temporary folders of interrupted writes begin with a dot and do not count."""
-    return sorted((run / "checkpoints").glob("step_*"))
+    return run / "checkpoints" / f"{STEM}{step:06d}"

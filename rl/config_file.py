@@ -12,8 +12,9 @@ import difflib
 import json
 import os
 import re
+import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -22,9 +23,15 @@ import _jsonnet
 
 from emu3.checkpoint_facts import read_facts
 from emu3.errors import UserError
-from emu3.files import read_json, write_json
-from rl.config import Config, check_ranges
+from emu3.run_folder import SettingsFile, flat
+from rl.config import Config, check_config, with_home
 
+FORMAT = 2
+"""Of a run's config.json; 1 had no version."""
+BEFORE_FORMAT_2 = {"objective.kl_gradient": "reference", "objective.min_known": 2, "objective.min_std": 0.0}
+"""What runs computed before there were these keys, whose defaults are other ones."""
+RENAMED = {"watch.pictures_every": "watch.images_every"}
+"""Keys under their names of before, which are still read."""
 DECISIVE = ("model", "vision", "tokenizer", "seed", "data", "rollout", "objective", "optimizer", "lora", "reward")
 STAND_INS = {
     "APP__DATA_DIR": "DATA_DIR",
@@ -68,24 +75,66 @@ def stand_in() -> None:
 
 def build_config(tree: dict[str, Any]) -> Config:
     """A `Config` from plain JSON values. Raises UserError for an unknown or missing key, a wrong type or range."""
-    config: Config = _build(Config, tree, "")
-    check_ranges(config)
+    _rename(tree)
+    config: Config = with_home(_build(Config, tree, ""))
+    check_config(config)
     return config
 
 
-def record_config(config: Config, path: Path, *, resuming: bool) -> None:
-    """Write the resolved config as JSON. resuming: first refuse, by UserError, to change what decides the result."""
-    resolved = dataclasses.asdict(config)
-    if resuming:
-        before = read_json(path)
-        for key in DECISIVE:
-            # Through JSON, which has lists for tuples.
-            if before.get(key) != json.loads(json.dumps(resolved[key])):
-                raise UserError(
-                    f"{path} belongs to a run with {key}={json.dumps(before.get(key))}, now it is "
-                    f"{json.dumps(resolved[key])}: choose another run_name, or the old value to continue that run"
-                )
-    write_json(path, resolved)
+def _rename(tree: dict[str, Any]) -> None:
+    """Give keys that are called by an older name their present one, with a line on standard error."""
+    for old, new in RENAMED.items():
+        *parents, before = old.split(".")
+        place: Any = tree
+        for key in parents:
+            place = place.get(key) if isinstance(place, dict) else None
+        if isinstance(place, dict) and before in place:
+            now = new.rpartition(".")[2]
+            if now in place:
+                raise UserError(f"config key {old} is the older name of {new}: give one of them")
+            place[now] = place.pop(before)
+            print(f"note: config key {old} is now called {new}", file=sys.stderr)
+
+
+def record_config(config: Config, path: Path, *, resuming: bool, inputs: Mapping[str, Any] | None = None) -> None:
+    """Write the resolved config and the digests of its `inputs` as JSON.
+
+    resuming: first refuse, by UserError, to change what decides the result, and say what changes about the judge. What
+    a run of an older version did not know had its default; what its inputs were is not known.
+    """
+    settings = {**dataclasses.asdict(config), "inputs": dict(inputs or {})}
+    if not resuming:
+        path.unlink(missing_ok=True)
+    _file(path).record(settings)
+
+
+def refuse_another_run(config: Config, path: Path) -> None:
+    """Raise UserError if the recorded config has other keys that decide the result; without a look at the inputs."""
+    dataclasses.replace(_file(path), decisive=DECISIVE, said=()).check(dataclasses.asdict(config))
+
+
+def _file(path: Path) -> SettingsFile:
+    said = (*(f"judge.{name}" for name in ("model", "prompts", "image_format", "temperature", "max_tokens")), "inputs")
+    return SettingsFile(
+        path,
+        version=FORMAT,
+        remedy="choose another run_name, or the old value to continue that run",
+        decisive=(*DECISIVE, "inputs.model", "inputs.vision", "inputs.tokenizer", "inputs.data"),
+        said=said,
+        later={**flat(_defaults(Config)), **BEFORE_FORMAT_2},
+        unknown=("inputs",),
+    )
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """Of the keys that have one, nested."""
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(cls):
+        if item.default_factory is not MISSING:
+            found[item.name] = _defaults(item.default_factory)  # type: ignore[arg-type]  # a dataclass
+        elif item.default is not MISSING:
+            found[item.name] = item.default
+    return found
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -120,6 +169,8 @@ def _build(cls: type, tree: dict[str, Any], where: str) -> Any:
 def _value(hint: Any, value: Any, name: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
+        if value in ("None", "none", "Null", "NULL", ""):
+            raise UserError(f"config key {name}: write {name}=null for none, got {value!r}")
         return None if value is None else _value(arguments[0], value, name)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         assert isinstance(hint, type)
@@ -132,5 +183,24 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         return float(value)
     if origin is None and type(value) is hint:
         return value
-    expected = " or ".join(map(repr, arguments)) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise UserError(f"config key {name}: expected {expected}, got {value!r}")
+    raise UserError(f"config key {name}: expected {_expected(hint)}, got {value!r}{_as_written(hint, value, name)}")
+
+
+def _expected(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    return getattr(hint, "__name__", str(hint))
+
+
+def _as_written(hint: Any, value: Any, name: str) -> str:
+    """How to write what was probably meant, as an override; empty where nobody knows."""
+    meant: Any = None
+    if hint is int and isinstance(value, float) and value.is_integer():
+        meant = int(value)
+    elif hint is bool and str(value).lower() in ("true", "false", "yes", "no", "on", "off", "1", "0"):
+        meant = str(value).lower() in ("true", "yes", "on", "1")
+    elif hint in (int, float) and isinstance(value, str):
+        meant = 1000 if hint is int else 0.001
+    elif get_origin(hint) is tuple:
+        meant = [value] if isinstance(value, str) else ["a", "b"]
+    return "" if meant is None else f"; write {name}={json.dumps(meant)}"

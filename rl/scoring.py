@@ -6,6 +6,7 @@ mean that the judge is gone: then the run waits and asks again instead of traini
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -30,6 +31,8 @@ from rl.rollout.engine import Prompt, Rollout
 
 VIESCORE_ALONE = RewardConfig()
 LONGEST_QUOTE = 120
+Wait = Callable[[Callable[[], bool], float], None]
+"""Waits while the first is true, at most so many seconds."""
 
 
 @dataclass
@@ -99,14 +102,18 @@ def collect(
     judge: JudgeConfig,
     accelerator: Accelerator,
     on_pause: Callable[[], None],
+    wait: Wait | None = None,
 ) -> list[Outcome]:
     """Wait for the scores of a step. Every rank takes part, and all pause together.
 
-    on_pause: called once before the first pause or the error. Raises UserError when more than `max_failed_share` of
+    on_pause: called once before the first pause or the error. wait: how to wait for something, for some seconds at
+    most; by all ranks at the same places. Raises UserError when more than `max_failed_share` of
     the step still has no score after `pauses` pauses, and at once when the judge replied to more than that by a refusal
     or without a score: waiting does not mend these.
     """
+    wait = wait or _wait
     for pause in range(judge.pauses + 1):
+        wait(lambda: not all(episode.score.done() for episode in episodes), math.inf)
         outcomes = [episode.score.result() for episode in episodes]
         lost = [outcome for outcome in outcomes if not isinstance(outcome, Score)]
         final = [outcome for outcome in lost if not _may_pass(outcome)]
@@ -130,7 +137,7 @@ def collect(
             f"paused: {complaint}; asking again in {judge.pause_seconds:g} s ({pause + 1} of {judge.pauses})",
             flush=True,
         )
-        time.sleep(judge.pause_seconds)
+        wait(lambda: True, judge.pause_seconds)
         for episode, outcome in zip(episodes, outcomes, strict=True):
             if not isinstance(outcome, Score) and not (isinstance(outcome, Unavailable) and outcome.refused):
                 episode.score = _submit(scorer, episode.prompt, episode.source, episode.edited, episode.target)
@@ -150,3 +157,9 @@ def _reason(lost: Sequence[Outcome]) -> str:
             said = repr(" ".join(reply.split())[:LONGEST_QUOTE])
             return f" (its replies hold no scores, such as {said}{f': {reason}' if reason else ''})"
     return ""
+
+
+def _wait(waiting: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while waiting() and time.monotonic() < end:
+        time.sleep(0.02)

@@ -16,19 +16,23 @@ Axes on names: P prompts of this rank, G rollouts of a group, N scored tokens of
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from emu3.checkpoint_facts import trained_facts
+from emu3.checkpoint_facts import CheckpointFacts, trained_facts
 from emu3.errors import UserError, one_line, run_main
 from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.language_model import read_config
@@ -39,7 +43,9 @@ from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.shards import check_alike
 from emu3.training import ranks as all_ranks
+from emu3.training.checkpoints import checkpoint_bytes, save_time
 from emu3.training.state import WRITE_ERRORS
+from emu3.training.stopping import Stopping, end_run, stopping
 from rl import checkpoint
 from rl.config import Config, ObjectiveConfig
 from rl.config_file import load_config, record_config
@@ -49,16 +55,29 @@ from rl.prompts import Prompts
 from rl.reward.counters import judge_metrics
 from rl.reward.scorer import Scorer
 from rl.reward.scores import Outcome, Score
+from rl.reward.viescore import prompts_from
 from rl.rollout.engine import Prompt, Rollout, make_engine
 from rl.scoring import Episode, collect, start_scorer, submit_group
 from rl.training.policy import Reference, Trainer, make_trainer, precision
 from rl.watch.estimate import announce
 from rl.watch.watch import JudgedRollout, Timer, Watch, reward_metrics
 
+POLL_SECONDS = 0.02
+
 
 def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: Scorer) -> None:
-    """Run or continue a run; leaves checkpoints, `metrics.jsonl` and the model `final` in its folder."""
-    run = Path(config.output_dir) / config.run_name
+    """Run or continue a run; leaves checkpoints, `metrics.jsonl` and the model `final` in its folder.
+
+    Ends by SystemExit, with its state saved, when it is asked to by a signal (`emu3.training.stopping`).
+    """
+    run = checkpoint.folder_of(config)
+    with all_ranks.owned_by_first(run), stopping() as stop:
+        _train(config, run, accelerator, codec, scorer, stop)
+
+
+def _train(
+    config: Config, run: Path, accelerator: Accelerator, codec: ImageCodec, scorer: Scorer, stop: Stopping
+) -> None:
     rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     prompts_per_step, group_size = config.rollout.prompts_per_step, config.rollout.group_size
     if prompts_per_step < ranks:
@@ -90,16 +109,39 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
     announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
     start, position = (resumed.step, resumed.prompt_position) if resumed else (0, 0)
     all_ranks.on_first(partial(checkpoint.remove_leftovers, run))
-    all_ranks.on_first(partial(record_config, config, run / "config.json", resuming=resumed is not None))
+    inputs = all_ranks.on_first(partial(_inputs, config, facts, scorer))
+    all_ranks.on_first(partial(record_config, config, run / "config.json", inputs=inputs, resuming=resumed is not None))
     watch = Watch(run, config, start) if accelerator.is_main_process else None
     trainer, reference = make_trainer(config, accelerator, resumed.folder if resumed else None)
     engine = make_engine(config, trainer, tokenizer, device)
     all_ranks.set_device_timeout(timedelta(seconds=config.compute.timeout))
     accelerator.print(f"{run}: step {start} of {config.steps}; {prompts.dropped} rows too long, left out", flush=True)
+    size = checkpoint_bytes(trainer.model, sharded=config.compute.zero > 0)
+    if (line := all_ranks.on_first(partial(save_time, run, size))) is not None:
+        accelerator.print(line, flush=True)
+    saved = start
+
+    def end_if_asked(step: int) -> None:
+        """Where `step` steps are done, and nothing of the next one that would change the state."""
+        if number := stop.agreed():
+            if saved != step:
+                save(step)
+            if watch is not None:
+                watch.close()
+            end_run(run, number, f"the state after {saved} steps is saved")
+
+    def wait(step: int, waiting: Callable[[], bool], seconds: float) -> None:
+        """While `waiting` is true, `seconds` at most, but not once the run is asked to end."""
+        end = time.monotonic() + seconds
+        while waiting() and not stop.number and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+        end_if_asked(step)
 
     def save(steps_done: int) -> None:
+        nonlocal saved
         try:
             checkpoint.save(run, steps_done, position, trainer, tokenizer, config, facts)
+            saved = steps_done
         except WRITE_ERRORS as error:
             accelerator.print(
                 f"no checkpoint of step {steps_done}: {one_line(error)}; the run goes on without", flush=True
@@ -108,6 +150,7 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
 
     recomputed = 0  # tokens that engines computed again for want of cache, over all ranks, since this start
     for step in range(start, config.steps):
+        end_if_asked(step)
         timer = Timer()
 
         # Sample this rank's share; the judge works on a group while the next ones are sampled. A further round, if the
@@ -127,10 +170,15 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
                 try:
                     for prompt, rollouts_G in zip(prompts_P, engine.sample(prompts_P, seeds_P_G), strict=True):
                         sampled += submit_group(scorer, codec, prompt, rollouts_G)
+                        if stop.number:  # the ranks agree on it below
+                            break
                 except FloatingPointError as error:
                     raise UserError(f"step {step}: {error}; start a new run with a lower optimizer.lr") from error
+            end_if_asked(step)
             with timer.phase("judge"):
-                outcomes = collect(sampled, scorer, config.judge, accelerator, on_pause=partial(save, step))
+                outcomes = collect(
+                    sampled, scorer, config.judge, accelerator, on_pause=partial(save, step), wait=partial(wait, step)
+                )
             filler = filler or (sampled[0].prompt, sampled[0].rollout)  # the first round has prompts for every rank
             judged += zip(sampled, outcomes, strict=True)
             # What has no score is unknown, not bad: it is masked.
@@ -146,6 +194,8 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
             taken, missing, constant = taken + missing, prompts_per_step - kept, constant + constant_here
             if not missing:
                 break
+
+        end_if_asked(step)
 
         # Scores to advantages, and one optimizer step (or `objective.updates`) on what is left.
         engine.sleep()
@@ -195,11 +245,26 @@ def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: S
     try:
         final = run / "final" if accelerator.is_main_process else None
         checkpoint.save_model(final, trainer, tokenizer, replace(facts, steps=config.steps))
+        all_ranks.on_first(partial(checkpoint.note_finished, run, config.steps))
     except WRITE_ERRORS as error:
         raise UserError(
             f"{run / 'final'} was not written: {one_line(error)}; then start the same command again"
         ) from error
     all_ranks.meet()
+
+
+def _inputs(config: Config, facts: CheckpointFacts, scorer: Scorer) -> dict[str, Any]:
+    """Digests of what a run is made from, and who judges it with which words."""
+    prompts = prompts_from(config.judge.prompts)
+    return {
+        "model": facts.trained_from and facts.trained_from.sha256,
+        "vision": facts.vision and facts.vision.sha256,
+        "data": [origin.sha256 for origin in facts.data],
+        "judge": {
+            "model": getattr(scorer, "judge_name", None),
+            "wording": hashlib.sha256(f"{prompts.edit}\0{prompts.quality}".encode()).hexdigest(),
+        },
+    }
 
 
 def _update(
@@ -321,6 +386,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-5")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
+    if checkpoint.is_finished(config):
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"{checkpoint.folder_of(config)}: all {config.steps} steps are done: nothing to do", flush=True)
+        return
     accelerator = start_ranks(config)
     with start_scorer(config.judge, accelerator.process_index, config.reward) as scorer:
         codec = ImageCodec(StillVQ.from_pretrained(config.vision), accelerator.device)

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from baselines import figure, report, table
-from emu3.errors import UserError, run_main
-from emu3.files import read_json, write_json
+from emu3.errors import run_main
+from emu3.files import write_json
 from emu3.mllm.vllm.llm_engine import check_installed
+from emu3.run_folder import SettingsFile, owned
 from shapes.scene import HEIGHT, WIDTH
 from shapes.stages import Command, Stages, module
 from shapes.write_data import DataSpec
@@ -69,7 +70,8 @@ PRESETS = {
 def run(preset: Preset, folder: Path, seed: int, engine: str = "local") -> dict[str, Any]:
     """Run or continue the pipeline in `folder`; returns the summary that it writes. engine: samples in RL."""
     data, tokens, vision = folder / "data", folder / "tokens", folder / "vision"
-    _same_settings(folder, preset, seed, engine)
+    settings = {"preset": asdict(preset), "seed": seed, "engine": engine}
+    SettingsFile(folder / "settings.json", version=2, remedy="choose another --output-dir").record(settings)
     stages = Stages(folder, CORES)
 
     sizes = {name: value for name, value in asdict(preset.data).items() if name != "seed"}
@@ -211,15 +213,6 @@ def _summarize(folder: Path, names: list[str], stages: Stages, seed: int) -> dic
     return summary
 
 
-def _same_settings(folder: Path, preset: Preset, seed: int, engine: str) -> None:
-    """A folder holds one run: refuse to continue it with other settings."""
-    settings = {"preset": asdict(preset), "seed": seed, "engine": engine}
-    file = folder / "settings.json"
-    if file.exists() and read_json(file) != settings:
-        raise UserError(f"{folder} holds a run with other settings; choose another --output-dir or remove it")
-    write_json(file, settings)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="full")
@@ -230,9 +223,13 @@ def main() -> None:
     if options.engine == "vllm":
         check_installed()  # not a quarter of an hour later
     folder: Path = options.output_dir.absolute()
-    # A stage's processes end with it, whether it is interrupted from the keyboard or by a scheduler.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    summary = run(PRESETS[options.preset], folder, options.seed, options.engine)
+    # A stage's processes end with it, whether it is interrupted from the keyboard, by a scheduler or by a lost
+    # terminal.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    with owned(folder):
+        summary = run(PRESETS[options.preset], folder, options.seed, options.engine)
     print((folder / "table.md").read_text())
     print(f"{summary['wall_seconds']:.0f} s in all; open {folder / 'report.html'}")
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emu3.errors import UserError
+from emu3.errors import UserError, end_with_parent
 from emu3.files import read_json, write_json
 
 Command = list[str | Path]
@@ -134,6 +134,7 @@ def module(name: str, /, *positional: str | Path, ranks: int = 1, **flags: Any) 
 def _start(command: Command, log: Path) -> subprocess.Popen[bytes]:
     # One thread each: the stages keep the cores busy by their number of processes.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    parent = os.getpid()
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, *map(str, command)],
@@ -141,6 +142,7 @@ def _start(command: Command, log: Path) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            preexec_fn=lambda: end_with_parent(parent),  # before it is anything: imports take seconds
         )
 
 

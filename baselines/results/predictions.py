@@ -21,7 +21,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,16 +38,18 @@ from baselines.editors.editing import (
 )
 from baselines.results.records import (
     PREDICTIONS_FILE,
+    REMEDY,
     Prediction,
     outside_of_folder,
-    refuse_other_settings,
     write_records,
 )
 from emu3.errors import UserError
-from emu3.files import read_json, sha256_of, write_json
-from emu3.report.metrics_file import flat
+from emu3.files import sha256_of, write_json
+from emu3.run_folder import SettingsFile, owned
 
 SETTINGS_FILE = "settings.json"
+FORMAT = 2
+"""Of the settings; 1 had no version."""
 
 GIVE_UP_AFTER = 8
 """So many samples in a row without an image end a run: the editor does not work."""
@@ -94,31 +96,34 @@ def write_predictions(
     _check_folder(output_dir, asked, finished=whole.exists())
     if whole.exists():
         return whole
-    done = finished_samples(output_dir)
-    mine = share.of(make_batches(samples, rows, settings.batch_size, editor.equal_sizes))
-    missing = [batch for batch in mine if not done.keys() >= set(batch.rows)]
-    if missing:
-        run = _Worker(samples, editor, output_dir, settings, asked, share)
-        run.predict(missing, len(rows), set(done))
+    with owned(output_dir, (share.index, share.count)):
         done = finished_samples(output_dir)
-    if done.keys() >= set(rows):
-        os.sync()  # once for all images; they were not synced one by one
-        write_records(whole, [done[row] for row in rows], asked)
-    else:
-        print(f"{settings.name}: share {share.index} of {share.count} is done, others are not")
+        mine = share.of(make_batches(samples, rows, settings.batch_size, editor.equal_sizes))
+        missing = [batch for batch in mine if not done.keys() >= set(batch.rows)]
+        if missing:
+            run = _Worker(samples, editor, output_dir, settings, asked, share)
+            run.predict(missing, len(rows), set(done))
+            done = finished_samples(output_dir)
+        if done.keys() >= set(rows):
+            os.sync()  # once for all images; they were not synced one by one
+            write_records(whole, [done[row] for row in rows], asked)
+        else:
+            print(f"{settings.name}: share {share.index} of {share.count} is done, others are not")
     return whole
 
 
 def _check_folder(output_dir: Path, asked: dict[str, Any], finished: bool) -> None:
-    file = output_dir / SETTINGS_FILE
-    if file.exists():
-        found = read_json(file)
-        if finished and isinstance(found, dict):
-            # Nothing is added to it: with newer libraries it is still the run that it was.
-            found["versions"] = asked["versions"]
-        refuse_other_settings(output_dir, flat(found, "."), flat(asked, "."))
+    file = _settings_file(output_dir)
+    if file.path.exists():
+        # Nothing is added to a run that is finished: with newer libraries it is still the run that it was.
+        decisive = [name for name in asked if name != "versions"] if finished else None
+        replace(file, decisive=decisive).check(asked)
     elif output_dir.exists() and any(not path.name.startswith(".") for path in output_dir.iterdir()):
         raise UserError(f"{output_dir} is not empty and holds no run of this command: choose another folder")
+
+
+def _settings_file(output_dir: Path) -> SettingsFile:
+    return SettingsFile(output_dir / SETTINGS_FILE, version=FORMAT, remedy=REMEDY)
 
 
 class _Worker:
@@ -216,7 +221,7 @@ class _Worker:
         settings = self._settings
         # Not before: a run that fails at once leaves no folder that refuses the corrected one.
         if not (self._output_dir / SETTINGS_FILE).exists():
-            write_json(self._output_dir / SETTINGS_FILE, self._asked)
+            _settings_file(self._output_dir).record(self._asked)
         folder = self._output_dir / f"batches/{batch.start:06d}"
         folder.mkdir(parents=True, exist_ok=True)
         paths = {kind: f"batches/{folder.name}/{row:06d}-{kind}.png" for kind in images}
@@ -249,7 +254,7 @@ class _Worker:
         if not self._failures:
             file.unlink(missing_ok=True)
             return
-        if self._output_dir.exists():
+        if (self._output_dir / SETTINGS_FILE).exists():
             write_json(file, self._failures)
         id, reason = next(iter(self._failures.items()))
         others = f"; {len(self._failures) - 1} more without one" if len(self._failures) > 1 else ""

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from emu3.errors import UserError
 from emu3.files import reading_parquet, sha256_of, whole_file
+from emu3.run_folder import refuse_differences
 
 PREDICTIONS_FILE = "predictions.parquet"
 SCORES_FILE = "scores.parquet"
@@ -202,14 +203,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: the settings in it are not JSON") from None
 
 
-def refuse_other_settings(where: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise `UserError` naming the first setting in which a run that is already there differs from this one."""
-    for key in sorted(found.keys() | expected.keys()):
-        if found.get(key) != expected.get(key):
-            raise UserError(
-                f"{where} already holds a run with {key}={found.get(key)!r}, this one has {key}={expected.get(key)!r}: "
-                "choose another folder or delete that one"
-            )
+REMEDY = "choose another folder or delete that one"
 
 
 class ScoreFile:
@@ -224,14 +218,14 @@ class ScoreFile:
         self.by_metric: dict[str, list[ScoredSample]] = {}
         if path.exists():
             self.settings = read_settings(path)
-            refuse_other_settings(path, {key: self.settings.get(key) for key in settings}, settings)
+            refuse_differences(path, {key: self.settings.get(key) for key in settings}, settings, REMEDY)
             for score in read_records(path, ScoredSample):
                 self.by_metric.setdefault(score.metric, []).append(score)
 
     def check(self, made: dict[str, Any]) -> None:
         """Raise `UserError` if the file holds scores that were made in another way than `made` says."""
         if self.settings.keys() & made.keys():
-            refuse_other_settings(self.path, {key: self.settings.get(key) for key in made}, made)
+            refuse_differences(self.path, {key: self.settings.get(key) for key in made}, made, REMEDY)
 
     def put(self, name: str, rows: list[ScoredSample], made: dict[str, Any]) -> None:
         """Write the rows of a metric; its place in the file does not depend on what was scored first."""

@@ -4,7 +4,7 @@ The file has one JSON object per line, each of a step, appended as the run goes.
 
 The file continues over a resume: the run first cuts it back to the steps that it keeps, so it reads like the file of a
 run that was never interrupted (but for its seconds). Here is as well what a run does when this file, or another
-that only shows it, cannot be written (`Spared`), and the flat form of nested values for pages and trackers (`flat`).
+that only shows it, cannot be written (`Spared`).
 
 wandb and trackio, for those who watch many runs at once, both have the interface that wandb began; they differ in what
 names a run: wandb has ids, trackio takes the name. A run that is started again continues its curves there. Neither
@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
+import secrets
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from emu3.errors import UserError, one_line
-from emu3.files import whole_file
+from emu3.files import read_json, whole_file, write_json
+from emu3.run_folder import VERSION, check_version, flat
 
 NAME = "metrics.jsonl"
+TRACKER, TRACKER_FORMAT = "tracker.json", 2
 
 
 class MetricsFile:
@@ -37,8 +41,14 @@ class MetricsFile:
         self._path = run / NAME
         self._waiting = b""
         self.lines = list(lines)
+        self._begun = False
+        with suppress(OSError):  # the first line that is appended tries again, and says what is wrong
+            self._begin()
+
+    def _begin(self) -> None:
         with whole_file(self._path) as temporary:
             temporary.write_text("".join(map(_dumped, self.lines)), encoding="utf-8")
+        self._begun, self._waiting = True, b""
 
     def append(self, line: dict[str, Any]) -> None:
         """Write a line, after those that could not be written before.
@@ -48,6 +58,9 @@ class MetricsFile:
         """
         text = _dumped(line).encode()
         self.lines.append(line)
+        if not self._begun:
+            self._begin()
+            return
         self._waiting += text
         end = None
         try:
@@ -94,53 +107,50 @@ class Spared:
         self._said: set[str] = set()
 
     @contextmanager
-    def output(self, name: str) -> Iterator[None]:
-        """Around the writing of `name`. Only OSError (a full disk) and UserError (an unreadable file) are caught."""
+    def output(self, name: str, *more: type[Exception]) -> Iterator[None]:
+        """Around the writing of `name`. Only OSError (a full disk) and UserError (an unreadable file) are caught, and
+        `more`."""
         try:
             yield
-        except (OSError, UserError) as error:
+        except Exception as error:
+            if not isinstance(error, (OSError, UserError, *more)):
+                raise
             if name not in self._said:
                 self._said.add(name)
                 with suppress(OSError):  # standard error may go to the same full disk
-                    print(f"warning: no {name}: {one_line(error)}; the run goes on", file=sys.stderr, flush=True)
+                    print(f"warning: no {name}: {_said(error)}; the run goes on", file=sys.stderr, flush=True)
 
 
-def flat(tree: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
-    """Values by their path, such as `parts/sc`; what is None is left out."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, separator, f"{prefix}{name}{separator}")
-        elif value is not None:
-            found[prefix + name] = value
-    return found
-
-
-def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat settings with the user and password of every address taken out."""
+def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their path for a page or a tracker: those that are set, without user and password in addresses."""
     return {
         name: re.sub(r"//[^/\s]*@", "//", value) if isinstance(value, str) else value
-        for name, value in settings.items()
+        for name, value in flat(settings).items()
+        if value not in (None, {})
     }
 
 
 class Tracker:
     """A run in `wandb` or `trackio`, whichever is the module's `name`; it has to be installed.
 
-    settings: of the run, nested; shown there without the secrets in their addresses. Raises UserError if the tracker
-    cannot begin (no login, no network); the message names `option`, which chose it.
+    run: the run's folder, whose own the tracker's run is: two folders of one name are two runs there. settings: of the
+    run, nested; shown there without the secrets in their addresses. Raises UserError if the tracker cannot begin (no
+    login, no network); the message names `option`, which chose it. Later troubles of a tracker cost its curves alone.
     """
 
-    def __init__(self, name: str, project: str, run_name: str, settings: Mapping[str, Any], option: str) -> None:
+    def __init__(
+        self, name: str, project: str, run: Path, run_name: str, settings: Mapping[str, Any], option: str
+    ) -> None:
         self._module = importlib.import_module(name)
-        identity = {"id": run_name} if name == "wandb" else {}
+        self._spared = Spared()
+        identity = tracker_id(run, run_name)
         try:
             self._module.init(
                 project=project,
-                name=run_name,
+                name=run_name if name == "wandb" else identity,  # trackio knows a run by its name
                 resume="allow",
-                config=without_secrets(flat(settings, ".")),
-                **identity,
+                config=shown_settings(settings),
+                **({"id": identity} if name == "wandb" else {}),
             )
         except Exception as error:  # their errors have no common class
             raise UserError(
@@ -150,14 +160,35 @@ class Tracker:
 
     def log(self, metrics: Mapping[str, Any], image: Path | None) -> None:
         """A step's line, with the grid of images that was drawn for it."""
-        values: dict[str, Any] = {name: value for name, value in flat(metrics, "/").items() if name != "step"}
-        if image is not None:
-            values["pictures"] = self._module.Image(str(image))
-        self._module.log(values, step=metrics["step"])
+        values = {name: value for name, value in flat(metrics, "/").items() if name != "step" and value is not None}
+        with self._spared.output("line in the tracker", Exception):
+            if image is not None:
+                values["pictures"] = self._module.Image(str(image))
+            self._module.log(values, step=metrics["step"])
 
     def close(self) -> None:
-        self._module.finish()
+        with self._spared.output("end of the tracker's run", Exception):
+            self._module.finish()
+
+
+def tracker_id(run: Path, run_name: str) -> str:
+    """What a tracker calls the run in this folder: the name and a random part, kept in the folder. A run that was begun
+    before there was such a file goes on under its name."""
+    file = run / TRACKER
+    if file.is_file():
+        found = read_json(file)
+        check_version(file, found, TRACKER_FORMAT)
+        return str(found["id"])
+    begun = bool(lines_before(run, math.inf))
+    identity = run_name if begun else f"{re.sub(r'[^A-Za-z0-9_.-]', '-', run_name)}-{secrets.token_hex(4)}"
+    write_json(file, {VERSION: TRACKER_FORMAT, "id": identity})
+    return identity
 
 
 def _dumped(line: Mapping[str, Any]) -> str:
     return json.dumps(line, allow_nan=False) + "\n"
+
+
+def _said(error: Exception) -> str:
+    name = "" if isinstance(error, (OSError, UserError)) else f"{type(error).__name__}: "
+    return f"{name}{one_line(error)}"

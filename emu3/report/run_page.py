@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from emu3.files import whole_file
 from emu3.report.charts import Curve, line_chart, lines_chart, running_mean
-from emu3.report.metrics_file import flat, without_secrets
+from emu3.report.metrics_file import shown_settings
 
 REPORT = "report.html"
 TEMPLATE = "run_page.html.jinja"
@@ -81,7 +81,7 @@ def write_page(path: Path, head: Head, sections: Sequence[Section], template: Pa
         .get_template(template.name if template else TEMPLATE)
         .render(
             head=head,
-            settings=without_secrets(flat(head.settings, ".")),
+            settings=shown_settings(head.settings),
             sections=[section for section in sections if section.panels or section.unmoved],
             refresh=REFRESH,
             **more,

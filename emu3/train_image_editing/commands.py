@@ -9,6 +9,7 @@ WORLD_SIZE). The worker that finds every shard there writes the manifest.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,16 @@ from tqdm import tqdm
 from transformers.hf_argparser import DataClassType, HfArgumentParser
 
 from emu3.errors import UserError
+from emu3.settings import Number, check_numbers, setting
 from emu3.tokenizer.images import MAX_AREA
 from emu3.train_image_editing.shards import ShardWriter
 
 
 class _Parser(HfArgumentParser):
+    def add_argument(self, *names: Any, number: Number | None = None, **options: Any) -> argparse.Action:
+        """number: a field's range, which `check_numbers` reads."""
+        return super().add_argument(*names, **options)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists all options)")
 
@@ -53,20 +59,15 @@ class WorkerArguments:
     """The flags of every command that writes shards; these names with dashes. Raises UserError for wrong values."""
 
     output_path: str = field(metadata={"help": "folder for shards and manifest"})
-    image_area: int = field(default=65536, metadata={"help": "pixels of a resized image"})
-    shard_rows: int = field(
-        default=4096, metadata={"help": "input rows of one shard, the most that a worker that is killed loses"}
+    image_area: int = setting("pixels of a resized image", 65536, least=1, most=MAX_AREA)
+    shard_rows: int = setting(
+        "input rows of one shard, the most that a worker that is killed loses", 4096, least=1, most=2**31
     )
-    rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0")), metadata={"help": "this worker"})
-    world_size: int = field(
-        default_factory=lambda: int(os.environ.get("WORLD_SIZE", "1")), metadata={"help": "number of workers"}
-    )
+    rank: int = setting("this worker", lambda: int(os.environ.get("RANK", "0")), least=0)
+    world_size: int = setting("number of workers", lambda: int(os.environ.get("WORLD_SIZE", "1")), least=1)
 
     def __post_init__(self) -> None:
-        if self.shard_rows < 1:
-            raise UserError("--shard-rows must be at least 1")
-        if not 1 <= self.image_area <= MAX_AREA:
-            raise UserError(f"--image-area {self.image_area} is not between 1 and {MAX_AREA}")
+        check_numbers(self, lambda name: f"--{name.replace('_', '-')}")
         if not 0 <= self.rank < self.world_size:
             raise UserError(f"--rank {self.rank} is not below --world-size {self.world_size}")
 

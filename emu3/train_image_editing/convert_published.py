@@ -35,6 +35,7 @@ from emu3.archives import unpack
 from emu3.errors import UserError, run_main, utf8_fault
 from emu3.files import read_json, sha256_of
 from emu3.mllm.layout import TokenLayout
+from emu3.run_folder import owned
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
@@ -246,7 +247,8 @@ def _text(value: Any, what: str) -> str:
 
 def main() -> None:
     [arguments] = parse_flags([ConvertArguments], __doc__)
-    convert(arguments)
+    with owned(Path(arguments.output_path), (arguments.rank, arguments.world_size)):
+        convert(arguments)
 
 
 if __name__ == "__main__":

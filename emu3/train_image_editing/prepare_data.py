@@ -14,12 +14,15 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from emu3.errors import UserError, run_main
+from emu3.run_folder import owned
+from emu3.settings import setting
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
@@ -60,13 +63,8 @@ class PrepareArguments(WorkerArguments):
     split: str | None = _option(None, "files whose path names it; default: train on the Hub, all of a folder")
     config_name: str | None = _option(None, "configuration of a dataset on the Hub")
     data_files: list[str] = field(default_factory=list, metadata={"help": "take the files of these patterns alone"})
-    random_seed: int | None = _option(None, "--limit takes rows at random by this seed; default: the first")
-    limit: int | None = _option(None, "use this many rows at most")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.limit is not None and self.limit < 1:
-            raise UserError("--limit must be at least 1")
+    random_seed: int | None = setting("--limit takes rows at random by this seed; default: the first", None, least=0)
+    limit: int | None = setting("use this many rows at most", None, least=1)
 
 
 def prepare(arguments: PrepareArguments) -> dict[str, Any] | None:
@@ -158,7 +156,8 @@ def _settings(arguments: PrepareArguments, rows: RowSource, factor: int) -> dict
 
 def main() -> None:
     [arguments] = parse_flags([PrepareArguments], __doc__)
-    prepare(arguments)
+    with owned(Path(arguments.output_path), (arguments.rank, arguments.world_size)):
+        prepare(arguments)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ the checkpoint with the smallest one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,32 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import Subset
-from transformers import Emu3ForCausalLM, Emu3TextConfig, TrainingArguments, get_scheduler
+from transformers import Emu3ForCausalLM, Emu3TextConfig, SchedulerType, TrainingArguments, get_scheduler
 
 from emu3.checkpoint_facts import trained_facts
 from emu3.errors import UserError, run_main
-from emu3.files import read_json, write_json
+from emu3.files import read_json, sha256_of, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.run_folder import VERSION, SettingsFile, check_version, refuse_differences
+from emu3.settings import check_numbers, setting
+from emu3.tensor_files import TensorFiles
 from emu3.train_image_editing.commands import parse_flags
 from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows, Mixture
 from emu3.train_image_editing.metrics import ARGUMENTS, output_folder
-from emu3.train_image_editing.shards import Rows, check_alike, read_rows
+from emu3.train_image_editing.shards import MANIFEST, Rows, check_alike, read_rows
 from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint
+from emu3.training import ranks
+from emu3.training.checkpoints import checkpoint_bytes, save_time
 from emu3.training.lora import ADAPTER, add_lora
 from emu3.training.memory import sft_memory, this_device
 from emu3.training.state import start_communication
+from emu3.training.stopping import Stopping, end_run, stopping
 
 FINAL = "final"
 FINISHED = "finished.json"
+FORMAT = 2
+"""Of the settings; 1 had no version."""
 
 
 @dataclass(frozen=True)
@@ -58,47 +67,52 @@ class SftArguments:
     model_name_or_path: str = field(metadata={"help": "checkpoint folder to start from"})
     train_data: list[str] = field(metadata={"help": "folders written by prepare_data"})
     eval_data: list[str] = field(default_factory=list, metadata={"help": "folders for the evaluation loss"})
-    coefficients: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "share of each training set, above 1 repeats; left out: smaller sets are upsampled to the largest"
-        },
+    coefficients: list[float] | None = setting(
+        "share of each training set, above 1 repeats; left out: smaller sets are upsampled to the largest",
+        None,
+        above=0,
+        most=1e6,
     )
     cot_keys: list[str] = field(default_factory=list, metadata={"help": "train to reason first, with these texts"})
-    changed_token_weight: float = field(
-        default=1.0, metadata={"help": "loss weight of target codes that differ from the source"}
+    changed_token_weight: float = setting(
+        "loss weight of target codes that differ from the source", 1.0, above=0, most=1e6
     )
-    prompt_token_weight: float = field(
-        default=0.0, metadata={"help": "loss weight of the prompt's tokens; 0: loss on the target only"}
+    prompt_token_weight: float = setting(
+        "loss weight of the prompt's tokens; 0: loss on the target only", 0.0, least=0, most=1e6
     )
-    dropout: float = field(
-        default=0.0,
-        metadata={
-            "help": "rate on embeddings, attention and both branches of each layer; the published models had 0.1"
-        },
+    dropout: float = setting(
+        "rate on embeddings, attention and both branches of each layer; the published models had 0.1",
+        0.0,
+        least=0,
+        below=1,
     )
-    lora_rank: int = field(default=0, metadata={"help": "train adapters of this rank alone; 0: all weights"})
-    lora_alpha: float = field(default=64.0, metadata={"help": "adapters are scaled by alpha / rank"})
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "end after this many evaluations without a smaller loss; default: do not"}
+    lora_rank: int = setting("train adapters of this rank alone; 0: all weights", 0, least=0, most=65536)
+    lora_alpha: float = setting("adapters are scaled by alpha / rank", 64.0, above=0, most=1e6)
+    early_stopping_patience: int | None = setting(
+        "end after this many evaluations without a smaller loss; default: do not", None, least=1
     )
     tokenizer_path: str | None = field(default=None, metadata={"help": "text tokenizer folder; default: the model's"})
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "sdpa, eager (faster for short sequences on a CPU), flash_attention_2, ..."}
     )
-    max_position_embeddings: int | None = field(
-        default=None, metadata={"help": "longest sequence in tokens; default: the model's"}
-    )
-    image_area: int | None = field(default=None, metadata={"help": "refuse data of another image area"})
-    validation_size: int | None = field(default=None, metadata={"help": "evaluate on this many random rows"})
+    max_position_embeddings: int | None = setting("longest sequence in tokens; default: the model's", None, least=1)
+    image_area: int | None = setting("refuse data of another image area", None, least=1)
+    validation_size: int | None = setting("evaluate on this many random rows", None, least=1)
 
 
 def train(arguments: SftArguments, training: TrainingArguments) -> Path:
     """Fine-tune and return the folder of the final model (weights, config, tokenizer files).
 
     Raises UserError for missing or unsuitable data, a wrong checkpoint folder, arguments that do not fit together, and
-    an output folder that holds a run with other arguments.
+    an output folder that holds a run with other arguments or is another process's. Ends by SystemExit, with its state
+    saved, when it is asked to by a signal (`emu3.training.stopping`).
     """
+    assert training.device  # whose look-up makes the ranks known to each other
+    with ranks.owned_by_first(output_folder(training)), stopping() as stop:
+        return _train(arguments, training, stop)
+
+
+def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping) -> Path:
     output = output_folder(training)
     _check_arguments(arguments, training)
     tokenizer = TextTokenizer.from_pretrained(arguments.tokenizer_path or arguments.model_name_or_path)
@@ -107,14 +121,15 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
     expected = {} if arguments.image_area is None else {"image_area": arguments.image_area}
     check_alike([*train_rows, *eval_rows], expected)
     settings = _settings(arguments, training)
-    _check_same_run(settings, output)
-    length = {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
-    if (output / FINISHED).is_file() and read_json(output / FINISHED) == length:
+    replace(_settings_file(output), decisive=list(settings)).check(settings)
+    if _is_finished(training, output):
         if training.process_index == 0:
             print(f"{output / FINAL} is finished: nothing to do", flush=True)
         return output / FINAL
 
     checkpoint = _checkpoint(training, output)
+    settings["inputs"] = ranks.on_first(partial(_inputs, arguments))
+    ranks.on_first(partial(_settings_file(output).check, settings))
     if training.deepspeed:
         start_communication(training.device)
     model = _model(arguments, training, checkpoint)
@@ -149,19 +164,57 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
         dropout=arguments.dropout,
         patience=arguments.early_stopping_patience,
         lora=arguments.lora_rank > 0,
+        stop=stop,
         facts=facts,
     )
     if trainer.is_world_process_zero():
-        write_json(output / ARGUMENTS, settings)
+        _settings_file(output).record(settings)
         for rows, part in zip([*train_rows, *eval_rows], [*train_parts, *eval_parts], strict=True):
             dropped = ", ".join(f"{count} {why}" for why, count in part.dropped.items() if count)
             print(f"{rows.folder}: {len(part)} rows" + (f", dropped {dropped}" if dropped else ""), flush=True)
-        print("\n".join(_needed(arguments, training, model.config, train_parts)), flush=True)
+        size = checkpoint_bytes(model, sharded=bool(training.deepspeed))
+        lines = [*_needed(arguments, training, model.config, train_parts), save_time(output, size)]
+        print("\n".join(line for line in lines if line is not None), flush=True)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stop.acted:
+        end_run(output, stop.number, f"the state after {trainer.saved_steps} steps is saved")
     trainer.save_final(output / FINAL)
     if trainer.is_world_process_zero():
-        write_json(output / FINISHED, length)
+        write_json(output / FINISHED, {VERSION: FORMAT, **_length(training)})
     return output / FINAL
+
+
+def _length(training: TrainingArguments) -> dict[str, float]:
+    return {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
+
+
+def _is_finished(training: TrainingArguments, output: Path) -> bool:
+    """Whether the run of this length has left its model. Raises UserError for one of another length: its schedule has
+    come to its end, and would begin again or jump."""
+    if not (output / FINISHED).is_file() or not (output / FINAL).is_dir():
+        return False
+    found = read_json(output / FINISHED)
+    check_version(output / FINISHED, found, FORMAT)
+    before = {name: found.get(name) for name in _length(training)}
+    if _has_schedule(training):
+        again = f"it is finished; start from {output / FINAL} (--model_name_or_path) in another --output_dir"
+        refuse_differences(output, before, _length(training), again)
+    return before == _length(training)
+
+
+def _has_schedule(training: TrainingArguments) -> bool:
+    """Whether the learning rate is laid out for the run's length."""
+    constant = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+    return SchedulerType(training.lr_scheduler_type) not in constant
+
+
+def _inputs(arguments: SftArguments) -> dict[str, Any]:
+    """Digests of what a run is made from."""
+    folders = [*arguments.train_data, *arguments.eval_data]
+    return {
+        "model": TensorFiles.of(arguments.model_name_or_path).digest(),
+        "data": [sha256_of(Path(folder) / MANIFEST) for folder in folders],
+    }
 
 
 def _model(arguments: SftArguments, training: TrainingArguments, checkpoint: Path | None) -> Emu3ForCausalLM:
@@ -210,24 +263,17 @@ def _validation(parts: Sequence[EncodedRows], size: int | None, seed: int) -> Mi
 
 def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> None:
     """Refuse at once what would otherwise show when data and model are loaded and files are written."""
-    if arguments.prompt_token_weight < 0:
-        raise UserError(f"--prompt_token_weight is {arguments.prompt_token_weight}, it has to be at least 0")
-    if arguments.changed_token_weight <= 0:
-        raise UserError(f"--changed_token_weight is {arguments.changed_token_weight}, it has to be above 0")
-    if arguments.validation_size is not None and arguments.validation_size < 1:
-        raise UserError(f"--validation_size is {arguments.validation_size}, it has to be at least 1")
-    if not 0 <= arguments.dropout < 1:
-        raise UserError(f"--dropout is {arguments.dropout}, it has to be at least 0 and below 1")
-    if arguments.lora_rank < 0 or arguments.lora_alpha <= 0:
-        raise UserError(
-            f"--lora_rank is {arguments.lora_rank} and --lora_alpha {arguments.lora_alpha}: want 0 or more, and above 0"
-        )
-    if arguments.early_stopping_patience is not None and arguments.early_stopping_patience < 1:
-        raise UserError(f"--early_stopping_patience is {arguments.early_stopping_patience}, it has to be at least 1")
+    check_numbers(arguments, lambda name: f"--{name}")
     if arguments.early_stopping_patience is not None and training.eval_strategy == "no":
         raise UserError("--early_stopping_patience needs --eval_data and --eval_strategy steps")
     if training.eval_strategy != "no" and not arguments.eval_data:
         raise UserError(f"--eval_strategy {training.eval_strategy} needs --eval_data")
+    for item in fields(TrainingArguments):
+        usual = item.default if item.default_factory is MISSING else item.default_factory()
+        if item.name in _WITHOUT_EFFECT and getattr(training, item.name) != usual:
+            raise UserError(
+                f"--{item.name} {getattr(training, item.name)} has no effect on this training: leave it out"
+            )
     resume = training.resume_from_checkpoint
     if resume is not None and not Path(resume).is_dir():
         raise UserError(f"--resume_from_checkpoint {resume} is no folder; left out, the last whole one is taken")
@@ -239,6 +285,12 @@ def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> No
         raise UserError(f"--lr_scheduler_type with --lr_scheduler_kwargs {options}: {error}") from error
 
 
+_WITHOUT_EFFECT = (
+    *("label_smoothing_factor", "label_names", "average_tokens_across_devices", "neftune_noise_alpha"),
+    *("save_only_model", "restore_callback_states_from_checkpoint", "include_for_metrics", "eval_do_concat_batches"),
+)
+"""Flags of the Trainer that its loss, its metrics or its checkpoints would read, which are replaced here."""
+
 _SAME_IN_A_RESUMED_RUN = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "weight_decay"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed"),
@@ -246,26 +298,26 @@ _SAME_IN_A_RESUMED_RUN = (
 
 
 def _settings(arguments: SftArguments, training: TrainingArguments) -> dict[str, Any]:
-    """What has to stay when a run is continued: another length or number of processes may be chosen, another rate
-    would take no effect, since the schedule's comes from the checkpoint."""
+    """What has to stay when a run is continued: another number of processes may be chosen, and another length where the
+    learning rate is constant. Another rate would take no effect, since the schedule's comes from the checkpoint."""
     values = training.to_dict()
     trainer = {name: values[name] for name in _SAME_IN_A_RESUMED_RUN}
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-    return {**asdict(arguments), **trainer, "rows_per_step": rows}
+    schedule = {"schedule_length": _length(training)} if _has_schedule(training) else {}
+    return {**asdict(arguments), **trainer, "rows_per_step": rows, **schedule}
 
 
-def _check_same_run(settings: dict[str, Any], output: Path) -> None:
-    """A run continues what lies in its output folder, so that has to be the same run."""
-    path = output / ARGUMENTS
-    if not path.is_file():
-        return
-    # What a run of an older version did not know yet had its default.
-    before = {item.name: item.default for item in fields(SftArguments)} | read_json(path)
-    for name, value in settings.items():
-        if before.get(name) != value:
-            raise UserError(
-                f"{output} holds a run with {name} {before.get(name)}, not {value}: choose another --output_dir"
-            )
+def _settings_file(output: Path) -> SettingsFile:
+    """A run continues what lies in its output folder, so that has to be the same run. What a run of an older version
+    did not know yet had its default."""
+    later = {item.name: item.default for item in fields(SftArguments) if item.default is not MISSING}
+    return SettingsFile(
+        output / ARGUMENTS,
+        version=FORMAT,
+        remedy="choose another --output_dir",
+        later=later,
+        unknown=("inputs", "schedule_length"),
+    )
 
 
 def _checkpoint(training: TrainingArguments, output: Path) -> Path | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +25,11 @@ import pyarrow.parquet as pq
 
 from emu3.errors import UserError
 from emu3.files import path_from, read_json, reading_parquet, sha256_of, whole_file, write_json
+from emu3.run_folder import VERSION, check_version, refuse_differences
 
 MANIFEST = "manifest.json"
+FORMAT = 2
+"""Of the manifest; 1 had no version."""
 
 SCHEMA = pa.schema(
     [
@@ -128,6 +132,7 @@ class ShardWriter:
                 path.unlink(missing_ok=True)
             raise UserError(f"not one of {len(failed)} rows could be used; row {failed[0]['id']}: {failed[0]['why']}")
         manifest = {
+            VERSION: FORMAT,
             "rows": rows,
             "rows_with_target": with_target,
             **self.settings,
@@ -144,13 +149,15 @@ class ShardWriter:
         return {"vision": path_from(self.folder, self._vision) if Path(self._vision).is_dir() else self._vision}
 
     def _check_settings(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        found, now = _flat(metadata["settings"]), _flat(self.settings)
-        for key in sorted({*now, *found}):
-            if found.get(key) != now.get(key):
-                raise UserError(
-                    f"{path} was written with {key} {found.get(key)!r}, now it is {now.get(key)!r}: "
-                    "tokenize into another folder"
-                )
+        # Rules are named with the module that has them; where it lies changes nothing.
+        found, now = (
+            {
+                key: re.sub(r" \(emu3\.[\w.]+\)$", "", value) if isinstance(value, str) else value
+                for key, value in of.items()
+            }
+            for of in (metadata["settings"], self.settings)
+        )
+        refuse_differences(path, found, now, "tokenize into another folder")
 
 
 class Rows(Sequence[EditRow]):
@@ -187,6 +194,7 @@ def read_rows(folder: Path | str) -> Rows:
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder / MANIFEST} does not exist: not a tokenized dataset, or one that is unfinished")
     manifest = read_json(folder / MANIFEST)
+    check_version(folder / MANIFEST, manifest, FORMAT)
     try:
         entries = [(folder / Path(entry["file"]).name, entry["bytes"], entry["sha256"]) for entry in manifest["shards"]]
     except (KeyError, TypeError):
@@ -269,17 +277,6 @@ class _Grids:
             return None
         codes: np.ndarray = self._codes[self._offsets[index] : self._offsets[index + 1]]
         return codes.reshape(height, width)
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings by dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{inner}": leaf for inner, leaf in _flat(value).items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ The Trainer keeps what it is good at: accumulation, mixed precision, DDP, DeepSp
 from __future__ import annotations
 
 import math
+import os
 import resource
 import shutil
 import time
@@ -37,16 +38,18 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME, rotate_checkpoints
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from emu3.checkpoint_facts import CheckpointFacts, write_facts
 from emu3.errors import UserError, one_line
 from emu3.files import read_json, whole_folder, write_json
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.report.metrics_file import Spared
 from emu3.train_image_editing.metrics import MetricsLog, output_folder
 from emu3.train_image_editing.objective import Dropout, TargetLosses, mean_per_row, weighted_sum
 from emu3.training import ranks
+from emu3.training.checkpoints import fault_of, numbered, rotate, write_note
 from emu3.training.lora import ADAPTER, adapters, merged
 from emu3.training.state import (
     WRITE_ERRORS,
@@ -57,8 +60,9 @@ from emu3.training.state import (
     save_optimizer,
     save_sharded,
 )
+from emu3.training.stopping import Stopping
 
-WHOLE = "whole.json"
+STEM, WHOLE = f"{PREFIX_CHECKPOINT_DIR}-", "whole.json"
 SCHEDULE = "schedule.json"
 
 
@@ -68,7 +72,7 @@ class EditTrainer(Trainer):
     Takes Trainer's arguments, the model as an `Emu3ForCausalLM`, and: text_tokenizer, whose files go into every
     checkpoint, so that each can be sampled from; dropout, a rate from 0 to below 1; patience, evaluations without a
     smaller loss after which training stops, None for none; lora, whether the model has adapters; facts, what a
-    checkpoint says about itself, but for its steps.
+    checkpoint says about itself, but for its steps; stop, of a process that saves and ends by a signal.
     """
 
     loss_is_scaled_for_ga = True
@@ -81,6 +85,7 @@ class EditTrainer(Trainer):
         dropout: float = 0.0,
         patience: int | None = None,
         lora: bool = False,
+        stop: Stopping | None = None,
         facts: CheckpointFacts | None = None,
         **kwargs: Any,
     ) -> None:
@@ -91,12 +96,20 @@ class EditTrainer(Trainer):
         self._facts = facts
         self._dropout = Dropout(model, dropout, self.args.seed, self.args.process_index) if dropout else None
         self._micro_batch = 0
+        self.saved_steps = 0  # of the newest checkpoint that this process has written
         self._tokens, self._steps, self._seconds, self._since = 0, 0, 0.0, time.perf_counter()
         for noisy in (ProgressCallback, PrinterCallback):
             self.remove_callback(noisy)
+        spared = Spared()
+        self.callback_handler.callbacks = [
+            SparedTracker(callback, spared) if "integration" in type(callback).__module__ else callback
+            for callback in self.callback_handler.callbacks
+        ]
         self.add_callback(MetricsLog())
         if patience is not None:
             self.add_callback(StopOnPlateau(patience))
+        if stop is not None:
+            self.add_callback(SaveAndStop(stop))
 
     # A step.
 
@@ -240,13 +253,11 @@ class EditTrainer(Trainer):
                 self._write_optimizer(temporary)
                 if temporary is not None:
                     self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
-                    write_json(temporary / WHOLE, _sizes(temporary))
-            if self.is_world_process_zero():
-                rotate_checkpoints(
-                    str(run),
-                    save_total_limit=self.args.save_total_limit,
-                    best_model_checkpoint=self.state.best_model_checkpoint,
-                )
+                    write_note(temporary, WHOLE)
+            self.saved_steps = step
+            if self.is_world_process_zero() and self.args.save_total_limit:
+                also = [Path(self.state.best_model_checkpoint)] if self.state.best_model_checkpoint else []
+                rotate(run, STEM, WHOLE, keep=self.args.save_total_limit, written=folder, also=also)
         except WRITE_ERRORS as error:
             if self.is_world_process_zero():
                 print(f"no checkpoint of step {step}: {one_line(error)}; the run goes on without", flush=True)
@@ -312,6 +323,37 @@ class EditTrainer(Trainer):
             write_json(folder / SCHEDULE, _schedule(self.lr_scheduler).state_dict())
 
 
+class SparedTracker(TrainerCallback):
+    """A tracker of transformers' (`--report_to`), whose troubles during training cost its curves alone."""
+
+    def __init__(self, tracker: TrainerCallback, spared: Spared) -> None:
+        self._tracker, self._spared = tracker, spared
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("on_") or name == "on_init_end":
+            return super().__getattribute__(name)
+        event = getattr(self._tracker, name)
+
+        def call(*arguments: Any, **options: Any) -> None:
+            with self._spared.output(f"line in {type(self._tracker).__name__.removesuffix('Callback')}", Exception):
+                event(*arguments, **options)
+
+        return call
+
+
+class SaveAndStop(TrainerCallback):
+    """Saves and ends training after the step in which a signal came, on all ranks at once."""
+
+    def __init__(self, stop: Stopping) -> None:
+        self._stop = stop
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._stop.agreed() and state.global_step < state.max_steps:
+            self._stop.acted = True
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+
 class StopOnPlateau(TrainerCallback):
     """Ends training after `patience` evaluations in a row without a smaller loss.
 
@@ -336,9 +378,13 @@ class StopOnPlateau(TrainerCallback):
 
 def last_whole_checkpoint(output_dir: Path) -> Path | None:
     """The checkpoint of the highest step that was written to its end, or None."""
-    folders = [path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{WHOLE}")]
-    whole = [folder for folder in folders if read_json(folder / WHOLE) == _sizes(folder)]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    for _, folder in reversed(numbered(output_dir, STEM)):
+        fault = fault_of(folder, WHOLE)
+        if fault is None:
+            return folder
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"checkpoint {folder} is broken ({fault}); trying the one before", flush=True)
+    return None
 
 
 def _schedule(scheduler: Any) -> LambdaLR:
@@ -351,8 +397,3 @@ def _peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != WHOLE)
-    return {str(path.relative_to(folder)): path.stat().st_size for path in files}

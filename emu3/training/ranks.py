@@ -26,6 +26,7 @@ from torch.distributed import distributed_c10d
 
 from emu3.errors import UserError, one_line
 from emu3.files import whole_folder
+from emu3.run_folder import owned
 
 HOST_TIMEOUT = timedelta(days=1)
 LAUNCHER_SECONDS = 10.0
@@ -75,6 +76,14 @@ def whole_folder_of_first(folder: Path) -> Iterator[Path | None]:
     with ExitStack() as stack:
         temporary = on_first(lambda: stack.enter_context(whole_folder(folder)))
         yield temporary if not dist.is_initialized() or dist.get_rank() == 0 else None
+
+
+@contextmanager
+def owned_by_first(folder: Path) -> Iterator[None]:
+    """`emu3.run_folder.owned` by rank 0 for all; what opening it raises is everybody's."""
+    with ExitStack() as stack:
+        on_first(lambda: stack.enter_context(owned(folder)))
+        yield
 
 
 def gather(value: T) -> list[T]:

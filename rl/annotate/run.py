@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,9 @@ from tqdm import tqdm
 
 from emu3.errors import UserError
 from emu3.files import read_json, whole_file, write_json
+from emu3.run_folder import SettingsFile, owned
+from emu3.settings import check_numbers, setting
+from emu3.tokenizer.images import MAX_AREA
 from emu3.train_image_editing.image_rows import IMAGE_CELL, BadRow, Columns, image_bytes, read_row, row_id
 from emu3.train_image_editing.open_rows import open_rows
 from emu3.train_image_editing.row_files import RowSource
@@ -45,13 +47,14 @@ GIVE_UP_AFTER = 64
 """So many rows in a row without a reply end a run: the judge is unavailable."""
 REPLIES_FILE = "answers.jsonl"
 SETTINGS_FILE = "settings.json"
+FORMAT = 2
+"""Of the settings; 1 had no version."""
 SUMMARY_FILE = "annotations.json"
 
 
 @dataclass(frozen=True)
 class AnnotateArguments:
-    """What the command takes. image_area: pixels of the images that the judge gets. part_rows: rows of a part, whose
-    encoded images are in memory at once."""
+    """What the command takes."""
 
     dataset_name: str
     output_path: Path
@@ -64,9 +67,9 @@ class AnnotateArguments:
     id_key: str | None = None
     task_key: str | None = None
     cot_key: str = "reasoning_verbose"
-    limit: int | None = None
-    image_area: int = 262144
-    part_rows: int = 512
+    limit: int | None = setting("take the first rows only", None, least=1)
+    image_area: int = setting("pixels of the images that the judge gets", 262144, least=1, most=MAX_AREA)
+    part_rows: int = setting("rows of a part, whose encoded images are in memory at once", 512, least=1)
 
 
 def annotate(arguments: AnnotateArguments) -> dict[str, Any]:
@@ -75,10 +78,7 @@ def annotate(arguments: AnnotateArguments) -> dict[str, Any]:
     Raises `UserError` for bad input, an output folder of another run, a judge that cannot be used or no longer replies,
     and if no row at all was annotated.
     """
-    limit = 1 if arguments.limit is None else arguments.limit
-    numbers = (arguments.image_area, arguments.judge.concurrency, arguments.part_rows, limit)
-    if min(numbers) < 1:
-        raise UserError(f"image area, concurrency, rows of a part and limit are at least 1: {numbers}")
+    check_numbers(arguments, lambda name: f"--{name.replace('.', '-').replace('_', '-')}")
     columns = Columns(
         source=arguments.original_image_key,
         instruction=arguments.edit_instruction_key,
@@ -89,7 +89,8 @@ def annotate(arguments: AnnotateArguments) -> dict[str, Any]:
     if arguments.cot_key in columns.names():
         raise UserError(f"--cot-key {arguments.cot_key} is a column of the data already")
     rows = open_rows(arguments.dataset_name, arguments.source, arguments.split, columns, limit=arguments.limit)
-    return asyncio.run(_Run(arguments, columns, rows).annotate())
+    with owned(arguments.output_path):
+        return asyncio.run(_Run(arguments, columns, rows).annotate())
 
 
 class _Run:
@@ -204,18 +205,7 @@ class AnnotatedParts:
     def __init__(self, folder: Path, settings: Mapping[str, Any], schema: pa.Schema) -> None:
         self.folder = folder
         self._schema = schema
-        asked = json.loads(json.dumps(settings))
-        file = folder / SETTINGS_FILE
-        if file.exists():
-            found = read_json(file)
-            for key in sorted(found.keys() | asked.keys()):
-                if found.get(key) != asked.get(key):
-                    raise UserError(
-                        f"{folder} holds annotations with {key}={found.get(key)!r}, this run has "
-                        f"{key}={asked.get(key)!r}: choose another folder"
-                    )
-        else:
-            write_json(file, asked)
+        SettingsFile(folder / SETTINGS_FILE, version=FORMAT, remedy="choose another folder").record(settings)
 
     def finished(self, part: int) -> bool:
         """Whether a part is there and nothing of it can be had by asking again."""

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -22,6 +21,7 @@ from packaging.utils import canonicalize_name
 from transformers import Emu3TextConfig
 
 from emu3.errors import UserError
+from emu3.files import write_speed
 from emu3.tokenizer.config import StillVQConfig
 from rl.check_node.check import ROOT, Facts, Node, Skipped, command
 from rl.config import Config
@@ -181,7 +181,7 @@ def disk(node: Node) -> tuple[str, Facts]:
     kept = paper_config().keep_checkpoints + 1  # an old one goes when the new one is whole
     try:
         node.run_folder.mkdir(parents=True, exist_ok=True)
-        speed = _write_speed(node.run_folder, 2**30 if node.gpus else 2**26)
+        speed = write_speed(node.run_folder, 2**30 if node.gpus else 2**26)
         free = shutil.disk_usage(node.run_folder).free
     except OSError as error:
         raise UserError(
@@ -201,19 +201,6 @@ def disk(node: Node) -> tuple[str, Facts]:
         what = f"{kept} checkpoints take {needed / GB:.0f} GB" if node.gpus else f"{needed / GB:.0f} GB are needed"
         raise UserError(f"{line}; {what}: set APP__BASE_EXP_DIR to a larger disk")
     return line, facts
-
-
-def _write_speed(folder: Path, most: int, seconds: float = 10.0) -> float:
-    """Bytes per second of one file of random bytes, synced, of at most `most` bytes."""
-    part = os.urandom(2**24)
-    written = 0
-    with tempfile.TemporaryFile(dir=folder) as file:
-        start = time.monotonic()
-        while written < most and time.monotonic() < start + seconds:
-            written += file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-        return written / (time.monotonic() - start)
 
 
 def packages(node: Node) -> tuple[str, Facts]:

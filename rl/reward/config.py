@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from emu3.errors import UserError
+from emu3.settings import check_numbers, setting
 
 ImageFormat = Literal["png", "jpeg"]
 Omitted = Literal["max_tokens", "temperature", "seed"]
@@ -25,34 +26,36 @@ OMITTABLE: tuple[Omitted, ...] = ("max_tokens", "temperature", "seed")
 class JudgeConfig:
     """The model that scores, behind an OpenAI address (`.../v1`), or behind several, separated by commas.
 
-    model: none asks the server. prompts: checkout of VIEScore's published texts; none takes this project's.
-    concurrency: questions in flight. attempts: tries per request. reasks: how often a reply that cannot be used is
-    asked for again. deadline: seconds for one question, retries included, once it is sent. temperature: none leaves it
-    to the server, as the published runs did. max_tokens: of a reply; max_tokens_name: what the server calls that.
-    seed: of the first request of each question, later ones count up. omit: fields that the server refuses, which are
-    not sent. image_format: PNG is exact, JPEG (quality 75) what the published runs sent. cache: file of replies
-    that outlives the run.
-    For RL alone: max_failed_share: above it a step is not trained on: the run saves, waits `pause_seconds`, asks again
-    for what failed, at most `pauses` times, and then ends.
+    The last three are for RL alone: a step of which too many rollouts have no score is not trained on.
     """
 
-    base_url: str
-    model: str | None = None
-    prompts: str | None = None
-    concurrency: int = 64
-    attempts: int = 5
-    reasks: int = 2
-    deadline: float = 300.0
-    temperature: float | None = 0.0
-    seed: int = 0
-    max_tokens: int = 1400
-    max_tokens_name: str = "max_tokens"
-    omit: tuple[Omitted, ...] = ()
-    image_format: ImageFormat = "png"
-    cache: str | None = None
-    max_failed_share: float = 0.2
-    pause_seconds: float = 60.0
-    pauses: int = 30
+    base_url: str = setting("address up to and with /v1, or several, separated by commas")
+    model: str | None = setting("its name there; none asks the server", None)
+    prompts: str | None = setting("checkout of VIEScore's published texts; none takes this project's", None)
+    concurrency: int = setting("questions in flight", 64, least=1, most=65536)
+    attempts: int = setting("tries per request", 5, least=1, most=1000)
+    reasks: int = setting("how often a reply that cannot be used is asked for again", 2, least=0, most=1000)
+    deadline: float = setting(
+        "for one question, retries included, once it is sent", 300.0, above=0, most=1e6, unit="seconds"
+    )
+    temperature: float | None = setting(
+        "none leaves it to the server, as the published runs did", 0.0, least=0, most=100
+    )
+    seed: int = setting("of the first request of each question, later ones count up", 0, least=-(2**63), most=2**63 - 1)
+    max_tokens: int = setting("longest reply", 1400, least=1, most=10**9, unit="tokens")
+    max_tokens_name: str = setting("what the server calls `max_tokens`, such as max_completion_tokens", "max_tokens")
+    omit: tuple[Omitted, ...] = setting("fields that the server refuses, which are not sent", ())
+    image_format: ImageFormat = setting("PNG is exact, JPEG (quality 75) what the published runs sent", "png")
+    cache: str | None = setting("file of replies that outlives the run", None)
+    max_failed_share: float = setting(
+        "of a step's rollouts without a score, above which the run saves, pauses and asks again for what failed",
+        0.2,
+        least=0,
+        most=1,
+        unit="share",
+    )
+    pause_seconds: float = setting("of a pause", 60.0, least=0, most=1e6, unit="seconds")
+    pauses: int = setting("before the run ends", 30, least=0, most=10**6)
 
     def decisive(self) -> dict[str, Any]:
         """What decides a reply, beside model and question."""
@@ -66,14 +69,7 @@ class JudgeConfig:
 
     def check(self, shown: Callable[[str], str]) -> None:
         """Raise `UserError` for a number out of range. shown: a field's name as the user wrote it."""
-        at_least = {"concurrency": 1, "attempts": 1, "reasks": 0, "max_tokens": 1, "pause_seconds": 0, "pauses": 0}
-        for name, lowest in at_least.items():
-            if getattr(self, name) < lowest:
-                raise UserError(f"{shown(name)}: expected at least {lowest}, got {getattr(self, name)}")
-        if not self.deadline > 0:
-            raise UserError(f"{shown('deadline')}: expected more than 0, got {self.deadline}")
-        if self.temperature is not None and not self.temperature >= 0:
-            raise UserError(f"{shown('temperature')}: expected at least 0, got {self.temperature}")
+        check_numbers(self, shown)
         if not self.max_tokens_name.isidentifier():
             raise UserError(f"{shown('max_tokens_name')}: expected a field's name, got {self.max_tokens_name!r}")
 

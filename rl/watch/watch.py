@@ -106,7 +106,7 @@ class Watch:
         self._config = config
         self._file = MetricsFile(run, lines_before(run, start))
         self._spared = Spared()
-        self._tracker = start_tracker(config)
+        self._tracker = start_tracker(config, run)
         self._table = Table()
 
     def step(self, metrics: dict[str, Any], judged: Sequence[tuple[Episode, Outcome]]) -> None:
@@ -120,7 +120,7 @@ class Watch:
         with self._spared.output("line of the table"):
             print(self._table.lines(cells(metrics, self._config.steps, left)), flush=True)
         grid = None
-        if watch.pictures_every and step % watch.pictures_every == 0:
+        if watch.images_every and step % watch.images_every == 0:
             with self._spared.output("grid of images"):
                 grid = write_grid(self._run, step, judged)
         if self._tracker is not None:
@@ -140,12 +140,12 @@ class Watch:
             write_report(self._run)
 
 
-def start_tracker(config: Config) -> Tracker | None:
+def start_tracker(config: Config, run: Path) -> Tracker | None:
     """The tracker that the config asks for, None if it asks for none. `rl.config` has checked that it is installed."""
     name = config.watch.tracker
     if name is None:
         return None
-    return Tracker(name, config.watch.project, config.run_name, asdict(config), option="watch.tracker")
+    return Tracker(name, config.watch.project, run, config.run_name, asdict(config), option="watch.tracker")
 
 
 def cells(metrics: Mapping[str, Any], steps: int, seconds_left: float | None) -> dict[str, str]:

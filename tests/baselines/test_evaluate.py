@@ -21,6 +21,7 @@ from baselines.results import predictions
 from baselines.results.records import Prediction, read_records, read_settings
 from emu3.checkpoint_facts import CheckpointFacts, write_facts
 from emu3.errors import UserError
+from emu3.run_folder import owned
 from emu3.tokenizer.images import fit_image
 from rl.reward.config import JudgeConfig
 
@@ -75,6 +76,18 @@ def test_writes_what_the_judge_will_see(make_data: Callable[..., Path], tmp_path
         assert Image.open(tmp_path / "out" / row.source).tobytes() == shown.tobytes()
         assert Image.open(tmp_path / "out" / row.edited).tobytes() == ImageChops.invert(shown).tobytes()
         assert Image.open(tmp_path / "out" / row.target).tobytes() == sample.target.tobytes()
+
+
+def test_a_share_in_use_is_refused_and_the_others_are_not(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    """Two processes on one share make each image twice; those of another number of shares are another run's."""
+    data, out = make_data(rows=5), tmp_path / "out"
+    with owned(out, (0, 2)):
+        for shard in ("0/2", "0/1", "1/3"):
+            with pytest.raises(UserError, match="out is in use by"):
+                evaluate.run(editor="no-edit", data=data, output_dir=out, benchmark=FULL, batch_size=2, shard=shard)
+        evaluate.run(editor="no-edit", data=data, output_dir=out, benchmark=FULL, batch_size=2, shard="1/2")
+    evaluate.run(editor="no-edit", data=data, output_dir=out, benchmark=FULL, batch_size=2, shard="0/2")
+    assert (out / "predictions.parquet").is_file() and not list(out.glob(".owner*"))
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
@@ -214,7 +227,7 @@ def test_all_that_led_to_a_number_is_in_the_settings(
 ) -> None:
     run(make_data(), tmp_path / "out", seed=3)
     settings = read_settings(tmp_path / "out/predictions.parquet")
-    assert settings == json.loads((tmp_path / "out/settings.json").read_text())
+    assert {"version": 2, **settings} == json.loads((tmp_path / "out/settings.json").read_text())
     assert settings["seed"] == 3 and len(settings["data"]) == 64 and settings["origin"] == "local"
     assert settings["benchmark"]["source"] == "input" and settings["versions"]["pillow"]
 
@@ -230,7 +243,7 @@ def test_newer_libraries_do_not_continue_a_run_but_may_look_at_it(
     inverter.fail_at = None
     run(data, tmp_path / "whole")
     monkeypatch.setattr(evaluate, "versions", lambda: {"python": "4"})
-    with pytest.raises(UserError, match=r"already holds a run with versions\."):
+    with pytest.raises(UserError, match=r"holds a run with versions\."):
         run(data, tmp_path / "half")
     assert len(run(data, tmp_path / "whole")) == 5
 
@@ -243,7 +256,7 @@ def test_two_runs_with_one_folder_are_refused(
     data = make_data()
     run(data, tmp_path / "out")
     before = files(tmp_path / "out")
-    with pytest.raises(UserError, match=f"already holds a run with {option}="):
+    with pytest.raises(UserError, match=f"holds a run with {option}="):
         run(data, tmp_path / "out", **{option: value})
     assert files(tmp_path / "out") == before
 
@@ -252,7 +265,7 @@ def test_other_data_under_the_same_path_are_noticed(
     make_data: Callable[..., Path], tmp_path: Path, inverter: Inverter
 ) -> None:
     run(make_data(rows=4), tmp_path / "out")
-    with pytest.raises(UserError, match="already holds a run with data="):
+    with pytest.raises(UserError, match="holds a run with data="):
         run(make_data(rows=5), tmp_path / "out")
 
 

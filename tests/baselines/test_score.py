@@ -123,7 +123,7 @@ def test_another_judge_needs_another_file(predicted: Path, judge: FakeJudge, tmp
     """Guards against a table that mixes judges under one name."""
     scored(predicted, judge)
     judge.name = "other"
-    with pytest.raises(UserError, match=r"already holds a run with judge='fake', this one has judge='other'"):
+    with pytest.raises(UserError, match='holds a run with judge="fake", this one has judge="other"'):
         scored(predicted, judge)
     score.run(predicted, judge=JudgeConfig(judge.url), output=tmp_path / "other.parquet")
 
@@ -247,7 +247,7 @@ def test_other_predictions_need_another_file(predicted: Path, judge: FakeJudge) 
     scored(predicted, judge)
     rows = read_records(predicted / "predictions.parquet", Prediction)
     write_records(predicted / "predictions.parquet", rows[:3], {})
-    with pytest.raises(UserError, match="already holds a run with predictions="):
+    with pytest.raises(UserError, match="holds a run with predictions="):
         scored(predicted, judge)
 
 

@@ -74,6 +74,51 @@ def test_importance_weights_and_the_published_objective(minimal: Path) -> None:
         load_config(minimal, ["objective.preset=paper", "objective.importance_cap=2"])
 
 
+@pytest.mark.parametrize(
+    ("override", "written"),
+    [
+        ("steps=1e3", "steps=1000"),
+        ("tokenizer=None", "tokenizer=null"),
+        ("tokenizer=", "tokenizer=null"),
+        ("reward.expected=yes", "reward.expected=true"),
+        ("compute.offload_optimizer=False", "compute.offload_optimizer=false"),
+        ("rollout.vllm.sleep=0", "rollout.vllm.sleep=false"),
+        ("data.sets=a", 'data.sets=["a"]'),
+        ("steps=many", "steps=1000"),
+    ],
+)
+def test_an_error_shows_how_to_write_the_value(minimal: Path, override: str, written: str) -> None:
+    """`tokenizer=None` looked for a folder called None, `steps=1e3` was refused without a word on how to write it."""
+    with pytest.raises(UserError) as refused:
+        load_config(minimal, [override])
+    assert f"write {written}" in str(refused.value), refused.value
+
+
+def test_the_home_folder_in_paths(tmp_path: Path) -> None:
+    """`output_dir=~/runs` made a folder called `~`."""
+    path = tmp_path / "home.jsonnet"
+    text = MINIMAL.replace("output_dir: 'o'", "output_dir: '~/runs'").replace("['d']", "['~/d', 'e~']")
+    path.write_text(text.replace("'http://h/v1'", "'http://h/v1', cache: '~/c'"))
+    config = load_config(path, ["model=~/m"])
+    home = str(Path.home())
+    assert (config.output_dir, config.model, config.judge.cache) == (f"{home}/runs", f"{home}/m", f"{home}/c")
+    assert config.data.sets == (f"{home}/d", "e~")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/../../b", "/tmp/x"])
+def test_a_run_lies_in_its_output_folder(minimal: Path, name: str) -> None:
+    with pytest.raises(UserError, match="config key run_name: expected a folder inside output_dir"):
+        load_config(minimal, [f'run_name="{name}"'])
+
+
+def test_a_key_under_its_older_name(minimal: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files of before go on, with a line; both names at once are a contradiction."""
+    assert load_config(minimal, ["watch.pictures_every=7"]).watch.images_every == 7
+    assert capsys.readouterr().err == "note: config key watch.pictures_every is now called watch.images_every\n"
+    with pytest.raises(UserError, match=r"watch\.pictures_every is the older name of watch\.images_every"):
+        load_config(minimal, ["watch.pictures_every=7", "watch.images_every=7"])
+
+
 def test_missing_file_key_and_broken_jsonnet(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_config(tmp_path / "none.jsonnet")

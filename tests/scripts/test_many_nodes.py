@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -150,10 +151,12 @@ def test_sft_and_the_judge_in_slurm(checkout: Path) -> None:
 
 @pytest.mark.parametrize("name", SLURM)
 def test_a_job_whose_time_is_up_goes_back_into_the_queue(checkout: Path, name: str) -> None:
-    """Guards against a shell that holds the signal back until the training that it waits for has ended."""
+    """Guards against a shell that holds the signal back until the training that it waits for has ended, and against a
+    job that is queued again, and so ended, before training has saved."""
     text = (checkout / "scripts" / "slurm" / f"{name}.sbatch").read_text()
     assert "#SBATCH --requeue\n" in text and "#SBATCH --signal=B:USR1@" in text
-    stand_in(checkout, "srun", "echo started; exec sleep 600")
+    saves = "trap 'sleep 1; [ -e requeued ] || echo first > saved; exit 138' USR1"
+    stand_in(checkout, "srun", f"{saves}; echo started; for second in $(seq 600); do sleep 1 >&-; done")
     process = subprocess.Popen(
         ["bash", f"scripts/slurm/{name}.sbatch"],
         cwd=checkout,
@@ -168,8 +171,10 @@ def test_a_job_whose_time_is_up_goes_back_into_the_queue(checkout: Path, name: s
         process.send_signal(signal.SIGUSR1)
         assert process.wait(timeout=300) == 128 + signal.SIGUSR1
         assert (checkout / "requeued").read_text() == "123456\n"
+        assert (checkout / "saved").read_text() == "first\n"
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # nothing of it is left
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_failed_task_fails_the_job(checkout: Path) -> None:

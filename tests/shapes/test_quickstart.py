@@ -31,9 +31,9 @@ def test_a_run_continues_under_the_same_settings_only(tmp_path: Path) -> None:
         with pytest.raises(Reached):
             run(PRESETS["smoke"], tmp_path, seed=0)
     for preset, seed in (("smoke", 1), ("full", 0)):
-        with pytest.raises(UserError, match="holds a run with other settings; choose another --output-dir"):
+        with pytest.raises(UserError, match=r"holds a run with [\w.]+=.*: choose another --output-dir"):
             run(PRESETS[preset], tmp_path, seed)
-    with pytest.raises(UserError, match="holds a run with other settings"):
+    with pytest.raises(UserError, match='holds a run with engine="local", this one has engine="vllm"'):
         run(PRESETS["smoke"], tmp_path, 0, "vllm")
     with pytest.raises(Reached):
         run(PRESETS["smoke"], tmp_path, seed=0)

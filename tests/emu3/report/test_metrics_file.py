@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from emu3.errors import UserError
-from emu3.report.metrics_file import MetricsFile, Spared, flat, lines_before, read_lines, without_secrets
+from emu3.report.metrics_file import NAME, MetricsFile, Spared, lines_before, read_lines, shown_settings
 
 
 def test_resume_drops_the_lines_of_steps_to_come(tmp_path: Path) -> None:
@@ -82,4 +83,26 @@ def test_trouble_with_an_output_is_said_once_and_a_bug_is_not_hidden(capsys: pyt
 
 def test_settings_are_flat_and_without_keys() -> None:
     tree = {"judge": {"url": "http://me:key@a:1/v1,https://b/v1", "model": None}, "steps": 3}
-    assert without_secrets(flat(tree, ".")) == {"judge.url": "http://a:1/v1,https://b/v1", "steps": 3}
+    assert shown_settings(tree) == {"judge.url": "http://a:1/v1,https://b/v1", "steps": 3}
+
+
+def test_a_disk_that_is_full_at_the_start_gets_the_lines_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that went on from a checkpoint ended with a traceback before its first step."""
+    (tmp_path / NAME).write_text('{"step": 0}\n{"step": 1}\n')
+
+    @contextmanager
+    def full(path: Path) -> Iterator[Path]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield path
+
+    with monkeypatch.context() as patch:
+        patch.setattr("emu3.report.metrics_file.whole_file", full)
+        file = MetricsFile(tmp_path, [{"step": 0}])
+        with pytest.raises(OSError, match="No space left"):
+            file.append({"step": 1, "reward": 2.0})
+    file.append({"step": 2})
+    assert [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()] == [
+        {"step": 0}, {"step": 1, "reward": 2.0}, {"step": 2},
+    ]  # fmt: skip

@@ -331,5 +331,5 @@ def test_what_datasets_saved(tokenize: Callable[..., Any], tmp_path: Path) -> No
 
 def test_an_area_that_no_memory_holds_is_refused(tokenize: Callable[..., Any], tmp_path: Path) -> None:
     data = table(tmp_path / "x.parquet", instruction=["a"])
-    with pytest.raises(UserError, match="--image-area 1000000000000 is not between 1 and 16777216"):
+    with pytest.raises(UserError, match="--image-area: expected at least 1 and at most 16777216, got 1000000000000"):
         PrepareArguments(dataset_name=str(data), output_path=str(tmp_path), image_area=10**12)

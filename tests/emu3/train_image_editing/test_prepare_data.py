@@ -19,6 +19,7 @@ from sft_world import image_bytes, save_vision
 
 from emu3.errors import UserError
 from emu3.files import place_from
+from emu3.run_folder import owned
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import fit_image
 from emu3.tokenizer.model import StillVQ
@@ -184,7 +185,8 @@ def test_changed_data_under_the_same_path_is_refused(arguments: PrepareArguments
     pairs.touch()
     assert prepare(arguments) is not None
     pq.write_table(table.set_column(3, "instruction", pa.array([f"make it not {i}" for i in range(10)])), pairs)
-    with pytest.raises(UserError, match=r"was written with data.contents '[0-9a-f]{64}', now it is .*: tokenize into"):
+    message = r'holds a run with data\.contents="[0-9a-f]{64}", this one has data\.contents=.*: tokenize into'
+    with pytest.raises(UserError, match=message):
         prepare(arguments)
 
 
@@ -262,6 +264,8 @@ def test_the_published_flags_work(
         "--source", "local", "--id-key", "key",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["prepare_data", *flags])
+    with owned(Path(arguments.output_path)), pytest.raises(UserError, match="is in use by"):
+        prepare_data.main()
     prepare_data.main()
     assert "7 rows, 5 with a target, 3 failed" in capsys.readouterr().out
     assert {key for row in read_rows(arguments.output_path) for key in row.cot} == {"why"}

@@ -202,10 +202,10 @@ def test_the_command_takes_published_and_trainer_flags(
         ({"train_data": ["nowhere"]}, "manifest.json does not exist"),
         ({"model_name_or_path": "nowhere"}, "nowhere"),
         ({"coefficients": [1.0, 2.0]}, "2 coefficients for 1"),
-        ({"changed_token_weight": 0.0}, "above 0"),
+        ({"changed_token_weight": 0.0}, "--changed_token_weight: expected more than 0"),
         ({"image_area": 65536}, "image_area 384, expected 65536"),
         ({"attn_implementation": "fast"}, "--attn_implementation fast"),
-        ({"validation_size": 0}, "--validation_size is 0"),
+        ({"validation_size": 0}, "--validation_size: expected at least 1, got 0"),
         ({"max_position_embeddings": 30}, "24 are longer than 30 tokens; --max_position_embeddings"),
     ],
 )
@@ -278,12 +278,13 @@ def test_a_resumed_run_keeps_its_rate(model: Path, train_data: Path, tmp_path: P
     """The schedule comes from the checkpoint, so another --learning_rate would be accepted and have no effect."""
     values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
-    with pytest.raises(UserError, match=r"holds a run with learning_rate .*, not 0.5: choose another --output_dir"):
+    with pytest.raises(
+        UserError,
+        match=r"holds a run with learning_rate=.*, this one has learning_rate=0.5: choose another --output_dir",
+    ):
         sft.train(
             arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **{**values, "learning_rate": 0.5})
         )
-    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **{**values, "max_steps": 3}))
-    assert len(losses(tmp_path)) == 3
 
 
 def test_checkpoints_hold_no_pickle_and_old_ones_go(model: Path, train_data: Path, tmp_path: Path) -> None:
@@ -436,7 +437,12 @@ def test_the_head_in_chunks_gives_the_loss_and_gradients_of_all_logits(model: Pa
 
 def test_a_run_of_an_older_version_goes_on(model: Path, train_data: Path, tmp_path: Path) -> None:
     """Settings that it did not know had the values that are their defaults now."""
-    values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    values: dict[str, Any] = {
+        "max_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "lr_scheduler_type": "constant",
+    }
     sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
     stored = read_json(tmp_path / sft.ARGUMENTS)
     new = ("dropout", "lora_rank", "lora_alpha", "early_stopping_patience")

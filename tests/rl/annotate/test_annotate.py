@@ -22,6 +22,7 @@ from tenacity import wait_none
 
 from emu3.errors import UserError
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.run_folder import owned
 from emu3.train_image_editing.dataset import EncodedRows
 from emu3.train_image_editing.image_rows import IMAGE_CELL
 from emu3.train_image_editing.prepare_data import PrepareArguments, prepare
@@ -137,7 +138,7 @@ def test_a_judge_that_is_away_ends_the_run(call: Any, judge: StubAnnotator, monk
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cot_key": "other"}, "holds annotations with cot_key='reasoning_verbose', this run has cot_key='other'"),
+        ({"cot_key": "other"}, 'holds a run with cot_key="reasoning_verbose", this one has cot_key="other"'),
         ({"cot_key": "instruction"}, "is a column of the data already"),
         ({"limit": 0}, "at least 1"),
         ({"edited_image_key": "target"}, "no column 'target'"),
@@ -145,9 +146,9 @@ def test_a_judge_that_is_away_ends_the_run(call: Any, judge: StubAnnotator, monk
         ({"judge": {"concurrency": 0}}, "at least 1"),
         (
             {"judge": {"image_format": "png"}},
-            "judge_settings=None, this run has judge_settings={'image_format': 'png'}",
+            r'judge_settings\.image_format=\(not set\), this one has judge_settings\.image_format="png"',
         ),
-        ({"judge": {"temperature": None}}, "this run has judge_settings={'temperature': None}"),
+        ({"judge": {"temperature": None}}, r"this one has judge_settings\.temperature=null"),
     ],
 )
 def test_what_cannot_be_is_one_line(call: Any, settings: dict[str, Any], message: str) -> None:
@@ -215,3 +216,11 @@ def test_the_text_reaches_a_training_sequence(call: Any, world: Path, tmp_path: 
     example = EncodedRows(rows, tokenizer, [KEY], max_positions=4000)[0]
     thought = tokenizer.encode(f" Let's think step by step. <|start thinking|> {KEY}: {text}<|end thinking|>")
     assert example.tokens[example.start :][: len(thought)].tolist() == thought
+
+
+def test_a_folder_in_use_is_refused(call: Any, judge: StubAnnotator, tmp_path: Path) -> None:
+    """Two annotations in one folder ask everything twice and overwrite each other's parts."""
+    with owned(tmp_path / "out"), pytest.raises(UserError, match="out is in use by"):
+        call()
+    assert call()["annotated"] == 5
+    assert not list((tmp_path / "out").glob(".owner*"))

@@ -33,7 +33,7 @@ def test_a_run_leaves_lines_images_and_a_report(
     make_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    watched(make_config(steps=8, watch={"pictures_every": 3, "report_every": 2}), run, 0, 8)
+    watched(make_config(steps=8, watch={"images_every": 3, "report_every": 2}), run, 0, 8)
     assert [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()] == [
         line(s) for s in range(8)
     ]
@@ -61,7 +61,7 @@ def test_every_edition_of_the_report_has_its_steps(make_config: Any, tmp_path: P
 
 def test_a_resumed_run_reads_as_an_uninterrupted_one(make_config: Any, tmp_path: Path) -> None:
     """Steps that are done again replace their lines."""
-    config = make_config(steps=6, watch={"pictures_every": 2, "report_every": 1})
+    config = make_config(steps=6, watch={"images_every": 2, "report_every": 1})
     watched(config, tmp_path / "whole", 0, 6)
     watched(config, tmp_path / "parts", 0, 5)
     watched(config, tmp_path / "parts", 3, 6)
@@ -71,7 +71,7 @@ def test_a_resumed_run_reads_as_an_uninterrupted_one(make_config: Any, tmp_path:
 
 
 def test_nothing_more_is_written_where_nothing_is_asked_for(make_config: Any, tmp_path: Path) -> None:
-    watched(make_config(steps=2, watch={"pictures_every": 0, "report_every": 0}), tmp_path / "run", 0, 2)
+    watched(make_config(steps=2, watch={"images_every": 0, "report_every": 0}), tmp_path / "run", 0, 2)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "metrics.jsonl"]
 
 
@@ -105,7 +105,7 @@ def test_the_tracker_gets_the_config_and_every_step(
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     judge = {"base_url": "http://user:key@a:1/v1"}
     run = tmp_path / "run"
-    watched(make_config(steps=2, judge=judge, watch={"tracker": "wandb", "pictures_every": 2}), run, 0, 2)
+    watched(make_config(steps=2, judge=judge, watch={"tracker": "wandb", "images_every": 2}), run, 0, 2)
     assert wandb.begun["config"]["judge.base_url"] == "http://a:1/v1"
     assert wandb.begun["config"]["rollout.group_size"] == 4
     first, second, end = wandb.logged
@@ -113,7 +113,7 @@ def test_the_tracker_gets_the_config_and_every_step(
     assert first["tokens_per_second/sampled"] == pytest.approx(135_680 / 43.4)
     assert first["pictures"] == str(run / "pictures" / "step_000000.png") and "pictures" not in second
     assert second["parts/sc"] == line(1)["parts"]["sc"] and second["seconds/sample"] == 43.4
-    assert start_tracker(make_config()) is None
+    assert start_tracker(make_config(), tmp_path) is None
 
 
 def test_a_full_disk_costs_the_outputs_and_not_the_run(
@@ -124,7 +124,7 @@ def test_a_full_disk_costs_the_outputs_and_not_the_run(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    config = make_config(steps=3, watch={"pictures_every": 1, "report_every": 1})
+    config = make_config(steps=3, watch={"images_every": 1, "report_every": 1})
     run = tmp_path / "run"
     run.mkdir()
     record_config(config, run / "config.json", resuming=False)
