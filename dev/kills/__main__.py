@@ -25,9 +25,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dev.kills.compare import differences
-from dev.kills.stages import Stage, make_results, make_stages, steady_judge
+from dev.kills.stages import Stage, make_results, make_stages, steady_reply
 from emu3.errors import UserError, run_main
 from emu3.files import write_json
+from rl.check_node.judge import stub_judge
 from rl.config_file import STAND_INS
 
 MARK = "EARL_KILLED_RUN"
@@ -214,7 +215,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.output_dir.absolute()
     wrong = 0
-    with steady_judge() as judge:
+    with stub_judge(steady_reply) as judge:
         stages = make_stages(folder / "world", judge)
         if unknown := set(options.stages or ()) - stages.keys():
             raise UserError(f"there is no stage {min(unknown)}; there are {', '.join(stages)}")
