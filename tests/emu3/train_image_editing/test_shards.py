@@ -68,7 +68,7 @@ def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:
     """Codes of two image areas in one dataset would train without any error."""
     write(tmp_path, area=64)
     other = ShardWriter(tmp_path, {"image_area": 128}, shards=2)
-    with pytest.raises(UserError, match="image_area 64, now it is 128"):
+    with pytest.raises(UserError, match="image_area=64, this one has image_area=128"):
         other.finished(0)
     with pytest.raises(UserError, match="image_area"):
         other.finish()
@@ -77,7 +77,7 @@ def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:
 def test_nested_settings_are_named_by_the_one_that_differs(tmp_path: Path) -> None:
     """Two dicts of twelve keys behind each other tell nobody which one it was."""
     ShardWriter(tmp_path, {"data": {"name": "a", "limit": 3}}, shards=1).write(0, ROWS, [])
-    with pytest.raises(UserError, match=r"written with data\.limit 3, now it is None: "):
+    with pytest.raises(UserError, match=r"holds a run with data\.limit=3, this one has data\.limit=null: "):
         ShardWriter(tmp_path, {"data": {"name": "a"}}, shards=1).finished(0)
 
 
