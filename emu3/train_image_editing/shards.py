@@ -194,7 +194,8 @@ def read_rows(folder: Path | str) -> Rows:
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder / MANIFEST} does not exist: not a tokenized dataset, or one that is unfinished")
     manifest = read_json(folder / MANIFEST)
-    check_version(folder / MANIFEST, manifest, FORMAT)
+    if isinstance(manifest, Mapping):
+        check_version(folder / MANIFEST, manifest, FORMAT)
     try:
         entries = [(folder / Path(entry["file"]).name, entry["bytes"], entry["sha256"]) for entry in manifest["shards"]]
     except (KeyError, TypeError):

@@ -66,13 +66,18 @@ def fault_of(folder: Path, name: str, *, thorough: bool = True) -> str | None:
 
 
 def rotate(place: Path, stem: str, name: str, *, keep: int, written: Path, also: Sequence[Path] = ()) -> None:
-    """Remove all but the newest `keep` whole checkpoints up to `written`, which has just been written and stays, as do
-    those of `also`. What cannot be removed is said on standard output and costs nothing else."""
+    """Remove all but `keep` whole checkpoints up to `written`, which has just been written and stays, as do those of
+    `also`; the others that are kept are the newest. What cannot be removed is said on standard output and costs nothing
+    else."""
     found = numbered(place, stem)
     own = next(step for step, path in found if path == written)
     whole = [path for step, path in found if step <= own and fault_of(path, name, thorough=False) is None]
-    for path in whole[:-keep]:
-        if path in (written, *also):
+    kept = {written, *(path for path in also if path in whole)}
+    for path in reversed(whole):
+        if len(kept) < keep:
+            kept.add(path)
+    for path in whole:
+        if path in kept:
             continue
         try:
             if path.is_symlink():

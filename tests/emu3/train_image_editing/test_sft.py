@@ -313,7 +313,7 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_whole(
             raise KeyboardInterrupt
         write_json(path, value)
 
-    monkeypatch.setattr("emu3.train_image_editing.trainer.write_json", killed)
+    monkeypatch.setattr("emu3.training.checkpoints.write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
