@@ -247,5 +247,5 @@ def test_an_image_folder_is_evaluated_as_it_is_trained_on(tmp_path: Path) -> Non
 
     assert [row.instruction for row in read_records(predict(), Prediction)] == ["make it blue"] * 2
     (data / "a.png").write_bytes(png(noise(2, 48, 48)))
-    with pytest.raises(UserError, match="already holds a run with data="):
+    with pytest.raises(UserError, match="holds a run with data="):
         predict()
