@@ -267,7 +267,7 @@ def test_older_scores_continue_and_other_settings_do_not(predicted: Path, judge:
     later = ("judge_image_format", "judge_max_tokens")
     settings = {key: value for key, value in read_settings(file).items() if key not in later}
     write_records(file, read_records(file, ScoredSample), settings)
-    with pytest.raises(UserError, match=r'judge_image_format="png", this one has judge_image_format="jpeg"'):
+    with pytest.raises(UserError, match='judge_image_format="png", this one has judge_image_format="jpeg"'):
         score.run(predicted, judge=JudgeConfig(judge.url, image_format="jpeg"))
     asked = judge.questions
     scored(predicted, judge)
