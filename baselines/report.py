@@ -177,6 +177,10 @@ def intervals_disjoint(one: Row, other: Row) -> bool:
 
 def _finding(candidate: Row, reference: Row, competitors: list[Row]) -> Headline:
     where, pair = _where(candidate.split), candidate.difference
+    if candidate.mean is not None and reference.mean is not None and pair and pair.n > 1 and pair.ci95 is None:
+        means = f"{candidate.mean:.2f} against {reference.mean:.2f}"
+        same = f"{candidate.model} and {reference.model} differ by the same on all {pair.n} samples"
+        return Headline(f"{where} {same}: {means}, without an interval.", "")
     if candidate.mean is None or reference.mean is None or pair is None or pair.ci95 is None:
         return Headline(f"{where} too few samples were judged to compare {candidate.model} with {reference.model}.", "")
     low, high = pair.ci95

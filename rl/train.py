@@ -37,7 +37,7 @@ from emu3.errors import UserError, one_line, run_main
 from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.language_model import read_config
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.mllm.vllm.engine import check_installed
+from emu3.mllm.vllm.llm_engine import check_installed
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest

@@ -10,6 +10,7 @@ source "$(dirname "$0")/environment.sh"
 install_project dev
 tune_for_cpu
 export OMP_NUM_THREADS=1  # the tests' tensors are too small for threads
+unset PYTHONDONTWRITEBYTECODE  # or each of some hundred processes would compile all modules for itself
 cd "$root"
 ruff check .
 ruff format --check .

@@ -24,7 +24,7 @@ from typing import Any
 from baselines import figure, report, table
 from emu3.errors import run_main
 from emu3.files import write_json
-from emu3.mllm.vllm.engine import check_installed
+from emu3.mllm.vllm.llm_engine import check_installed
 from emu3.run_folder import SettingsFile, owned
 from shapes.scene import HEIGHT, WIDTH
 from shapes.stages import Command, Stages, module

@@ -300,7 +300,7 @@ def finished_samples(output_dir: Path) -> dict[int, Prediction]:
             try:
                 entry: dict[str, Any] = json.loads(line)
                 prediction = Prediction(**entry["prediction"])
-                names = list(_image_names(prediction))
+                names = _image_names(prediction)
                 inside = outside_of_folder(prediction) is None
                 whole = inside and {name: sha256_of(output_dir / name) for name in names} == entry["digests"]
                 if whole and type(entry["row"]) is int:

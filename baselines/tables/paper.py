@@ -147,7 +147,7 @@ def _table(entry: dict[str, Any]) -> PublishedTable:
 @dataclass(frozen=True)
 class Measured:
     """Our side of one cell. values: float (n,), those of the samples behind it; empty where nothing was scored.
-    not_compared: why there is no difference to the published score."""
+    not_compared: why there is no difference to the published score. with_zeros: the mean with failures as 0."""
 
     mean: float | None
     ci95: Interval | None
@@ -155,6 +155,7 @@ class Measured:
     failed: int
     values: np.ndarray
     not_compared: str = ""
+    with_zeros: float | None = None
 
 
 def printed(table: PublishedTable) -> Grid:
@@ -265,12 +266,14 @@ def _measure(
         failed=len(found) - len(scored),
         values=values,
         not_compared=not_compared,
+        with_zeros=float(values.sum() / len(found)) if found else None,
     )
 
 
 def _average(columns: Sequence[Measured], resamples: int, seed: int) -> Measured:
     means = [column.mean for column in columns if column.mean is not None]
     whole = len(means) == len(columns)
+    zeros = [column.with_zeros for column in columns if column.with_zeros is not None]
     return Measured(
         mean=float(np.mean(means)) if whole else None,
         ci95=average_interval([column.values for column in columns], resamples=resamples, seed=seed),
@@ -278,17 +281,22 @@ def _average(columns: Sequence[Measured], resamples: int, seed: int) -> Measured
         failed=sum(column.failed for column in columns),
         values=np.array([]),
         not_compared=next((column.not_compared for column in columns if column.not_compared), ""),
+        with_zeros=float(np.mean(zeros)) if len(zeros) == len(columns) else None,
     )
 
 
 def _block(row: PublishedRow, ours: Sequence[Measured], decimals: int) -> list[list[str]]:
     pairs = list(zip(ours, row.cells, strict=True))
-    return [
+    lines = [
         [row.name, "ours", *(_with_interval(cell, decimals) for cell in ours)],
         ["", "published", *(f"{cell:.{decimals}f}" for cell in row.cells)],
         ["", "difference", *(_difference(cell, published, decimals) for cell, published in pairs)],
         ["", "n (failed)", *(f"{cell.n} ({cell.failed})" for cell in ours)],
     ]
+    if any(cell.failed and not cell.not_compared for cell in ours):  # as the published evaluation took its means
+        known = [UNKNOWN if cell.with_zeros is None else f"{cell.with_zeros:.{decimals}f}" for cell in ours]
+        lines.append(["", "failures as 0", *known])
+    return lines
 
 
 def _with_interval(cell: Measured, decimals: int) -> str:

@@ -25,9 +25,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dev.kills.compare import differences
-from dev.kills.stages import Stage, make_results, make_stages, steady_judge
+from dev.kills.stages import Stage, make_results, make_stages, steady_reply
 from emu3.errors import UserError, run_main
 from emu3.files import write_json
+from rl.check_node.judge import stub_judge
+from rl.config_file import STAND_INS
 
 MARK = "EARL_KILLED_RUN"
 FAREWELL = 60.0
@@ -67,7 +69,7 @@ class Run:
     def __init__(self, stage: Stage, out: Path, log: Path) -> None:
         self._mark = uuid.uuid4().hex
         self._log = log
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", MARK: self._mark}
+        environment = {**os.environ, **STAND_INS, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", MARK: self._mark}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *map(str, stage.command(out))],
@@ -213,7 +215,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.output_dir.absolute()
     wrong = 0
-    with steady_judge() as judge:
+    with stub_judge(steady_reply) as judge:
         stages = make_stages(folder / "world", judge)
         if unknown := set(options.stages or ()) - stages.keys():
             raise UserError(f"there is no stage {min(unknown)}; there are {', '.join(stages)}")

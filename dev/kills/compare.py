@@ -10,9 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 TIMES = re.compile(
-    "seconds|latenc|_s$|per_second|per_s$|time|memory|runtime|busy|wait|hidden|created|asks|cache|shared|answered"
+    "seconds|latenc|_s$|per_second|per_s$|time|memory|busy|wait|hidden|created"  # durations, and what they filled
+    "|asks|cache|shared|answered"  # what was asked again after a kill
+    "|trainer_state"  # size or digest of a file that holds durations
 )
-"""Keys of JSON whose values two equal runs do not share: durations, and what was asked again after a kill."""
+"""Keys of JSON whose values two equal runs do not share."""
 PAGES = (".html", ".svg", ".log")
 """Show durations among the rest: only their being there is compared."""
 

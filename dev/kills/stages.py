@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 import subprocess
 import sys
-import threading
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from rl.check_node.judge import some_score
 from rl.check_node.runs import AREA, make_world, write_config
 from shapes.stages import Command, module
 from shapes.write_data import DataSpec, write
@@ -25,6 +20,10 @@ from shapes import quickstart
 from shapes.write_data import DataSpec
 data = DataSpec(simple=40, complex=12, held_out=4, pictures=40)
 quickstart.PRESETS["smoke"] = quickstart.Preset(data, 20, 6, 6, 2, 6)
+plain = quickstart.module
+def module(name, /, *positional, **flags):  # a judge that also reads images of a tokenizer that has learned nothing
+    return plain(name, *positional, **flags, **({"any_image": []} if name == "shapes.judge_server" else {}))
+quickstart.module = module
 quickstart.run_main(quickstart.main)
 """
 
@@ -163,55 +162,6 @@ def _export(world: Path, out: Path) -> Command:
     return module("emu3.export", model=world / "model", vision=world / "vision", name="org/name", output=out / "export")
 
 
-@contextmanager
-def steady_judge() -> Iterator[str]:
-    """The address of a judge whose reply is a function of the question: scores, or a chain of thought where that is
-    what is asked for. It lives as long as the context."""
-    server = _Server(("127.0.0.1", 0), _Judge)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients are killed in the middle of a request: that is what this is for."""
-
-
-class _Judge(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self._reply({"object": "list", "data": [{"id": "steady", "object": "model"}]})
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        scores = json.dumps({"reasoning": "none", "score": [zlib.crc32(body) % 11, 10]})
-        text = CHAIN if re.search(rb"five numbered steps", body) else scores
-        message = {"role": "assistant", "content": text}
-        self._reply(
-            {
-                "id": "steady",
-                "object": "chat.completion",
-                "created": 0,
-                "model": "steady",
-                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            }
-        )
-
-    def _reply(self, value: object) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing is printed per request."""
+def steady_reply(question: bytes) -> str:
+    """Scores, or a chain of thought where that is what is asked for; equal questions get equal replies."""
+    return CHAIN if b"five numbered steps" in question else some_score(question)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
+import sys
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -37,10 +39,14 @@ def main() -> None:
     if arguments.image_area is not None and arguments.image_area < 1:
         raise UserError(f"--image-area is {arguments.image_area}; it is 1 or more")
     # Before the model is loaded, which takes minutes: a port in use is reported at once, an early visitor waits.
-    uploads = TemporaryDirectory(prefix="emu3-demo-", dir=os.environ.get("GRADIO_TEMP_DIR"), ignore_cleanup_errors=True)
-    with listen(arguments.host, arguments.port) as listener, uploads as folder:
+    # A server ends by this signal; as an exception it takes the uploads along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with (
+        listen(arguments.host, arguments.port) as listener,
+        TemporaryDirectory(prefix="emu3-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as uploads,
+    ):
         # Of its own, since whatever lies there can be asked for; gradio reads the variable when it is imported.
-        os.environ["GRADIO_TEMP_DIR"] = folder
+        os.environ["GRADIO_TEMP_DIR"] = uploads
 
         import gradio as gr
         import uvicorn

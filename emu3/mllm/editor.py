@@ -27,7 +27,7 @@ from emu3.mllm.generate import THINK_TOKENS, Completion, Request, check_fits, ch
 from emu3.mllm.language_model import CONVERTED, load_language_model, read_config
 from emu3.mllm.sequence import THINK_END, THINK_PREFILL, edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import RANK_FILE, TOKENIZER_FILE, TextTokenizer
-from emu3.mllm.vllm.engine import check_installed
+from emu3.mllm.vllm.llm_engine import check_installed
 from emu3.mllm.vllm.sampler import VllmSampler, sampler_of
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import scale_image

@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from math import sqrt
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +30,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 """All that Pillow may open. EPS is none of them: it would start Ghostscript."""
 MAX_PIXELS = 110_000_000
 """A larger image is refused before it is decoded. While it is read an image takes up to 8 bytes a pixel."""
+MAX_BYTES = 100_000_000
+"""Of the file of one image."""
 MAX_MASK_PIXELS = 2**25
 """Of a mask, which is looked at several times."""
 MAX_AREA = 2**24
@@ -72,7 +75,7 @@ def read_image(file: Path | IO[bytes], name: str) -> Image.Image:
     """The RGB image in `file`, upright if the camera noted its orientation.
 
     Raises UserError, beginning with `name`, if there is no such file or it holds no whole image of `FORMATS`, one of
-    more than `MAX_PIXELS`, or one that `to_rgb` refuses.
+    more than `MAX_PIXELS` or `MAX_BYTES`, or one that `to_rgb` refuses.
     """
     return _read(file, name, "an image", to_rgb)
 
@@ -174,7 +177,10 @@ def _region_on_transparency(colours: np.ndarray, alpha: np.ndarray) -> np.ndarra
 
 def _read(file: Path | IO[bytes], name: str, kind: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
-        data = file.read_bytes() if isinstance(file, Path) else file.read()
+        with file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:
+            data = stream.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise Unclear(f"its file has more than {MAX_BYTES} bytes")
         with Image.open(io.BytesIO(_without_notes(data)), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Unclear(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")

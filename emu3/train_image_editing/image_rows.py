@@ -20,7 +20,7 @@ import pyarrow as pa
 from PIL import Image
 
 from emu3.errors import UserError, utf8_fault
-from emu3.tokenizer.images import image_size, read_image
+from emu3.tokenizer.images import MAX_BYTES, image_size, read_image
 
 IMAGE_CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """How Hugging Face's `Image` feature lies in Parquet and Arrow."""
@@ -71,8 +71,11 @@ class ImageFile:
     name: str
 
     def read(self) -> bytes:
-        """The bytes of the file. Raises BadRow if there is no such file in the folder."""
-        return self._path().read_bytes()
+        """The bytes of the file. Raises BadRow if there is no such file in the folder, or it is too large."""
+        path = self._path()
+        if path.stat().st_size > MAX_BYTES:
+            raise BadRow(f"{self.name!r} has more than {MAX_BYTES} bytes")
+        return path.read_bytes()
 
     def size(self) -> int:
         """Bytes of the file; -1 if there is no such file in the folder."""

@@ -21,6 +21,7 @@ from emu3.files import reading_parquet
 from emu3.train_image_editing.image_rows import LFS_POINTER, BadRow, Columns
 
 _BATCH_ROWS = 32
+_UNREADABLE = (ValueError, OverflowError)  # of a cell, as Python: no UTF-8, a day after the year 9999
 _STREAMED = {"buffer_size": 2**20, "pre_buffer": False}  # else a row group is read at once, however large
 
 
@@ -99,14 +100,14 @@ class ParquetRows:
             try:
                 for batch in pq.ParquetFile(file, **_STREAMED).iter_batches(columns=[name]):
                     cells += (_cell(batch.column(0), row) for row in range(len(batch)))
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, *_UNREADABLE) as error:
                 raise UserError(f"{file} is damaged: {one_line(error)}") from error
         return cells
 
     def file(self, index: int) -> Path:
         return self._groups[int(np.searchsorted(self._ends, index, side="right"))][0]
 
-    def _row(self, index: int) -> dict[str, Any]:
+    def _row(self, index: int) -> dict[str, Any] | BadRow:
         group = int(np.searchsorted(self._ends, index, side="right"))
         file, number = self._groups[group]
         try:
@@ -128,28 +129,36 @@ class ParquetRows:
         self._batch = next(self._batches)
 
 
-def _cells(batch: pa.RecordBatch | pa.Table, row: int) -> dict[str, Any]:
+def _cells(batch: pa.RecordBatch | pa.Table, row: int) -> dict[str, Any] | BadRow:
+    """A row's cells by column; bytes where it should be a text and is not UTF-8."""
     try:
         values: dict[str, Any] = batch.slice(row, 1).to_pylist()[0]
-    except UnicodeDecodeError:
-        values = {name: _cell(batch.column(name), row) for name in batch.schema.names}
+    except _UNREADABLE:
+        values = {}
+        for name in batch.schema.names:
+            try:
+                values[name] = _cell(batch.column(name), row)
+            except _UNREADABLE as error:
+                return BadRow(f"{name} cannot be read: {one_line(error)}")
     return values
 
 
 def _cell(column: pa.Array, row: int) -> Any:
-    """A cell; bytes where it should be a text and is not UTF-8."""
     try:
         return column[row].as_py()
     except UnicodeDecodeError:
-        return column[row].as_buffer().to_pybytes() if hasattr(column[row], "as_buffer") else b"\xff"
+        if not hasattr(column[row], "as_buffer"):
+            raise
+        return column[row].as_buffer().to_pybytes()
 
 
 def _footer(file: Path) -> tuple[pq.FileMetaData, list[str]]:
-    with file.open("rb") as stream:
-        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise UserError(f"{file} is not a Parquet file: it is a git-lfs pointer: fetch it with `git lfs pull`")
-    with reading_parquet(file), pq.ParquetFile(file) as parquet:
-        return parquet.metadata, parquet.schema_arrow.names
+    with reading_parquet(file):
+        with file.open("rb") as stream:
+            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise UserError(f"{file} is not a Parquet file: it is a git-lfs pointer: fetch it with `git lfs pull`")
+        with pq.ParquetFile(file) as parquet:
+            return parquet.metadata, parquet.schema_arrow.names
 
 
 def _footer_bytes(file: Path) -> bytes:

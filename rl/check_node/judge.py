@@ -6,7 +6,7 @@ import json
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,12 +103,17 @@ def _reason(outcome: Outcome | None) -> str:
     return "no reply in time" if outcome is None else "its replies hold no scores"
 
 
+def some_score(question: bytes) -> str:
+    """A reply with scores that are a function of the question."""
+    return json.dumps({"reasoning": "none", "score": [zlib.crc32(question) % 11, 10]})
+
+
 @contextmanager
-def stub_judge() -> Iterator[str]:
-    """The address of a judge on the loopback whose scores are a function of the question; for runs that only have to
+def stub_judge(reply: Callable[[bytes], str] = some_score) -> Iterator[str]:
+    """The address of a judge on the loopback that gives `reply` to the body of each request; for runs that only have to
     run. It lives as long as the context."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Stub)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Stub)
+    server.reply = reply
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -119,16 +124,24 @@ def stub_judge() -> Iterator[str]:
         thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    reply: Callable[[bytes], str]
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Whoever asked has been ended, which is no trouble of the judge's."""
+
+
 class _Stub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: _Server
 
     def do_GET(self) -> None:
         self._reply({"object": "list", "data": [{"id": "stub", "object": "model"}]})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        score = zlib.crc32(body) % 11
-        text = json.dumps({"reasoning": "none", "score": [score, 10]})
+        text = self.server.reply(body)
         self._reply({"object": "chat.completion", "choices": [{"index": 0, "message": {"content": text}}]})
 
     def _reply(self, value: object) -> None:

@@ -27,7 +27,7 @@ from emu3.errors import UserError
 from emu3.mllm.language_model import load_language_model, new_language_model, save_checkpoint
 from emu3.mllm.sequence import edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
-from emu3.mllm.vllm.engine import check_installed
+from emu3.mllm.vllm.llm_engine import check_installed
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest

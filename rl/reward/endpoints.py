@@ -80,6 +80,7 @@ class Endpoint:
         self._left = asyncio.Event()
         self._requests: set[asyncio.Task[Any]] = set()
         self.transport = Transport(address, api_key)
+        self._api_key = api_key
 
     async def chat(self, body: dict[str, Any], read: Callable[[Any], T]) -> T:
         """What `read` finds in the server's response to a chat request, parsed JSON. Raises one of `FAILURES`."""
@@ -118,17 +119,36 @@ class Endpoint:
         raise BrokenReply("its list of models (/models) cannot be read")
 
     async def serving(self, model: str | None) -> list[str]:
-        """The models that it serves; `model` alone from a server that lists none but may have it. Raises as `models`
-        where it could not be asked, or does not take the key."""
+        """The models that it serves; `model` alone from a server that lists none but may have it. An address that lacks
+        its /v1 gets it. Raises as `models` where the server could not be asked, or does not take the key."""
         try:
             return await self.models()
         except HttpError as error:
+            if error.status == 404 and (served := await self._models_under_v1()) is not None:
+                return served
             if model is None or error.status == 401 or (error.status >= 500 and error.status != 501):
                 raise
         except BrokenReply as error:
             if model is None or error.__cause__ is not None:  # there is no connection
                 raise
         return [model]
+
+    async def _models_under_v1(self) -> list[str] | None:
+        """What is served under the address with /v1, where requests go from then on; None if that is no address."""
+        before = self.transport
+        if before.address.endswith("/v1"):
+            return None
+        self.transport = Transport(f"{before.address}/v1", self._api_key)
+        try:
+            served = await self.models()
+        except FAILURES:
+            await self.transport.aclose()
+            self.transport = before
+            return None
+        await before.aclose()
+        _log.warning("the judge at %s answers under %s/v1, which is its address", self.url, self.url)
+        self.url = f"{self.url}/v1"
+        return served
 
     def leave(self, reason: str) -> None:
         """Out of the rotation; what is in flight may still come to its end."""

@@ -52,7 +52,7 @@ class Transport:
     """
 
     def __init__(self, address: str, api_key: str | None) -> None:
-        self._address = address.rstrip("/")
+        self.address = address.rstrip("/")
         self._proxy, self._through = _proxy_of(address)
         self._key = api_key
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
@@ -79,7 +79,7 @@ class Transport:
         return text if self._key is None or len(self._key) < SHORTEST_SECRET else text.replace(self._key, "[key]")
 
     async def _request(self, method: str, path: str, body: bytes | None) -> Any:
-        url = self._address + path
+        url = self.address + path
         try:
             for _ in range(MOST_REDIRECTS + 1):
                 status, headers, data = await self._exchange(method, url, body)
@@ -94,7 +94,7 @@ class Transport:
             raise
         except Exception as error:  # whatever can happen between here and there; the list is open
             message = self.without_key(str(error) or type(error).__name__)
-            raise BrokenReply(f"{self._address}{self._through}: {message}") from error
+            raise BrokenReply(f"{self.address}{self._through}: {message}") from error
         text = self._decoded(data)
         if status >= 300:
             message = self.without_key(_message_of(text)) or "no reason given"

@@ -34,7 +34,7 @@ from emu3.mllm.generate import Request
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.mllm.vllm.engine import VllmSettings
+from emu3.mllm.vllm.llm_engine import VllmSettings
 from emu3.mllm.vllm.sampler import VllmSampler
 from rl.config import ComputeConfig, RolloutConfig
 from rl.logprobs import pack

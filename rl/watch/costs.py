@@ -6,8 +6,8 @@ the reference, the image tokenizer, and who samples.
 
 On a GPU vLLM takes `memory_share` of the whole device (its `gpu_memory_utilization`), refuses to start where less is
 free, and gives the cache what weights, the work of its largest pass and its CUDA graphs leave. On a CPU the share
-bounds the cache alone (`emu3.mllm.vllm.engine`). Completions whose keys and values do not fit wait, or are thrown out
-and computed again ("preempted"): slower, and without a word.
+bounds the cache alone (`emu3.mllm.vllm.llm_engine`). Completions whose keys and values do not fit wait, or are thrown
+out and computed again ("preempted"): slower, and without a word.
 
 Time comes from a step's operations and the bytes that it reads. Training is bound by arithmetic: 2 operations per
 parameter and token forward, twice that backward, at `USED` of the peak. Decoding is bound by memory: every token of a
@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from emu3.mllm.vllm.engine import CPU_BLOCK
+from emu3.mllm.vllm.llm_engine import CPU_BLOCK
 from emu3.tokenizer.codec import BATCH_PIXELS
 from emu3.tokenizer.config import StillVQConfig
 from emu3.training.activations import ModelSizes, Parts, Pass, Scored

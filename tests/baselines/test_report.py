@@ -60,7 +60,8 @@ class Elements(html.parser.HTMLParser):
 
 
 def test_one_page_with_everything_in_it(make_run: MakeRun) -> None:
-    values = {"no-edit": [2.0] * 8, "sft": [3.0] * 8, "sft__rl": [5.0] * 8, "ground-truth": [9.0] * 8}
+    sft, rl = [2.9, 2.9, 3.1, 3.1] * 2, [4.5, 4.5, 5.5, 5.5] * 2
+    values = {"no-edit": [2.0] * 8, "sft": sft, "sft__rl": rl, "ground-truth": [9.0] * 8}
     folder = make_run(values)
     training = folder / "train" / "sft__rl"
     training.mkdir(parents=True)
@@ -70,7 +71,7 @@ def test_one_page_with_everything_in_it(make_run: MakeRun) -> None:
     text = read(page)
     found = Elements(text).found
     assert "On complex edits sft__rl beats sft: 5.00 against 3.00." in text
-    assert "+2.00 [+2.00, +2.00]" in text and "do not overlap" in text
+    assert "+2.00 [+1.60, +2.40]" in text and "do not overlap" in text
     assert "the judge" in text and "A title" in text
     gallery = gallery_of(page)
     assert len(gallery["samples"]) == 8 and gallery["models"] == list(values)
@@ -220,10 +221,11 @@ def rows_for(make_score: Callable[..., object], **values: list[float]) -> list[R
 @pytest.mark.parametrize(
     ("rl", "claim", "evidence"),
     [
-        ([5.0, 6.0, 5.0, 6.0, 5.5, 5.5], "beats sft: 5.50 against 2.50", "do not overlap"),
-        ([2.1, 3.1, 2.1, 3.1, 2.6, 2.6], "beats sft: 2.60 against 2.50", "means overlap"),
+        ([5.0, 6.0, 5.0, 6.1, 5.5, 5.4], "beats sft: 5.50 against 2.50", "do not overlap"),
+        ([2.1, 3.1, 2.15, 3.1, 2.6, 2.55], "beats sft: 2.60 against 2.50", "means overlap"),
         ([1.0, 4.0, 3.0, 2.0, 1.0, 4.0], "cannot be told apart: 2.50 against 2.50", "means overlap"),
-        ([1.0, 2.0, 1.0, 2.0, 1.5, 1.5], "loses to sft: 1.50 against 2.50", "overlap"),
+        ([1.0, 2.0, 1.1, 2.0, 1.5, 1.4], "loses to sft: 1.50 against 2.50", "overlap"),
+        ([3.0, 4.0, 3.0, 4.0, 3.5, 3.5], "and sft differ by the same on all 6 samples: 3.50 against 2.50", ""),
     ],
 )
 def test_the_headline_claims_what_the_intervals_allow(
@@ -237,7 +239,7 @@ def test_the_headline_claims_what_the_intervals_allow(
 
 def test_the_headline_names_a_control_that_is_ahead(make_score: Callable[..., object]) -> None:
     """Guards honesty: a control that wins is not left to the reader to find; ground truth is no competitor."""
-    rows = rows_for(make_score, sft=[2.0, 3.0], rl=[5.0, 6.0], control=[8.0, 9.0], truth=[10.0, 10.0])
+    rows = rows_for(make_score, sft=[2.0, 3.0], rl=[5.0, 6.5], control=[8.0, 9.0], truth=[10.0, 10.0])
     [finding] = findings(rows, "rl", "sft", bounds=["truth"])
     assert "The highest mean is that of control: 8.50" in finding.evidence
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,11 +58,16 @@ def tiny_vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def demo_url(tiny_model_folder: Path, tiny_vision_folder: Path) -> Iterator[str]:
-    """The demo page of the tiny model, served by a process that ends after `LIFE_S` seconds whatever happens."""
+def demo_url(
+    tiny_model_folder: Path, tiny_vision_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The demo page of the tiny model, served by a process that ends after `LIFE_S` seconds whatever happens, and then
+    has kept nothing of what was uploaded."""
+    uploads = tmp_path_factory.mktemp("uploads")
     folders = ["--model", str(tiny_model_folder), "--vision", str(tiny_vision_folder)]
     command = ["timeout", LIFE_S, sys.executable, "-m", "emu3.demo", *folders, "--image-area", "576", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(uploads)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
         try:
             line = server.stdout.readline()
@@ -69,3 +75,4 @@ def demo_url(tiny_model_folder: Path, tiny_vision_folder: Path) -> Iterator[str]
             yield line.split()[1]
         finally:
             server.terminate()
+    assert list(uploads.iterdir()) == []

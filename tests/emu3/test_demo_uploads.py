@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import uuid
 from pathlib import Path
@@ -59,6 +60,10 @@ def test_only_what_was_uploaded_is_opened(demo_url: str, tmp_path: Path) -> None
         assert "Edits of" not in reply and "secret" not in reply, payload
 
 
-def test_what_is_no_image_is_said(demo_url: str) -> None:
-    path = upload(demo_url, "photo.png", b"no image")
-    assert "Edits of" not in ask(demo_url, {"path": path, "meta": MARK})
+def test_what_is_no_image_is_not_edited(demo_url: str) -> None:
+    """Neither a text, nor a format for which Pillow starts another program, whatever its name says."""
+    eps = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(eps, "EPS")
+    for content in (b"no image", eps.getvalue()):
+        path = upload(demo_url, "photo.png", content)
+        assert "Edits of" not in ask(demo_url, {"path": path, "meta": MARK})

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import ANY_JSON, broken_json, damaged, with_another_value
 
+from emu3.checkpoint_facts import FACTS_FILE, VERSION, CheckpointFacts, Origin, read_facts, setup_of
 from emu3.errors import UserError
 from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
@@ -30,6 +31,9 @@ SMALL: dict[str, Any] = {
 TREE = json.loads(json.dumps(dataclasses.asdict(build_config(SMALL))))
 KEYS = ["steps", "optimizer.lr", "data.sets", "rollout.group_size", "judge", "lora.rank", "a", "", ".", "steps.a"]
 OVERRIDES = st.tuples(st.sampled_from(KEYS), ANY_JSON.map(json.dumps) | st.text(max_size=6)).map("=".join)
+FACTS = CheckpointFacts(
+    4, Origin("../a", "0" * 64), Origin("a/b", None), (Origin("c", "1" * 64),), "sft", 1, {"a": "1"}
+)
 VISION = json.loads(json.dumps(StillVQConfig(base_channels=32, channel_multiplier=(1,), attn_resolutions=()).to_dict()))
 
 
@@ -63,3 +67,14 @@ def test_a_vision_tokenizers_config_is_read_or_refused(text: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "config.json").write_bytes(text)
         assert refused_in_one_line(StillVQ.from_pretrained, Path(name)) is None
+
+
+@given(broken_json({"version": VERSION, **dataclasses.asdict(FACTS)}))
+def test_what_a_checkpoint_says_is_read_or_refused(text: bytes) -> None:
+    """Guards: a TypeError of a path or a comparison for a value of another type, in the file of a stranger."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / FACTS_FILE).write_bytes(text)
+        facts = refused_in_one_line(read_facts, name)
+        assert facts is None or isinstance(facts, CheckpointFacts)
+        if facts is not None and facts.vision is not None and str(facts.vision.name).startswith("/"):
+            refused_in_one_line(setup_of, name)

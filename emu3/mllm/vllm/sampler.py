@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from emu3.mllm.generate import THINK_TOKENS, Completion, Request, check_settings
-from emu3.mllm.vllm.engine import VllmSettings, start_engine
+from emu3.mllm.vllm.llm_engine import VllmSettings, start_engine
 from emu3.mllm.vllm.rules import CompletionRule
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ import pytest
 from fake_hub import FakeHub, commit_of, use
 from noise_images import IMAGE, noise, png
 
+from baselines import evaluate
 from baselines.benchmarks.samples import Samples, columns_of, find_rows, rows_of_files
 from baselines.benchmarks.spec import AURORA, BENCHMARKS, GENERIC, Benchmark, Subset
+from baselines.results.predictions import Prediction
+from baselines.results.records import read_records
 from emu3.errors import UserError
 
 FULL = Benchmark("data", source="input", instruction="instruction", target="output", task="task", id="id")
@@ -226,3 +230,22 @@ def test_data_by_hub_id(hub: FakeHub) -> None:
 def test_no_data_is_an_error(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_rows(GENERIC, **arguments)
+
+
+def test_an_image_folder_is_evaluated_as_it_is_trained_on(tmp_path: Path) -> None:
+    """And a run knows its images: of the table alone it would not notice that they were replaced."""
+    data = tmp_path / "edits"
+    data.mkdir()
+    for name, seed in (("a.png", 0), ("b.png", 1)):
+        (data / name).write_bytes(png(noise(seed)))
+    row = json.dumps({"input": "a.png", "output": "b.png", "instruction": "make it blue"})
+    (data / "edits.jsonl").write_text(f"{row}\n" * 2)
+    spec = Benchmark("data", "input", "instruction", target="output")
+
+    def predict() -> Path:
+        return evaluate.run(editor="no-edit", benchmark=spec, data=data, output_dir=tmp_path / "run", image_area=256)
+
+    assert [row.instruction for row in read_records(predict(), Prediction)] == ["make it blue"] * 2
+    (data / "a.png").write_bytes(png(noise(2, 48, 48)))
+    with pytest.raises(UserError, match="holds a run with data="):
+        predict()

@@ -24,7 +24,7 @@ from emu3.mllm.editor import Editor
 from emu3.mllm.generate import Completion, generate
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
-from emu3.mllm.vllm.engine import CPU_BLOCK, VllmSettings, start_engine
+from emu3.mllm.vllm.llm_engine import CPU_BLOCK, VllmSettings, start_engine
 from emu3.mllm.vllm.sampler import Preemptions, VllmSampler, named_weights, sampler_of
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import torch
 from emu3.errors import UserError
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.vllm.engine import VllmSettings, _gpu_arguments, start_engine
+from emu3.mllm.vllm.llm_engine import VllmSettings, _gpu_arguments, start_engine
 from emu3.mllm.vllm.sampler import named_weights, seed_number, with_head
 
 

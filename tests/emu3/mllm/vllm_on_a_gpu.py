@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from vllm_world import world_model
 
-from emu3.mllm.vllm import engine
+from emu3.mllm.vllm import llm_engine
 
 
 def pretend() -> None:
@@ -78,9 +78,9 @@ def resolved() -> dict[str, Any]:
         raise Enough
 
     LLMEngine.from_vllm_config = stop  # type: ignore[method-assign, assignment]
-    settings = engine.VllmSettings(torch.bfloat16, max_sequences=96, memory_share=0.3, sleep=True)
+    settings = llm_engine.VllmSettings(torch.bfloat16, max_sequences=96, memory_share=0.3, sleep=True)
     with contextlib.suppress(Enough):
-        engine.start_engine(world_model().config, settings, torch.device("cuda", 1))
+        llm_engine.start_engine(world_model().config, settings, torch.device("cuda", 1))
     config, options = found
     from vllm.v1.executor.abstract import Executor
 
@@ -107,5 +107,5 @@ def resolved() -> dict[str, Any]:
 if __name__ == "__main__":
     pretend()
     ranks = int(sys.argv[1])
-    engine._ranks = lambda: ranks
+    llm_engine._ranks = lambda: ranks
     print(json.dumps(resolved()))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from vllm_world import world_model, world_request
 
-from emu3.mllm.vllm.engine import VllmSettings
+from emu3.mllm.vllm.llm_engine import VllmSettings
 from emu3.mllm.vllm.sampler import VllmSampler, named_weights
 
 

@@ -178,6 +178,9 @@ def test_the_limit_on_pixels_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(UserError, match=r"^it cannot be used as an image: 30x40 is more than 1000 pixels"):
         read_image(file(Image.fromarray(COLOUR)), "it")
+    monkeypatch.setattr(images, "MAX_BYTES", 500)
+    with pytest.raises(UserError, match=r"^it cannot be used as an image: its file has more than 500 bytes"):
+        read_image(file(Image.fromarray(COLOUR)), "it")
     with pytest.raises(UserError, match="more than 16777216"):
         scale_image(Image.fromarray(COLOUR), 10**12, 8)
 

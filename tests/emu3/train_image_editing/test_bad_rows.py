@@ -131,6 +131,17 @@ def test_every_text_is_checked(tokenize: Callable[..., Any], tmp_path: Path, col
     assert failed == {"1" if column == "id" else "b": f"{column} is not UTF-8: byte 0xff at 1"}
 
 
+def test_a_cell_that_python_cannot_hold_is_a_bad_row(tokenize: Callable[..., Any], tmp_path: Path) -> None:
+    days = pa.array([0, 2**31 - 1], pa.date32())
+    lists = pa.ListArray.from_arrays([0, 1, 2], raw_texts(b"a", b"\xff"))
+    for name, column in (("days", days), ("lists", lists)):
+        data = table(tmp_path / f"{name}.parquet", instruction=["x", "y"], **{name: column})
+        kept, failed = tokenize(data, task_key=name)
+        assert kept == ["x"] and failed["1"].startswith(f"{name} cannot be read: ")
+        for path in (tmp_path / "shards").iterdir():
+            path.unlink()
+
+
 def test_captions_are_checked_too(tmp_path: Path) -> None:
     spec = Benchmark("data", "input", "instruction", source_caption="shows", id="key")
     data = table(tmp_path / "bad.parquet", instruction=["x", "y"], key=["k", "l"], shows=raw_texts(b"a", b"\xc3"))

@@ -91,3 +91,11 @@ def test_what_is_not_there_is_named(hub: FakeHub, name: str, split: str | None, 
     with pytest.raises(UserError, match=message) as error:
         texts(name, split)
     assert "\n" not in str(error.value)
+
+
+def test_a_gated_dataset_is_one_line(hub: FakeHub) -> None:
+    hub.gated.add("org/pairs")
+    with pytest.raises(
+        UserError, match=r"dataset org/pairs is gated: ask for access at http://\S+/datasets/org/pairs, "
+    ):
+        texts("org/pairs")

@@ -70,6 +70,7 @@ def hub(big: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "rows.jsonl": lines({"image": {"bytes": None, "path": "/etc/hostname"}, "text": "steal"}),
     }
     served = {"org/big": big, "org/cards": cards, "org/folder": folder, "org/json": others}
+    served["org/tar"] = {"README.md": b"", "train.tar": b""}
     with FakeHub(datasets={name: {"main": files} for name, files in served.items()}) as hub:
         end = use(monkeypatch, hub, tmp_path / "cache")
         disable_progress_bars()
@@ -147,3 +148,9 @@ def test_a_path_of_another_place_is_not_read(hub: FakeHub) -> None:
     assert not isinstance(row, BadRow)
     with pytest.raises(BadRow, match="image holds the path '/etc/hostname' without the image's bytes"):
         read_row(row, COLUMNS, 0)
+
+
+def test_a_format_that_may_run_something_is_refused(hub: FakeHub) -> None:
+    """Guards against pickles: `datasets` decodes those in tar files, among thirty formats that nobody asked for."""
+    with pytest.raises(UserError, match="org/tar is in the form webdataset; read are parquet, arrow, json, csv, image"):
+        open_rows("org/tar", "HF", None, COLUMNS)

@@ -57,6 +57,14 @@ def test_any_other_name_is_a_bad_row(folder: Path, name: str, why: str) -> None:
     assert ImageFile(folder, name).size() == -1
 
 
+def test_a_file_that_is_too_large_is_not_read(folder: Path) -> None:
+    """Guards the memory: a sparse file has any size."""
+    with (folder / "large.png").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(BadRow, match=r"^a: 'large\.png' has more than 100000000 bytes"):
+        read_row(values(a=ImageFile(folder, "large.png")), COLUMNS, 0)
+
+
 def test_a_path_in_a_cell_is_not_followed(folder: Path) -> None:
     for cell in (str(folder / "images/1.png"), {"bytes": None, "path": str(folder / "images/1.png")}, 7):
         with pytest.raises(BadRow, match=r"a holds .*, not an image"):

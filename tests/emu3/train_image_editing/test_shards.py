@@ -77,7 +77,7 @@ def test_shards_of_other_settings_are_refused(tmp_path: Path) -> None:
 def test_nested_settings_are_named_by_the_one_that_differs(tmp_path: Path) -> None:
     """Two dicts of twelve keys behind each other tell nobody which one it was."""
     ShardWriter(tmp_path, {"data": {"name": "a", "limit": 3}}, shards=1).write(0, ROWS, [])
-    with pytest.raises(UserError, match=r"holds a run with data\.limit=3, this one has data\.limit=null: "):
+    with pytest.raises(UserError, match=r"data\.limit=3, this one has data\.limit=null: "):
         ShardWriter(tmp_path, {"data": {"name": "a"}}, shards=1).finished(0)
 
 
@@ -143,7 +143,7 @@ def test_a_dataset_without_one_usable_row_is_an_error(tmp_path: Path) -> None:
 def test_a_manifest_of_something_else_is_refused(tmp_path: Path, manifest: str) -> None:
     """Many programs write a manifest.json."""
     (tmp_path / "manifest.json").write_text(manifest)
-    with pytest.raises(UserError, match="lists no shards"):
+    with pytest.raises(UserError, match=r"manifest\.json (lists no shards|is not what this command writes)"):
         read_rows(tmp_path)
 
 

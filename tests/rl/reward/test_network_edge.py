@@ -284,6 +284,16 @@ def test_a_named_model_needs_no_list_of_models(stub: Any, say: Any, status: int)
         ask(stub.url)
 
 
+@pytest.mark.parametrize("model", [None, "stub"])
+def test_an_address_without_its_v1_is_understood(stub: Any, say: Any, caplog: Any, model: str | None) -> None:
+    """Guards the published way of naming a judge, by host and port, of which every request was a 404."""
+    stub.reply = say(GOOD)
+    assert ask(stub.url.removesuffix("/v1"), model=model) == GOOD
+    assert f"answers under {stub.url}, which is its address" in caplog.text
+    with pytest.raises(UserError, match="404"):
+        ask(f"{stub.url}/v2")
+
+
 @pytest.mark.parametrize(
     ("settings", "fields"),
     [
