@@ -115,7 +115,7 @@ def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line, facts = machine.disk(dataclasses.replace(CPU, run_folder=folder))
     assert "a checkpoint at full size has 119 GB" in line and facts["write_bytes_per_s"] > 0
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(machine, "_write_speed", lambda folder, most: 1e9)
+    monkeypatch.setattr(machine, "write_speed", lambda folder, most: 1e9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, 3 * 10**11))
     with pytest.raises(UserError, match=r"3 checkpoints take 357 GB: set APP__BASE_EXP_DIR"):
         machine.disk(dataclasses.replace(FOUR, run_folder=folder))
