@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -21,10 +22,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import _jsonnet
 
-from emu3.checkpoint_facts import read_facts
+from emu3.checkpoint_facts import CheckpointFacts, read_facts
 from emu3.errors import UserError
 from emu3.run_folder import SettingsFile, flat
 from rl.config import Config, check_config, with_home
+from rl.reward.viescore import prompts_from
 
 FORMAT = 2
 """Of a run's config.json; 1 had no version."""
@@ -94,6 +96,20 @@ def _rename(tree: dict[str, Any]) -> None:
                 raise UserError(f"config key {old} is the older name of {new}: give one of them")
             place[now] = place.pop(before)
             print(f"note: config key {old} is now called {new}", file=sys.stderr)
+
+
+def inputs_of(config: Config, facts: CheckpointFacts, judge: str | None) -> dict[str, Any]:
+    """Digests of what a run is made from, and who judges it (the name that the server gives) with which words."""
+    prompts = prompts_from(config.judge.prompts)
+    return {
+        "model": facts.trained_from and facts.trained_from.sha256,
+        "vision": facts.vision and facts.vision.sha256,
+        "data": [origin.sha256 for origin in facts.data],
+        "judge": {
+            "model": judge,
+            "wording": hashlib.sha256(f"{prompts.edit}\0{prompts.quality}".encode()).hexdigest(),
+        },
+    }
 
 
 def record_config(config: Config, path: Path, *, resuming: bool, inputs: Mapping[str, Any] | None = None) -> None:

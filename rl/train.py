@@ -16,7 +16,6 @@ Axes on names: P prompts of this rank, G rollouts of a group, N scored tokens of
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import os
 import time
@@ -25,14 +24,13 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from emu3.checkpoint_facts import CheckpointFacts, trained_facts
+from emu3.checkpoint_facts import trained_facts
 from emu3.errors import UserError, one_line, run_main
 from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.language_model import read_config
@@ -48,14 +46,13 @@ from emu3.training.state import WRITE_ERRORS
 from emu3.training.stopping import Stopping, end_run, stopping
 from rl import checkpoint
 from rl.config import Config, ObjectiveConfig
-from rl.config_file import load_config, record_config
+from rl.config_file import inputs_of, load_config, record_config
 from rl.logprobs import Batch, pack
 from rl.losses import OBJECTIVES, Tokens, Totals, constant_groups, group_advantages, k3, outside_clip
 from rl.prompts import Prompts
 from rl.reward.counters import judge_metrics
 from rl.reward.scorer import Scorer
 from rl.reward.scores import Outcome, Score
-from rl.reward.viescore import prompts_from
 from rl.rollout.engine import Prompt, Rollout, make_engine
 from rl.scoring import Episode, collect, start_scorer, submit_group
 from rl.training.policy import Reference, Trainer, make_trainer, precision
@@ -109,7 +106,7 @@ def _train(
     announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
     start, position = (resumed.step, resumed.prompt_position) if resumed else (0, 0)
     all_ranks.on_first(partial(checkpoint.remove_leftovers, run))
-    inputs = all_ranks.on_first(partial(_inputs, config, facts, scorer))
+    inputs = all_ranks.on_first(partial(inputs_of, config, facts, scorer.judge_name))
     all_ranks.on_first(partial(record_config, config, run / "config.json", inputs=inputs, resuming=resumed is not None))
     watch = Watch(run, config, start) if accelerator.is_main_process else None
     trainer, reference = make_trainer(config, accelerator, resumed.folder if resumed else None)
@@ -251,20 +248,6 @@ def _train(
             f"{run / 'final'} was not written: {one_line(error)}; then start the same command again"
         ) from error
     all_ranks.meet()
-
-
-def _inputs(config: Config, facts: CheckpointFacts, scorer: Scorer) -> dict[str, Any]:
-    """Digests of what a run is made from, and who judges it with which words."""
-    prompts = prompts_from(config.judge.prompts)
-    return {
-        "model": facts.trained_from and facts.trained_from.sha256,
-        "vision": facts.vision and facts.vision.sha256,
-        "data": [origin.sha256 for origin in facts.data],
-        "judge": {
-            "model": getattr(scorer, "judge_name", None),
-            "wording": hashlib.sha256(f"{prompts.edit}\0{prompts.quality}".encode()).hexdigest(),
-        },
-    }
 
 
 def _update(

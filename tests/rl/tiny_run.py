@@ -47,6 +47,8 @@ class StubScorer:
     fail: calls, by number, that give another outcome. constant: score for every image.
     """
 
+    judge_name = "stub"
+
     def __init__(self, fail: dict[int, Outcome] | None = None, constant: float | None = None) -> None:
         self.fail = fail or {}
         self.constant = constant
