@@ -17,7 +17,6 @@ import pytest
 from served_judge import Served
 from tiny_vision import save_tiny_vision
 
-from baselines.results.records import ScoredSample, read_records
 from emu3.errors import UserError
 from shapes.judge_server import ANY_IMAGE, VERIFIER
 
@@ -107,7 +106,8 @@ def test_the_whole_path(checkpoints: Path, command: Command, monkeypatch: pytest
 def test_without_a_fitting_judge_nothing_is_made_up(
     checkpoints: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The world's verifier does not know photographs: training waits and ends, the table has failures, not zeros."""
+    """The world's verifier refuses every photograph: training saves and ends, scoring ends at once, and no score, no
+    zero among them, is left behind."""
     folder = checkpoints
     judge = Served(VERIFIER, folder / "judge.url")
     try:
@@ -121,12 +121,11 @@ def test_without_a_fitting_judge_nothing_is_made_up(
             *("--editor", "no-edit", "--data", AURORA, "--benchmark", "aurora", "--image-area", AREA, "--limit", 4),
             *("--output-dir", output),
         )
-        command("baselines.score", "--predictions", output, "--judge-url", judge.url)
+        with pytest.raises(UserError, match=r"the judge refused the first 4 of 4 samples: .*no edit of this world"):
+            command("baselines.score", "--predictions", output, "--judge-url", judge.url)
     finally:
         judge.close()
-    command("baselines.table", "--scores", output / "scores.parquet", "--output-dir", folder)
-    command("baselines.report", "--run-dir", folder)
-    (row,) = json.loads((folder / "summary.json").read_text())
-    assert (row["n"], row["failed"], row["mean"], row["ci95"]) == (0, 4, None, None)
-    assert {score.status for score in read_records(output / "scores.parquet", ScoredSample)} == {"unavailable"}
-    assert "–" in (folder / "table.md").read_text()
+    assert not (output / "scores.parquet").exists()
+    with pytest.raises(UserError, match=r"scores\.parquet does not exist"):
+        command("baselines.table", "--scores", output / "scores.parquet", "--output-dir", folder)
+    assert not (folder / "table.md").exists()
