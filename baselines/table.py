@@ -26,8 +26,9 @@ from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample
 from baselines.tables.conditions import PUBLISHED, ByModel, condition_lines, of_model, read_scores
 from baselines.tables.grid import UNKNOWN, Grid, cell, code, csv_cell, draw, to_latex, to_markdown
 from baselines.tables.paper import benchmarks, comparison_of, row_of
-from baselines.tables.statistics import RESAMPLES, add_resampling_flags
+from baselines.tables.statistics import RESAMPLES, add_resampling_flags, failure_bounds
 from baselines.tables.summary import (
+    AVERAGE,
     Row,
     main_rows,
     metrics_of,
@@ -39,6 +40,9 @@ from baselines.tables.summary import (
 )
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file, write_json
+
+MANY_FAILED, FEW, SENTENCES = 0.02, 100, 4
+"""Share of failed samples above which, and number of scored ones below which, a table warns; and how often at most."""
 
 CSV_COLUMNS = (
     *("metric", "model", "split", "n", "failed", "mean", "ci95_low", "ci95_high"),
@@ -126,7 +130,8 @@ def _sections(
             continue
         published = [model for (model, _), found in conditions.items() if found.protocol == PUBLISHED]
         with_zeros = published if metric == VIESCORE else []
-        grids.append(_main_grid(name, rows, metric, how, with_zeros))
+        warnings = _warnings(rows) if metric == VIESCORE else []
+        grids.append(replace(_main_grid(name, rows, metric, how, with_zeros), conditions=(*warnings, *about)))
         if any(row.difference for row in rows):
             note = f"Mean difference to {code(reference or '')} on the same samples."
             grids.append(_difference_grid(f"{name}, difference", rows, metric, note))
@@ -157,6 +162,25 @@ def _main_grid(title: str, rows: list[Row], metric: str, note: str, with_zeros: 
             cells += [*known, *([zeros] if with_zeros else [])]
         lines.append(cells)
     return Grid(title, ["model", *(head for name in names for head in (name, *heads))], lines, note)
+
+
+def _warnings(rows: list[Row]) -> list[str]:
+    """What a reader of the scores should know before believing them, a sentence each."""
+    found = []
+    for row in rows:
+        share = row.failed / max(1, row.n + row.failed)
+        # An average weighs its benchmarks alike: their own rows say it.
+        if share > MANY_FAILED and row.mean is not None and not row.split.startswith(AVERAGE):
+            low, high = failure_bounds(row.mean, row.n, row.failed)
+            found.append(
+                f"MANY FAILED: {code(row.model)}, {row.split}: {share:.0%} have no score; counted as 0 they make "
+                f"its mean {low:.2f}, counted as 10 {high:.2f}."
+            )
+    if len(found) > SENTENCES:
+        found = [*found[:SENTENCES], f"The same of {len(found) - SENTENCES} more: see the column `failed`."]
+    if few := sorted({row.n for row in rows if row.ci95 is not None and row.n < FEW}):
+        found.append(f"n below {FEW} (from {few[0]}): intervals of scores that are nearly alike come out too narrow.")
+    return found
 
 
 def _difference_grid(title: str, rows: list[Row], metric: str, note: str) -> Grid:

@@ -151,11 +151,11 @@ def nested_interval(
     return percentiles(means.mean(axis=1), level)
 
 
-def failure_bounds(values: np.ndarray, failed: int, low: float = 0.0, high: float = 10.0) -> Interval:
+def failure_bounds(mean: float, n: int, failed: int, low: float = 0.0, high: float = 10.0) -> Interval:
     """The mean if every failed sample had the lowest score, and if every one had the highest: failures need not be
-    missing at random, and the truth lies between. values: float (n,); n + failed above 0."""
-    total, n = float(np.sum(values)), len(values) + failed
-    return (total + failed * low) / n, (total + failed * high) / n
+    missing at random, and the truth lies between. mean: of the n scored samples; n above 0."""
+    whole = n + failed
+    return (mean * n + failed * low) / whole, (mean * n + failed * high) / whole
 
 
 def percentiles(statistics: np.ndarray, level: float = LEVEL) -> Interval:

@@ -36,6 +36,27 @@ def test_failures_are_counted_and_never_averaged(make_score: Make) -> None:
     assert (row.n, row.mean, row.ci95, row.failed) == (0, None, None, 1)
 
 
+def test_many_failures_and_few_samples_are_said_beside_the_mean(make_score: Make, tmp_path: Path) -> None:
+    """Failing 60% of a model's zeros lifted its mean by 1.2 points, without a word; and an interval over 50 scores that
+    are nearly alike covers the truth 39 times of 100."""
+    scores = [make_score(str(row), 4.0 + row % 2) for row in range(48)]
+    write_records(tmp_path / "few.parquet", [*scores, make_score("48", None)], {})
+    table.run([tmp_path / "few.parquet"], tmp_path / "silent")
+    assert "MANY FAILED: `m`, simple: 2% have" in (tmp_path / "silent/table.md").read_text()
+    write_records(tmp_path / "many.parquet", [*scores, *(make_score(f"x{row}", None) for row in range(12))], {})
+    table.run([tmp_path / "many.parquet"], tmp_path / "loud")
+    text = (tmp_path / "loud/table.md").read_text()
+    assert (
+        "MANY FAILED: `m`, simple: 20% have no score; counted as 0 they make its mean 3.60, counted as 10 5.60." in text
+    )
+    assert "n below 100 (from 48)" in text
+    scores = [make_score(str(row), 4.0 + row % 2) for row in range(100)]
+    write_records(tmp_path / "fine.parquet", [*scores, make_score("100", None)], {})
+    table.run([tmp_path / "fine.parquet"], tmp_path / "fine")
+    text = (tmp_path / "fine/table.md").read_text()
+    assert "FAILED" not in text and "n below" not in text
+
+
 def test_paired_difference_uses_the_samples_of_both(make_score: Make) -> None:
     """Guards pairing by id: order differs, each model fails on a sample that the other has."""
     scores = [make_score("a", 1.0), make_score("b", 9.0), make_score("c", 5.0), make_score("d", None)]

@@ -142,8 +142,8 @@ def test_models_that_differ_make_a_judge_look_good() -> None:
 
 def test_failures_between_bounds() -> None:
     """Failing 60% of a model's zeros lifted its mean from 2.6 to 3.8: the truth lies between all 0 and all 10."""
-    assert failure_bounds(np.array([4.0, 6.0]), failed=2) == (2.5, 7.5)
-    assert failure_bounds(np.array([4.0, 6.0]), failed=0) == (5.0, 5.0)
+    assert failure_bounds(5.0, n=2, failed=2) == (2.5, 7.5)
+    assert failure_bounds(5.0, n=2, failed=0) == (5.0, 5.0)
 
 
 def coverage(intervals: list[Interval | None], truth: float) -> float:
