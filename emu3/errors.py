@@ -7,6 +7,7 @@ traceback.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
 import os
@@ -53,7 +54,8 @@ def run_main(main: Callable[[], None]) -> None:
     Of several ranks with the same trouble only the first says so, and all of them end with their launcher.
     """
     parent = os.environ.pop(PARENT, "")  # whoever set it meant this process, not what it starts
-    if parent.isdecimal() or "TORCHELASTIC_RUN_ID" in os.environ:
+    is_rank = "TORCHELASTIC_RUN_ID" in os.environ
+    if parent.isdecimal() or is_rank:
         end_with_parent(int(parent) if parent.isdecimal() else os.getppid())
     sys.argv[1:] = [_HOME.sub(rf"\g<1>{Path.home()}/", text) for text in sys.argv[1:]]
     try:
@@ -61,6 +63,12 @@ def run_main(main: Callable[[], None]) -> None:
             if fault := utf8_fault(argument):
                 raise UserError(f"the argument {ascii(argument)[:200]} {fault}")
         main()
+        if is_rank:
+            leave(0)
+    except SystemExit as end:
+        if is_rank and isinstance(end.code, int):
+            leave(end.code)
+        raise
     except UserError as error:
         _end(str(error))
     except OSError as error:
@@ -75,6 +83,16 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def leave(code: int) -> NoReturn:
+    """End a process whose work is done, without taking the interpreter apart: threads of torch that still hold Python
+    objects, such as those of a process group, then abort it once in a while (pytorch issue 190489), and a launcher
+    would call a finished run a failed one."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def end_with_parent(parent: int) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,29 @@ def test_an_argument_that_is_no_text_is_one_line(
     assert ended.value.code == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "is not text that UTF-8 can hold" in line
+
+
+@pytest.mark.parametrize(("end", "code"), [("pass", 0), ("sys.exit(143)", 143)])
+def test_a_rank_ends_without_taking_the_interpreter_apart(end: str, code: int) -> None:
+    """Threads of torch abort it there once in a while: "terminate called without an active exception", and a launcher
+    calls a finished run a failed one. Exit functions and what was printed are not lost."""
+    program = f"""
+import atexit, sys
+from emu3.errors import run_main
+
+class Late:
+    def __del__(self):
+        print("taken apart")
+
+late = Late()
+atexit.register(print, "exit function")
+
+def main():
+    print("done")
+    {end}
+
+run_main(main)
+"""
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "done\nexit function\n", "")

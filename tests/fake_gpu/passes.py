@@ -32,6 +32,7 @@ from torch import nn  # noqa: E402
 from torch._subclasses.fake_tensor import unset_fake_temporarily  # noqa: E402
 from transformers import Emu3ForCausalLM, Emu3TextConfig  # noqa: E402
 
+from emu3.errors import leave  # noqa: E402
 from emu3.mllm.grammar import GridGrammar  # noqa: E402
 from emu3.mllm.lanes import Lanes  # noqa: E402
 from emu3.mllm.layout import TokenLayout  # noqa: E402
@@ -257,3 +258,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -42,7 +42,9 @@ def main() -> None:
             sys.exit(f"a run ended with {os.WEXITSTATUS(status)}")
         runs += (run / "final").exists()
     last = folder / f"killed-{runs}"
-    os.waitpid(_forked(_written(folder, config, last.name)), 0)
+    _, status = os.waitpid(_forked(_written(folder, config, last.name)), 0)
+    if status:
+        sys.exit(f"the last run ended with {os.waitstatus_to_exitcode(status)}")
 
 
 def _written(folder: Path, config: Config, name: str) -> str:

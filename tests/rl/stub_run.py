@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tiny_run import StubScorer
 
+from emu3.errors import leave
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
 from rl.config_file import build_config
@@ -26,3 +27,4 @@ def run_all(paths: list[str]) -> None:
 
 if __name__ == "__main__":
     run_all(sys.argv[1:])
+    leave(0)

@@ -44,6 +44,10 @@ def test_twenty_kills_leave_no_trace(make_config: Any, tmp_path: Path) -> None:
     undisturbed = state(tmp_path / "undisturbed")
     assert len(undisturbed["metrics"]) == 12
     killed = [folder for folder in tmp_path.glob("killed-*") if folder.is_dir()]
-    assert killed and all(state(folder) == undisturbed for folder in killed)
+    assert killed
+    for folder in killed:
+        found = state(folder)
+        different = [name for name in found.keys() | undisturbed.keys() if found.get(name) != undisturbed.get(name)]
+        assert not different, (folder.name, different, found["metrics"][-1], undisturbed["metrics"][-1])
     for folder in killed:
         assert len(list((folder / "checkpoints").iterdir())) == 3
