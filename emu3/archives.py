@@ -16,6 +16,7 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from emu3.errors import UserError
 from emu3.files import whole_folder
@@ -30,6 +31,9 @@ MAX_FILES, MAX_RATIO, SMALL = 2**24, 200, 2**30
 """Bounds: members; bytes that a byte of the archive may unpack to; bytes that any archive may unpack to."""
 # Names that a disk cannot hold, or one name for a file and a folder. Without a number it is a decompressor's error.
 BAD_NAMES = (None, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
+
+# Python 3.11.2, which Debian 12 has, is without it; `_Room` refuses all that it would refuse.
+_FILTER: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -64,7 +68,7 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as tar:
         for member in tar:
             room.take(member.name, member.isreg() or member.isdir(), member.size)
-            tar.extract(member, folder, set_attrs=False, filter="data")
+            tar.extract(member, folder, set_attrs=False, **_FILTER)
         # The check sum of a compressed archive stands behind the last member, where tarfile has no more to read.
         while tar.fileobj is not None and tar.fileobj.read(2**20):
             pass
