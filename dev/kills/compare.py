@@ -13,6 +13,7 @@ TIMES = re.compile(
     "seconds|latenc|_s$|per_second|per_s$|time|memory|busy|wait|hidden|created"  # durations, and what they filled
     "|asks|cache|shared|answered"  # what was asked again after a kill
     "|trainer_state"  # size or digest of a file that holds durations
+    "|train_loss"  # the Trainer's mean since the last start
 )
 """Keys of JSON whose values two equal runs do not share."""
 PAGES = (".html", ".svg", ".log")
@@ -38,7 +39,8 @@ def _equal(first: Path, second: Path) -> bool:
             return _steady(json.loads(first.read_text())) == _steady(json.loads(second.read_text()))
         case ".jsonl":
             lines = [[_steady(json.loads(line)) for line in path.read_text().splitlines()] for path in (first, second)]
-            return sorted(map(json.dumps, lines[0])) == sorted(map(json.dumps, lines[1]))
+            texts = [sorted(json.dumps(line, sort_keys=True) for line in part) for part in lines]
+            return texts[0] == texts[1]
         case ".parquet":
             tables = [pq.read_table(path) for path in (first, second)]
             rows = [_steady(table.to_pylist()) for table in tables]

@@ -297,14 +297,15 @@ class EditTrainer(Trainer):
         return output_folder(self.args) / f"{PREFIX_CHECKPOINT_DIR}-{step}" if step else None
 
     def _write_weights(self, folder: Path | None) -> None:
-        """LoRA merged, and its adapters beside. All ranks take part, those with None write nothing; all have the same
-        errors, so that none is left waiting in what comes next."""
+        """LoRA merged, and its adapters beside; with a cache for sampling, which the base class turns off for training.
+        All ranks take part, those with None write nothing; all have the same errors, so that none is left waiting."""
         model = self.language_model
         state = collected(merged(model, gathered), folder is not None)
         parts = collected(adapters(model, gathered), folder is not None)  # none without LoRA
 
         def write() -> None:
             assert folder is not None
+            model.config.use_cache = model.generation_config.use_cache = True
             model.save_pretrained(folder, state_dict=state)
             self.text_tokenizer.save_pretrained(folder)
             if self._facts is not None:

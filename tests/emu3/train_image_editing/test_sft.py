@@ -148,6 +148,10 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     assert losses(cut) == losses(tmp_path / "whole")
     ours, theirs = weights(resumed), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    # The Trainer's own setting for training made whoever loaded a checkpoint sample without a cache.
+    for name in ("config.json", "generation_config.json"):
+        found = [json.loads((Path(folder) / name).read_text()) for folder in (resumed, whole)]
+        assert found[0] == found[1] and found[0].get("use_cache", True)
 
 
 def test_a_checkpoint_that_was_cut_short_is_passed_over(model: Path, train_data: Path, tmp_path: Path) -> None:
