@@ -67,13 +67,13 @@ class CheckpointFacts:
     data: tuple[Origin, ...] = ()
     objective: str | None = None
     steps: int | None = None
-    versions: dict[str, str] = field(default_factory=lambda: versions())
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions(LIBRARIES))
 
 
-def versions() -> dict[str, str]:
-    """Of `LIBRARIES`, those that are installed."""
+def installed_versions(names: Sequence[str]) -> dict[str, str]:
+    """Versions of the distributions of these names, those that are installed."""
     found = {}
-    for name in LIBRARIES:
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

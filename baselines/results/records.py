@@ -17,7 +17,6 @@ import platform
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
@@ -253,13 +252,10 @@ def identity(name: str, folder: Path, patterns: Sequence[str]) -> dict[str, str]
 
 def versions() -> dict[str, str]:
     """Version of Python and of `LIBRARIES`, those that are installed."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    # Imported here: it brings the Hub's client along, of which tables and reports need nothing.
+    from emu3.checkpoint_facts import installed_versions
+
+    return {"python": platform.python_version(), **installed_versions(LIBRARIES)}
 
 
 def _digest(file: Path) -> str:
