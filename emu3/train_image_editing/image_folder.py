@@ -90,12 +90,11 @@ class ImageFolder:
         if not len(self):
             raise UserError(f"{tables[0]} is empty")
         first = [self._row(index)[1] for index in islice(range(len(self)), _LINES_FOR_COLUMNS)]
-        if all(isinstance(row, BadRow) for row in first):
-            raise UserError(f"{tables[0]} has no usable row; of the first, {first[0]}")
         found = {name for row in first if not isinstance(row, BadRow) for name in row}
         for column in self._columns.names():
             if column not in found:
-                raise UserError(f"{tables[0]} has no column {column!r}; it has {', '.join(sorted(found)) or 'none'}")
+                names = ", ".join(sorted(found)) or f"none: {first[0]}"
+                raise UserError(f"{tables[0]} has no column {column!r}; it has {names}")
 
 
 class _Table(Protocol):

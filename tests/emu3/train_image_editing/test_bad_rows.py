@@ -137,7 +137,7 @@ LINE = b'{"input": "0.png", "output": "1.png", "instruction": "make it red"}\n'
         ("metadata.jsonl", gzip.compress(LINE), "is packed"),
         ("metadata.jsonl", b"[" + LINE + b"]", "one JSON value over several lines"),
         ("metadata.jsonl", json.dumps(json.loads(LINE), indent=1).encode(), "one JSON value over several lines"),
-        ("metadata.jsonl", LINE.replace(b"}\n", b"}\r") * 2, "no usable row; of the first, its line is not JSON"),
+        ("metadata.jsonl", LINE.replace(b"}\n", b"}\r") * 2, "no column .*; it has none: its line is not JSON"),
         ("metadata.csv", b"input,output,instruction,instruction\n0.png,1.png,a,b\n", "two columns 'instruction'"),
         ("metadata.csv", b'input,output,instruction\n0.png,1.png,a\n0.png,1.png,"b\n0.png,1.png,c\n', "opens in row 1"),
     ],
