@@ -43,8 +43,9 @@ def training_of(run: Path) -> Training:
     """From a run folder of rl.train (config.json) or of SFT (sft_arguments.json); a bare statement from others."""
     grpo, sft = run / "config.json", run / "sft_arguments.json"
     if grpo.is_file() and "objective" in (config := read_json(grpo)):
-        objective = config["objective"]["preset"]
-        text = f"GRPO with a judge's score, objective `{objective}`, {config['steps']} steps"
+        preset, own = config["objective"]["preset"], config["objective"].get("own")
+        objective = f"`{preset}`{f' with {Path(own).name}' if own else ''}"
+        text = f"GRPO with a judge's score, objective {objective}, {config['steps']} steps"
         data = [short_name(path) for path in config["data"]["sets"]]
         return Training(text, short_name(config["model"]), data, _public(config))
     if sft.is_file():

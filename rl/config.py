@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from emu3.errors import UserError
+from emu3.extensions import is_extension
 from emu3.settings import check_numbers, setting
 from rl.reward.config import JudgeConfig
 
@@ -78,6 +79,11 @@ class ObjectiveConfig:
     """What is maximized; `rl.losses` has the formulas, rl/README.md the differences to the published code."""
 
     preset: Literal["corrected", "paper", "grpo", "dr_grpo", "dapo"] = setting("the objective", "corrected")
+    own: str | None = setting(
+        "a loss of one's own in place of the preset's formula, `module:name` or `file.py:name` (docs/extensions.md); "
+        "what else the preset chooses stays",
+        None,
+    )
     kl: float = setting("coefficient of k3, the distance to the start; 0 loads no reference", 3e-4, least=0)
     clip: float = setting("the ratio stays in [1 - clip, 1 + clip]", 0.2, least=0, most=1)
     clip_high: float = setting("`dapo` has 1 + clip_high as the upper end", 0.28, least=0)
@@ -108,6 +114,11 @@ class ObjectiveConfig:
         most=10,
         unit="points of the reward",
     )
+
+    @property
+    def name(self) -> str:
+        """What a checkpoint says that it was trained by."""
+        return self.preset if self.own is None else f"{self.preset} with {Path(self.own).name}"
 
     @property
     def scheme(self) -> Literal["grammar", "split"]:
@@ -176,6 +187,10 @@ class RewardConfig:
     groundscore: float = setting(
         "weight of GroundScore, which compares with the dataset's own edit and needs one in every row", 0.0, least=0
     )
+    own: str | None = setting(
+        "a reward of one's own besides, `module:name` or `file.py:name` (docs/extensions.md)", None
+    )
+    own_weight: float = setting("its weight", 1.0, above=0)
     expected: bool = setting(
         "every score is the mean under the probabilities of the score's token, so one token is decoded instead of an "
         "explanation; the judge must report them (`logprobs`)",
@@ -294,8 +309,11 @@ def check_config(config: Config) -> None:
         raise UserError(
             f"data.coefficients has {len(config.data.coefficients)} numbers for {len(config.data.sets)} sets"
         )
-    if not config.reward.viescore + config.reward.groundscore:
+    if config.reward.own is None and not config.reward.viescore + config.reward.groundscore:
         raise UserError("reward.viescore and reward.groundscore: expected one of the two weights above 0")
+    for key, own in (("objective.own", config.objective.own), ("reward.own", config.reward.own)):
+        if own is not None and not is_extension(own):
+            raise UserError(f"config key {key}: expected package.module:name or path/to/file.py:name, got {own!r}")
     if config.objective.preset == "paper" and config.objective.importance_cap is not None:
         raise UserError(
             "objective.importance_cap does not go with objective.preset=paper: it scores forced tokens, which the "

@@ -48,13 +48,13 @@ from rl import checkpoint
 from rl.config import Config, ObjectiveConfig
 from rl.config_file import inputs_of, load_config, record_config
 from rl.logprobs import Batch, pack
-from rl.losses import OBJECTIVES, Tokens, Totals, constant_groups, group_advantages, k3, outside_clip
+from rl.losses import Tokens, Totals, constant_groups, group_advantages, k3, objective_of, outside_clip
 from rl.prompts import Prompts
 from rl.reward.counters import judge_metrics
 from rl.reward.scorer import Scorer
 from rl.reward.scores import Outcome, Score
 from rl.rollout.engine import Prompt, Rollout, make_engine
-from rl.scoring import Episode, collect, start_scorer, submit_group
+from rl.scoring import Episode, collect, needs_targets, start_scorer, submit_group
 from rl.training.policy import Reference, Trainer, make_trainer, precision
 from rl.watch.estimate import announce
 from rl.watch.watch import JudgedRollout, Timer, Watch, reward_metrics
@@ -95,13 +95,13 @@ def _train(
         read_config(local_folder(config.model, SMALL_FILES) / "config.json").language_model.max_position_embeddings,
         config.rollout.think_tokens,
         config.seed,
-        targets=config.reward.groundscore > 0,
+        targets=needs_targets(config.reward),
     )
     least_known = config.objective.least_known(group_size)
     longest = config.rollout.think_tokens + prompts.largest_grid
     vision = all_ranks.on_first(partial(weights_digest, config.vision))
     check_alike(prompts.sets, {"vision_sha256": vision})
-    objective = f"grpo: {config.objective.preset}"
+    objective = f"grpo: {config.objective.name}"
     facts = all_ranks.on_first(partial(trained_facts, config.model, config.data.sets, objective, config.vision))
     announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
     start, position = (resumed.step, resumed.prompt_position) if resumed else (0, 0)
@@ -299,6 +299,7 @@ def _update(
             references = reference.logprobs(batches)
     old: list[Tensor] = []
     metrics: dict[str, float | None] = {}
+    loss_of = objective_of(objective)
     for update in range(objective.updates):
         sums = torch.zeros(7, device=device)
         for index, batch in enumerate(batches):
@@ -312,7 +313,7 @@ def _update(
             part = Tokens(
                 logprobs_N, old[index], batch.sampled_N, references[index], advantages_N[index], lengths_N[index]
             )
-            loss = OBJECTIVES[objective.preset](part, totals, objective)
+            loss = loss_of(part, totals, objective)
             trainer.backward(loss, last=last)
             sums += _sums(loss, part, entropy_N, batch.codes, objective)
         norm = trainer.step(lr)
@@ -369,6 +370,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-5")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
+    objective_of(config.objective)  # one's own is tried before anything large is loaded
     if checkpoint.is_finished(config):
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"{checkpoint.folder_of(config)}: all {config.steps} steps are done: nothing to do", flush=True)

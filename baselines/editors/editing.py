@@ -32,6 +32,7 @@ from PIL import Image
 from baselines.benchmarks.samples import Sample, Samples
 from baselines.results.records import GROUND_TRUTH, NO_EDIT
 from emu3.errors import UserError
+from emu3.extensions import is_extension
 from emu3.tokenizer.images import fit_image, scale_image, to_rgb
 from rl.reward.config import JudgeConfig, add_judge_flags
 
@@ -141,10 +142,11 @@ class EditorOptions:
 
     def check(self, kind: str) -> None:
         """Raise `UserError` if there is no editor `kind`, or it does not take one of the options that are set."""
-        if kind not in EDITORS:
-            raise UserError(f"no editor {kind!r}; there are {', '.join(EDITORS)}")
+        own = is_extension(kind)
+        if kind not in EDITORS and not own:
+            raise UserError(f"no editor {kind!r}; there are {', '.join(EDITORS)}, and your own: file.py:name")
         for option, value in asdict(self).items():
-            if value is not None and value is not False and option not in _TAKES[kind]:
+            if value is not None and value is not False and option not in (("model",) if own else _TAKES[kind]):
                 flag = "judge-..." if option == "judge" else option.replace("_", "-")
                 raise UserError(f"editor {kind} does not take --{flag}")
 
