@@ -47,7 +47,7 @@ def place_from(folder: Path | str, name: str) -> str:
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until the path is on the disk; folders of filesystems that cannot sync them are passed over."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -91,9 +91,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{_writer()}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -110,8 +110,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            _sync(file)
-        _sync(temporary)
+            sync(file)
+        sync(temporary)
         if os.path.lexists(path):
             # The two renames leave a moment without `path`, never one with half of it.
             previous = path.with_name(f".{path.name}.{_writer()}.old")
@@ -120,7 +120,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             remove(previous)
         else:
             temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -64,6 +64,11 @@ class RolloutConfig:
         1,
         least=1,
     )
+    ahead: Literal[0, 1] = setting(
+        "1 samples the next step before this one is trained, so that the judge has the time of both; the policy that "
+        "samples is one update old then, which `objective.importance_cap` makes up for",
+        0,
+    )
     engine: Literal["local", "vllm"] = setting(
         "`local` samples with the trainer's own weights, `vllm` with a copy of them", "local"
     )
@@ -236,6 +241,11 @@ class ComputeConfig:
         most=1e6,
         unit="seconds",
     )
+    save_in_background: bool = setting(
+        "copies a checkpoint to main memory and writes it while training goes on; false needs no memory for the copy, "
+        "and training waits",
+        True,
+    )
     max_logprob_gap: float = setting(
         "bound on the mean difference between the log-probabilities of the sampler and those of the trainer; a larger "
         "one means that the weights that sample are not the weights that are trained",
@@ -319,6 +329,13 @@ def check_config(config: Config) -> None:
             "objective.importance_cap does not go with objective.preset=paper: it scores forced tokens, which the "
             "sampler did not draw; take it out, or choose another preset"
         )
+    if config.rollout.ahead and config.objective.importance_cap is None:
+        raise UserError(
+            "rollout.ahead=1 trains on rollouts of an older policy: give objective.importance_cap, such as 2, which "
+            "weighs them"
+        )
+    if config.rollout.ahead and config.rollout.rounds > 1:
+        raise UserError("rollout.ahead=1 does not go with rollout.rounds above 1, which need the scores to sample on")
     if (config.objective.min_known or 2) > config.rollout.group_size:
         raise UserError(
             f"objective.min_known is {config.objective.min_known}, more than rollout.group_size="

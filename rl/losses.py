@@ -117,7 +117,8 @@ def importance(tokens: Tokens, cap: float | None) -> Tensor:
     """Truncated importance weights, min(exp(old - sampled), cap), per token and without gradient; None gives ones.
 
     They make up for a sampler whose arithmetic is not the trainer's (Yao et al. 2025, "Your efficient RL framework
-    secretly brings you off-policy RL training").
+    secretly brings you off-policy RL training"), and for one whose
+    weights are an update older (`rollout.ahead`). The KL term has no such weight, here as in TRL.
     """
     if cap is None:
         return torch.ones_like(tokens.old_N)
