@@ -44,6 +44,10 @@ if TYPE_CHECKING:  # who only reads the questions does not wait for the client
     from rl.reward.client import Judge
 
 NAMES = ("edit_success", "overedit", "naturalness", "no_artifacts")
+PARTS_NOTE = (
+    "overedit: higher is better, 10 means that nothing was changed beyond the edit; sc is the lower of edit success "
+    "and overedit, pq that of naturalness and no artifacts"
+)
 PLACEHOLDER = "<instruction>"
 HOW_TO_GET_PROMPTS = "git clone https://github.com/TIGER-AI-Lab/VIEScore"
 _CONTEXT = "context_no_delimit.txt"
