@@ -149,8 +149,8 @@ PartScore = float | Failure
 """One of the numbers that a score is made of, 0 to 10, or why there is none."""
 
 
-def parse_scores(reply: str, count: int = 2) -> tuple[float, ...] | None:
-    """The `count` scores of `reply`, each within 0 to 10, in its order; None if it does not give exactly these."""
+def parse_scores(reply: str, count: int = 2, highest: float = HIGHEST) -> tuple[float, ...] | None:
+    """The `count` scores of `reply`, each 0 to `highest`, in its order; None if it does not give exactly these."""
     *_, text = _THOUGHT_ENDS.split(reply)
     if in_a_thought(text) or text.count("{") > _MOST_BRACES:
         return None
@@ -171,18 +171,18 @@ def parse_scores(reply: str, count: int = 2) -> tuple[float, ...] | None:
         elif not closed:  # a brace in a sentence
             place = start + 1
     if verdict is None:
-        return None if objects else _lone_list(text, count)
+        return None if objects else _lone_list(text, count, highest)
     start, end, value = verdict
     before, after = text[:start], text[end:]
     if re.search(r"(?:[\[{(]|[^\w\s],)\s*$", before[-_NEAR:]) or after.lstrip()[:1] in tuple("]}),"):
         return None  # the object is a part of something
-    if any(_numbers(_loaded(found), count) for found in _LIST.findall(before) + _LIST.findall(after)):
+    if any(_numbers(_loaded(found), count, highest) for found in _LIST.findall(before) + _LIST.findall(after)):
         return None
     if value.get("refusal") or value.get("error"):
         return None
     if any(isinstance(text, str) and _REFUSED_INSIDE.search(text) for text in value.values()):
         return None
-    return None if _in_doubt(before, after) else _numbers(value["score"], count)
+    return None if _in_doubt(before, after) else _numbers(value["score"], count, highest)
 
 
 def in_a_thought(reply: str, *, cut_off: bool = False) -> bool:
@@ -249,7 +249,7 @@ def _in_doubt(before: str, after: str) -> bool:
     )
 
 
-def _lone_list(text: str, count: int) -> tuple[float, ...] | None:
+def _lone_list(text: str, count: int, highest: float) -> tuple[float, ...] | None:
     """The scores of a reply without any object: one list, alone, at the start of a line, or behind a label."""
     lists = _LIST.findall(text)
     if len(lists) != 1 or text.count("[") != 1:
@@ -257,19 +257,18 @@ def _lone_list(text: str, count: int) -> tuple[float, ...] | None:
     before, _, after = text.partition(lists[0])
     if not re.search(rf"(?:^|\n|[:=>]|\b{_LABEL}\W*(?:is|are)?)[ \t`*]*$", before, re.IGNORECASE):
         return None
-    if not re.match(
-        r"[ \t`*]*(?:\(?(?:/|out of) ?10\)?)?(?:$|[\n.,;。<])", after
-    ):  # the sentence goes on: "[7, 8] is the range"
+    # Else the sentence goes on: "[7, 8] is the range".
+    if not re.match(rf"[ \t`*]*(?:\(?(?:/|out of) ?{highest:g}\)?)?(?:$|[\n.,;。<])", after):
         return None
-    return None if _in_doubt(before, after) else _numbers(_loaded(lists[0]), count)
+    return None if _in_doubt(before, after) else _numbers(_loaded(lists[0]), count, highest)
 
 
-def _numbers(scores: Any, count: int) -> tuple[float, ...] | None:
-    """`scores` as numbers if they are a list of `count` such, each 0 to 10, in quotes or not."""
+def _numbers(scores: Any, count: int, highest: float = HIGHEST) -> tuple[float, ...] | None:
+    """`scores` as numbers if they are a list of `count` such, each 0 to `highest`, in quotes or not."""
     if not isinstance(scores, list) or len(scores) != count:
         return None
     values = [float(x) if isinstance(x, str) and _PLAIN_NUMBER.fullmatch(x.strip()) else x for x in scores]
-    if not all(type(value) in (int, float) and LOWEST <= value <= HIGHEST for value in values):
+    if not all(type(value) in (int, float) and LOWEST <= value <= highest for value in values):
         return None
     return tuple(float(value) for value in values)
 
