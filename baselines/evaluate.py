@@ -35,6 +35,7 @@ from baselines.results.records import fingerprint, versions
 from emu3.checkpoint_facts import DEFAULT_AREA, read_facts
 from emu3.errors import UserError, run_main
 from emu3.extensions import is_extension, source_digests
+from emu3.settings import COUNT, SEED
 from emu3.train_image_editing.image_folder import ImageFolder
 from rl.reward.config import judge_from_flags
 
@@ -146,12 +147,12 @@ def main() -> None:
     where.add_argument("--save-dir", type=Path, help="folder of runs; this one is named by benchmark, name and seed")
     _add_data(parser)
     add_options(parser)
-    parser.add_argument("--limit", type=int, help="take the first rows only")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, help="default: what suits the editor")
+    parser.add_argument("--limit", type=COUNT, help="take the first rows only")
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--batch-size", type=COUNT, help="default: what suits the editor")
     parser.add_argument(
         "--image-area",
-        type=int,
+        type=COUNT,
         help="pixels of the images that the judge sees (default: what an emu3 model was trained at, else 65536)",
     )
     parser.add_argument("--shard", help="I/N: do part I of N, from 0 (default: as torchrun says)")
