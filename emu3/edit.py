@@ -95,7 +95,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
     parser.add_argument(
-        "--image-area", type=COUNT, help="pixels of the edit (default: what the model was trained at, else 65536)"
+        "--image-area", type=int, help="pixels of the edit (default: what the model was trained at, else 65536)"
     )
     parser.add_argument("--device", help="such as cuda:1 or cpu (default: the first GPU, else the CPU)")
     parser.add_argument(

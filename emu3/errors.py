@@ -36,6 +36,13 @@ class UserError(Exception):
         super().__init__(_CONTROLS.sub(" ", message))
 
 
+class DivergedError(UserError, FloatingPointError):
+    """A model whose probabilities are not finite. The message says so."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's probabilities are not finite: its weights have diverged")
+
+
 def one_line(error: Exception) -> str:
     """The message of a library's error, for a message of ours."""
     return " ".join(str(error).split())[:300]

@@ -23,6 +23,17 @@ UNTOUCHED = 3600.0
 """Seconds after which a temporary file of another machine that nobody has written to is taken for a leftover."""
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that git-lfs has not fetched yet."""
+
+
+def check_fetched(path: Path, kind: str) -> None:
+    """Raise `UserError` if git-lfs has not fetched the file yet. kind: what it should be, for the message."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(f"{path} is not {kind}: it is a git-lfs pointer: fetch it with `git lfs pull`")
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:
@@ -196,5 +207,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5,000 digits, 1,000 brackets deep
+    except (ValueError, RecursionError) as error:
+        # No JSON, no UTF-8, a number of 5,000 digits, 1,000 brackets deep.
+        check_fetched(Path(path), "JSON")
         raise UserError(f"{path} is not JSON: {one_line(error)}") from None

@@ -19,11 +19,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from emu3.errors import UserError, one_line
-from emu3.files import read_json, sha256_of
+from emu3.files import check_fetched, read_json, sha256_of
 from emu3.hub import local_folder
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+_PART = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 # The index is somebody else's file: nothing in it may lead out of its folder.
 SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
@@ -167,6 +169,19 @@ def shards_of(index: Any, where: Path) -> dict[str, str]:
     return shards
 
 
+def found_instead(folder: Path) -> str:
+    """What a folder without a checkpoint holds, for the end of a message; "" for nothing that is known."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if ADAPTER_CONFIG in names:
+        about = read_json(folder / ADAPTER_CONFIG)
+        base = about.get("base_model_name_or_path") if isinstance(about, dict) else None
+        return f": the folder holds an adapter of {base!r}, which has to be merged into its base first"
+    if INDEX_FILE not in names and (shards := [name for name in names if _PART.fullmatch(name)]):
+        return f": the folder holds {shards[0]} and no {INDEX_FILE}"
+    others = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".gguf", ".safetensors"))]
+    return f": the folder holds {', '.join(others[:3])}" if others else ""
+
+
 def _under(prefixes: tuple[str, ...], names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Of each name that begins with a prefix, what follows it and the whole."""
     for name in names:
@@ -183,10 +198,11 @@ def _digest_of(file: Path, *_as_it_was: int) -> str:
 
 def _reader(file: Path) -> Any:
     if not file.is_file():
-        raise UserError(f"{file} does not exist, and no weights but safetensors are read")
+        raise UserError(f"{file} does not exist, and no weights but safetensors are read{found_instead(file.parent)}")
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
+        check_fetched(file, "a safetensors file")
         raise UserError(
             f"{file} is not a whole safetensors file: fetch or write it again ({one_line(error)})"
         ) from None

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers import Emu3ForCausalLM
 
-from emu3.errors import UserError
+from emu3.errors import DivergedError, UserError
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.lanes import Lanes
 from emu3.mllm.layout import TokenLayout
@@ -201,7 +201,7 @@ def _samples(
 ) -> list[list[Completion]]:
     """Put the completions together. codes, logprobs: (P, G, H * W)."""
     if not np.isfinite(logprobs).all() or not all(np.isfinite(t.logprobs).all() for row in thoughts for t in row):
-        raise FloatingPointError("the model's probabilities are not finite: its weights have diverged")
+        raise DivergedError
     free = grammar.free_offsets()
     shape = (*codes.shape[:2], grammar.length)
     completions = np.full(shape, grammar.completion(np.zeros((grammar.height, grammar.width), dtype=int).tolist()))

@@ -46,7 +46,7 @@ from emu3.mllm.small_memory import (
     suited_dtype,
 )
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.tensor_files import FLOATS, TensorFiles, TensorHeaders
+from emu3.tensor_files import FLOATS, TensorFiles, TensorHeaders, found_instead
 
 CONVERTED = "emu3"
 MODEL_TYPES = ("Emu3", "emu3_text_model", CONVERTED)
@@ -56,6 +56,7 @@ MODEL_TYPES = ("Emu3", "emu3_text_model", CONVERTED)
 FIELDS = (*Emu3TextConfig.__annotations__, "attention_bias", "mlp_bias", "rope_theta", "rope_scaling")
 
 # On disk, and in memory, whence a state dict may have been saved as it is.
+MOST_LAYERS = 1000
 CONVERTED_PREFIXES = (
     ("text_model.lm_head.", "lm_head."),
     ("text_model.model.", "model."),
@@ -108,6 +109,8 @@ def read_config(path: Path) -> CheckpointConfig:
 
     Raises UserError, naming the file, if it is missing, not of these layouts, or describes no model.
     """
+    if not path.exists() and (found := found_instead(path.parent)):
+        raise UserError(f"{path} does not exist{found}")
     return config_of(read_json(path), path)
 
 
@@ -124,6 +127,8 @@ def config_of(values: Any, path: Path) -> CheckpointConfig:
             raise UserError(f"{path} does not describe a model: it lacks text_config")
     taken = {name: values[name] for name in FIELDS if name in values}
     try:
+        if taken.get("num_hidden_layers", 1) > MOST_LAYERS:  # each is made, on no device, which takes milliseconds
+            raise ValueError(f"num_hidden_layers is {taken['num_hidden_layers']}, more than {MOST_LAYERS}")
         config = Emu3TextConfig.from_dict(taken | {"attention_dropout": 0.0})
         with torch.device("meta"):
             state = Emu3ForCausalLM(config).state_dict()

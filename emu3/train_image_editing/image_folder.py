@@ -25,7 +25,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from emu3.errors import UserError, one_line
-from emu3.train_image_editing.image_rows import LFS_POINTER, BadRow, Columns, ImageFile
+from emu3.files import check_fetched
+from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile
 
 _LINES_FOR_COLUMNS = 100
 _ROWS_FOR_CONTENTS = 1000
@@ -110,8 +111,7 @@ class _Table(Protocol):
 
 def _check_head(path: Path, head: bytes) -> None:
     """Raise UserError where a table's first bytes say that it is something else."""
-    if head.startswith(LFS_POINTER):
-        raise UserError(f"{path} is a git-lfs pointer: fetch it with `git lfs pull`")
+    check_fetched(path, "a table")
     if head.startswith(_PACKED):
         raise UserError(f"{path} is packed: unpack it")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or head[:2].count(0) == 1:

@@ -20,13 +20,12 @@ import pyarrow as pa
 from PIL import Image
 
 from emu3.errors import UserError, utf8_fault
+from emu3.files import LFS_POINTER
 from emu3.tokenizer.images import MAX_BYTES, image_size, read_image
 
 IMAGE_CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """How Hugging Face's `Image` feature lies in Parquet and Arrow."""
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that git-lfs has not fetched yet."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s_-]{64,}={0,2}\s*")
 

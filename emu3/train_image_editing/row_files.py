@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emu3.errors import UserError, one_line
-from emu3.files import reading_parquet, sha256_of
-from emu3.train_image_editing.image_rows import LFS_POINTER, BadRow, Columns
+from emu3.files import check_fetched, reading_parquet, sha256_of
+from emu3.train_image_editing.image_rows import BadRow, Columns
 
 _BATCH_ROWS = 32
 _UNREADABLE = (ValueError, OverflowError)  # of a cell, as Python: no UTF-8, a day after the year 9999
@@ -163,9 +163,7 @@ def _cell(column: pa.Array, row: int) -> Any:
 
 def _footer(file: Path) -> tuple[pq.FileMetaData, list[str]]:
     with reading_parquet(file):
-        with file.open("rb") as stream:
-            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise UserError(f"{file} is not a Parquet file: it is a git-lfs pointer: fetch it with `git lfs pull`")
+        check_fetched(file, "a Parquet file")
         with pq.ParquetFile(file) as parquet:
             return parquet.metadata, parquet.schema_arrow.names
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
+from emu3.errors import DivergedError
 from emu3.mllm.generate import THINK_TOKENS, Completion, Request, check_settings
 from emu3.mllm.vllm.llm_engine import VllmSettings, start_engine
 from emu3.mllm.vllm.rules import CompletionRule
@@ -195,7 +196,7 @@ def _sample(rule: CompletionRule, drawn: list[int], logprobs: list[float]) -> Co
     """Put a sample together. Raises ValueError if it breaks the grammar, FloatingPointError if it is not finite."""
     grammar, opening = rule.grammar, rule.opening
     if not np.isfinite(logprobs).all():
-        raise FloatingPointError("the model's probabilities are not finite: its weights have diverged")
+        raise DivergedError
     tokens = [*opening, *drawn, grammar.layout.eoi, grammar.layout.eos]
     boi = len(tokens) - grammar.length - 1
     thinks = rule.think_tokens is not None

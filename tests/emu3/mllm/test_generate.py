@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
-from emu3.errors import UserError
+from emu3.errors import DivergedError, UserError
 from emu3.mllm.generate import MAX_LANES, Completion, Request, generate
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.layout import TokenLayout
@@ -289,8 +289,10 @@ def test_diverged_weights_are_told() -> None:
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(DivergedError, match="not finite") as caught:
         generate(model, LAYOUT, [request()])
+    # A run can catch it, and a command ends with it in one line.
+    assert isinstance(caught.value, FloatingPointError) and isinstance(caught.value, UserError)
 
 
 @pytest.mark.parametrize("think", [False, True])

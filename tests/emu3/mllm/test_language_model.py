@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Emu3ForCausalLM
 
 from emu3.errors import UserError
+from emu3.files import LFS_POINTER
 from emu3.mllm.language_model import load_language_model, new_language_model, save_checkpoint
 from emu3.mllm.layout import TokenLayout
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
@@ -229,3 +230,53 @@ def test_a_wrong_folder_gets_one_clear_line(checkpoint: Path, fault: str) -> Non
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere does not exist"):
         load_language_model(tmp_path / "nowhere")
+
+
+POINTER = LFS_POINTER + b"v1\noid sha256:00\nsize 1\n"
+
+
+def only_an_adapter(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+
+
+def adapter_without_config(folder: Path) -> None:
+    only_an_adapter(folder)
+    (folder / "config.json").unlink()
+
+
+def of_a_billion_layers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (only_an_adapter, "the folder holds an adapter of 'org/base', which has to be merged into its base first"),
+        (adapter_without_config, "config.json does not exist: the folder holds an adapter of 'org/base'"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors"),
+            r"the folder holds model-00001-of-00002\.safetensors and no model\.safetensors\.index\.json",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            r"the folder holds pytorch_model\.bin",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(POINTER),
+            "not a safetensors file: it is a git-lfs",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_bytes(POINTER),
+            "config.json is not JSON: it is a git-lfs",
+        ),
+        (of_a_billion_layers, "num_hidden_layers is 1000000000, more than 1000"),
+    ],
+)
+def test_what_is_there_instead_is_named(checkpoint: Path, damage: Callable[[Path], object], why: str) -> None:
+    """Guards "does not exist" for an adapter, for shards without their index, for what git-lfs has not fetched; and a
+    config that takes for ever."""
+    damage(checkpoint)
+    with pytest.raises(UserError, match=why):
+        load_language_model(checkpoint)
