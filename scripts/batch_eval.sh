@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Quick look at a model: its edits of the first rows of a dataset, K_SAMPLE of each, as PNG files.
+# Quick look at a model: its edits of some rows of a dataset, K_SAMPLE of each, as PNG files.
 #
 #   MODEL_PATH=mair-lab/sft-simple HF_REVISION=main TOKENIZER_PATH=BAAI/Emu3-Gen \
 #       VALPATH=TIGER-Lab/OmniEdit-Filtered-1.2M SPLIT=dev VAL_SIZE=100 bash scripts/batch_eval.sh
@@ -18,7 +18,7 @@ TOKENIZER_PATH=${TOKENIZER_PATH:-}                          # empty: inside the 
 VALPATH=${VALPATH:?a Parquet file with images, a folder of them, or a Hub id}
 SPLIT=${SPLIT:-}              # takes the files that are named for it; empty: all, of data on the disk
 MODE=${MODE:-E}               # E: edit; CE: write a chain of thought, then edit
-VAL_SIZE=${VAL_SIZE:-700}     # rows
+VAL_SIZE=${VAL_SIZE:-700}     # rows, drawn by a fixed seed
 BS=${BS:-100}                 # images at once
 K_SAMPLE=${K_SAMPLE:-1}       # edits of each image
 RANDOM_SEED=${RANDOM_SEED:-42}

@@ -60,7 +60,8 @@ class EvaluationSettings:
     """What a run was asked for, and all that led to its images.
 
     `name` is the run's row in the tables, `benchmark` the rules that made the samples, `origin` and `data` tell the
-    files that they are from, `options` are the editor's, `image_area` is in pixels.
+    files that they are from, `limit` and `part` which rows ("50 by seed 42": so many, chosen by that seed), `options`
+    are the editor's, `image_area` is in pixels.
     """
 
     editor: str
@@ -68,12 +69,13 @@ class EvaluationSettings:
     benchmark: dict[str, Any]
     origin: str
     data: str
-    limit: int | None
+    limit: str | None
     seed: int
     batch_size: int
     image_area: int
     options: dict[str, Any]
     versions: dict[str, str]
+    part: str | None = None
 
 
 def write_predictions(
@@ -123,7 +125,7 @@ def _check_folder(output_dir: Path, asked: dict[str, Any], finished: bool) -> No
 
 
 def _settings_file(output_dir: Path) -> SettingsFile:
-    return SettingsFile(output_dir / SETTINGS_FILE, version=FORMAT, remedy=REMEDY)
+    return SettingsFile(output_dir / SETTINGS_FILE, version=FORMAT, remedy=REMEDY, later={"part": None})
 
 
 class _Worker:
@@ -246,6 +248,7 @@ class _Worker:
             target_caption=sample.target_caption,
             mask=paths.get("mask"),
             source_uncropped=paths.get("uncropped"),
+            source_id=sample.source_id,
         )
         log.append(row, prediction, result.candidates)
 

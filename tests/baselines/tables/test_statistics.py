@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from baselines.tables import statistics
+from baselines.tables.correlations import correlations
 from baselines.tables.statistics import (
     Interval,
+    Sampled,
     average_interval,
-    correlations,
     failure_bounds,
     mean_interval,
     nested_interval,
@@ -96,19 +97,59 @@ def test_edits_of_one_image_are_drawn_together(clustered: bool) -> None:
         assert coverage(found, 5.0) < 0.85
 
 
+def runs_of(*values: np.ndarray, shared: bool) -> list[list[Sampled]]:
+    """Runs on one benchmark; shared: on the same source images."""
+    return [[Sampled(run, [(0 if shared else s, row) for row in range(len(run))])] for s, run in enumerate(values)]
+
+
 @pytest.mark.parametrize("seeds", [3, 5])
-def test_intervals_over_seeds(seeds: int) -> None:
-    """What one run's interval does not cover: its training seed. By t over the seeds' means it holds; drawing seeds and
-    samples falls short with three seeds, as its docstring says, and is better than samples alone."""
+@pytest.mark.parametrize("shared", [False, True])
+def test_intervals_over_seeds(seeds: int, shared: bool) -> None:
+    """What one run's interval does not cover: its seed. By t it holds, also where all runs have the same samples, whose
+    luck the runs' means do not show; drawing runs and samples falls short with few runs, as its docstring says, and is
+    better than samples alone."""
     random = np.random.default_rng(6)
     by_t, nested, alone = [], [], []
     for _ in range(SIMULATIONS):
-        runs = [random.normal(random.normal(5, 0.5), 3, 200) for _ in range(seeds)]
-        by_t.append(seed_interval([float(run.mean()) for run in runs]))
+        easy = random.normal(0, 3, (1 if shared else seeds, 200))
+        values = random.normal(5, 0.5, (seeds, 1)) + easy + random.normal(0, 1, (seeds, 200))
+        runs = runs_of(*values, shared=shared)
+        by_t.append(seed_interval(runs))
         nested.append(nested_interval(runs, resamples=200))
-        alone.append(mean_interval(np.concatenate(runs), resamples=200))
+        alone.append(mean_interval(values.ravel(), resamples=200))
     assert coverage(by_t, 5.0) == pytest.approx(0.95, abs=ROOM)
     assert coverage(alone, 5.0) < 0.7 < coverage(nested, 5.0)
+
+
+def test_seeds_with_samples_of_their_own_are_students_t() -> None:
+    """Guards the formula: three means 1, 2, 6 have the mean 3, the standard error sqrt(7 / 3), and t is 4.3027."""
+    runs = runs_of(*(np.array([mean - 1.0, mean + 1.0]) for mean in (1.0, 2.0, 6.0)), shared=False)
+    low, high = seed_interval(runs)
+    assert (low + high) / 2 == pytest.approx(3.0) and (high - low) / 2 == pytest.approx(4.30265 * (7 / 3) ** 0.5)
+    assert seed_interval(runs[:1]) is None and nested_interval(runs[:1]) is None
+
+
+def test_runs_that_are_alike_do_not_narrow_the_interval() -> None:
+    """Guards against three runs of a greedy editor that look like certainty: t over three equal means has no width."""
+    values = lumpy(np.random.default_rng(9), 400)
+    low, high = seed_interval(runs_of(values, values, values, shared=True))
+    one_low, one_high = mean_interval(values)
+    assert high - low == pytest.approx(one_high - one_low, rel=0.05)
+    nested_low, nested_high = nested_interval(runs_of(values, values, values, shared=True))
+    assert nested_high - nested_low == pytest.approx(one_high - one_low, rel=0.05)
+    assert seed_interval(runs_of(*[np.full(9, 2.0)] * 3, shared=True)) is None
+
+
+def test_average_over_benchmarks_and_seeds() -> None:
+    """Three runs on two benchmarks: their seed moves both, the samples are shared by the runs."""
+    random = np.random.default_rng(10)
+    found = []
+    for _ in range(SIMULATIONS):
+        easy = random.normal(0, 2, (2, 100))
+        luck = random.normal(0, 0.2, 3)
+        runs = [[Sampled(4 + shift + row + random.normal(0, 1, 100), range(100)) for row in easy] for shift in luck]
+        found.append(seed_interval(runs))
+    assert coverage(found, 4.0) == pytest.approx(0.95, abs=ROOM)
 
 
 def test_coverage_of_agreement() -> None:
