@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +30,7 @@ from emu3.report.console import Table, duration, seconds, short, shown, step_of
 from emu3.report.metrics_file import NAME, MetricsFile, Spared, Tracker, lines_before
 from emu3.report.run_page import REPORT
 from rl.config import Config
+from rl.reward.counters import failures_with_a_task
 from rl.reward.scores import Outcome, Score, Unparsable
 from rl.scoring import Episode
 from rl.watch.report import step_seconds, tokens_per_second, write_report
@@ -63,6 +64,8 @@ def reward_metrics(judged: Sequence[JudgedRollout]) -> dict[str, Any]:
             by_task[item.task or "none"].append(item.outcome.value)
             for name, value in item.outcome.parts.items():
                 parts[name].append(value)
+    tasks = Counter(item.task or "none" for item in judged)
+    failures = Counter(item.task or "none" for item in judged if not isinstance(item.outcome, Score))
     unparsable = sum(isinstance(item.outcome, Unparsable) for item in judged)
     return {
         "reward": _mean([score.value for score in scores]),
@@ -70,6 +73,8 @@ def reward_metrics(judged: Sequence[JudgedRollout]) -> dict[str, Any]:
         "parts": {name: _mean(values) for name, values in parts.items()},
         "rollouts": len(judged),
         "failed": len(judged) - len(scores),
+        "failed_by_task": dict(sorted(failures.items())),
+        "rollouts_by_task": dict(sorted(tasks.items())),
         "unparsable": unparsable,
         "unavailable": len(judged) - len(scores) - unparsable,
         "answer_tokens": _mean([item.tokens for item in judged]),
@@ -108,6 +113,7 @@ class Watch:
         self._spared = Spared()
         self._tracker = start_tracker(config, run)
         self._table = Table()
+        self._warned = False
 
     def step(self, metrics: dict[str, Any], judged: Sequence[tuple[Episode, Outcome]]) -> None:
         """Record a step. metrics: its line, see rl/README.md. judged: this rank's rollouts, those of a prompt side by
@@ -119,6 +125,9 @@ class Watch:
         left = None if each is None else each * (self._config.steps - step - 1)
         with self._spared.output("line of the table"):
             print(self._table.lines(cells(metrics, self._config.steps, left)), flush=True)
+        if metrics["failed"] and not self._warned and (what := failing_task(self._file.lines)) is not None:
+            self._warned = True
+            print(f"warning: failures go with the task: {what}; the policy is trained on the others", flush=True)
         grid = None
         if watch.images_every and step % watch.images_every == 0:
             with self._spared.output("grid of images"):
@@ -138,6 +147,16 @@ class Watch:
     def _write_report(self) -> None:
         with self._spared.output(REPORT):
             write_report(self._run)
+
+
+def failing_task(lines: Sequence[Mapping[str, Any]]) -> str | None:
+    """`failures_with_a_task` over the rollouts of all steps so far; lines of older versions have no tasks."""
+    counts: dict[str, tuple[int, int]] = {}
+    for line in lines:
+        for task, rollouts in line.get("rollouts_by_task", {}).items():
+            failed, total = counts.get(task, (0, 0))
+            counts[task] = failed + line["failed_by_task"].get(task, 0), total + rollouts
+    return failures_with_a_task(counts)
 
 
 def start_tracker(config: Config, run: Path) -> Tracker | None:
