@@ -157,8 +157,8 @@ def _how(rows: list[Row], resamples: int, seed: int) -> str:
         "nothing of another seed."
     )
     several = (
-        "That of several runs is Student's t over their means, with the part that their common samples have (these "
-        "seeds, these samples)."
+        "The interval of several runs is Student's t over their means, with the part that their common samples have "
+        "(these seeds, these samples)."
     )
     return " ".join(
         [
