@@ -175,7 +175,7 @@ def test_the_mark_leaves_room_for_the_published_noise(write: Callable[..., Path]
     judged = {"judge": "gpt-4o-mini-2024-07-18", "protocol": "published"}
     random = np.random.default_rng(4)
     marks = []
-    for _ in range(200):
+    for _ in range(120):
         values = 5 + random.normal(0, 1.0, 60)
         published = 5 + random.normal(0, 1.0, 60).mean()
         file = write("earl", list(values - published + 6.39), about=judged, benchmark=["omniedit"] * 60)
@@ -185,8 +185,8 @@ def test_the_mark_leaves_room_for_the_published_noise(write: Callable[..., Path]
             resamples=300,
         )
         marks.append(any("*" in text for row in grid.rows for text in row))
-    # 5% of 200 are 10; three standard errors are 9.
-    assert sum(marks) <= 19
+    # 5% of 120 are 6; three standard errors are 7. Without the room 17%, 20, were marked.
+    assert sum(marks) <= 13
 
 
 def test_the_interval_of_a_row_does_not_depend_on_its_runs_order(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -43,8 +43,10 @@ def test_agrees_with_the_normal_interval() -> None:
 
 
 # 95% within 3 points where there is time for it; else within what twice the standard error of a coverage over so many
-# simulations (1.1 points) adds. EARL_SLOW=1 takes a few minutes.
-SIMULATIONS, ROOM = (2000, 0.03) if os.environ.get("EARL_SLOW") else (400, 0.052)
+# simulations (1.1 points of 400, 2.2 of 100) adds. EARL_SLOW=1 takes a quarter of an hour of one core.
+SLOW = bool(os.environ.get("EARL_SLOW"))
+SIMULATIONS, ROOM = (2000, 0.03) if SLOW else (400, 0.052)
+FEWER, FEWER_ROOM = (SIMULATIONS, ROOM) if SLOW else (100, 0.072)
 
 
 def lumpy(random: np.random.Generator, n: int, good: float = 0.5) -> np.ndarray:
@@ -75,24 +77,23 @@ def test_covers_the_true_difference_of_pairs(n: int) -> None:
 def test_covers_the_true_average_of_benchmarks(n: int) -> None:
     random = np.random.default_rng(4)
     shares = (0.1, 0.3, 0.5, 0.5, 0.7, 0.9)
-    found = [
-        average_interval([lumpy(random, n, share) for share in shares], resamples=200) for _ in range(SIMULATIONS // 4)
-    ]
-    assert coverage(found, 4.0) == pytest.approx(0.95, abs=ROOM + 0.02)  # a quarter of the simulations
+    found = [average_interval([lumpy(random, n, share) for share in shares], resamples=200) for _ in range(FEWER)]
+    assert coverage(found, 4.0) == pytest.approx(0.95, abs=FEWER_ROOM)
 
 
+@pytest.mark.parametrize("n", [100, 500])
 @pytest.mark.parametrize("clustered", [True, False])
-def test_edits_of_one_image_are_drawn_together(clustered: bool) -> None:
-    """Five edits of each of 100 images, half of whose scores is the image's: drawn apart they count as 500 samples, and
-    the interval covers the truth far less often than it says."""
+def test_edits_of_one_image_are_drawn_together(clustered: bool, n: int) -> None:
+    """One to nine edits of each of n images, half of whose scores is the image's: drawn apart they count as so many
+    samples, and the interval covers the truth far less often than it says."""
     random = np.random.default_rng(5)
-    images = np.repeat(np.arange(100), 5)
     found = []
-    for _ in range(SIMULATIONS):
-        values = random.normal(5, 1, 100)[images] + random.normal(0, 1, 500)
+    for _ in range(FEWER if n > 100 else SIMULATIONS):
+        images = np.repeat(np.arange(n), random.integers(1, 10, n))
+        values = random.normal(5, 1, n)[images] + random.normal(0, 1, len(images))
         found.append(mean_interval(values, clusters=images.tolist() if clustered else None, resamples=400))
     if clustered:
-        assert coverage(found, 5.0) == pytest.approx(0.95, abs=ROOM)
+        assert coverage(found, 5.0) == pytest.approx(0.95, abs=FEWER_ROOM if n > 100 else ROOM)
     else:
         assert coverage(found, 5.0) < 0.85
 
@@ -102,21 +103,22 @@ def runs_of(*values: np.ndarray, shared: bool) -> list[list[Sampled]]:
     return [[Sampled(run, [(0 if shared else s, row) for row in range(len(run))])] for s, run in enumerate(values)]
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
-@pytest.mark.parametrize("shared", [False, True])
-def test_intervals_over_seeds(seeds: int, shared: bool) -> None:
+@pytest.mark.parametrize("n", [100, 500])
+@pytest.mark.parametrize(("seeds", "shared"), [(3, False), (3, True), (5, True)])
+def test_intervals_over_seeds(seeds: int, shared: bool, n: int) -> None:
     """What one run's interval does not cover: its seed. By t it holds, also where all runs have the same samples, whose
     luck the runs' means do not show; drawing runs and samples falls short with few runs, as its docstring says, and is
     better than samples alone."""
     random = np.random.default_rng(6)
     by_t, nested, alone = [], [], []
     for _ in range(SIMULATIONS):
-        easy = random.normal(0, 3, (1 if shared else seeds, 200))
-        values = random.normal(5, 0.5, (seeds, 1)) + easy + random.normal(0, 1, (seeds, 200))
+        easy = random.normal(0, 2, (1 if shared else seeds, n))
+        values = random.normal(5, 0.5, (seeds, 1)) + easy + random.normal(0, 1, (seeds, n))
         runs = runs_of(*values, shared=shared)
         by_t.append(seed_interval(runs))
-        nested.append(nested_interval(runs, resamples=200))
-        alone.append(mean_interval(values.ravel(), resamples=200))
+        if len(nested) < FEWER:
+            nested.append(nested_interval(runs, resamples=200))
+            alone.append(mean_interval(values.ravel(), resamples=200))
     assert coverage(by_t, 5.0) == pytest.approx(0.95, abs=ROOM)
     assert coverage(alone, 5.0) < 0.7 < coverage(nested, 5.0)
 
@@ -152,17 +154,19 @@ def test_average_over_benchmarks_and_seeds() -> None:
     assert coverage(found, 4.0) == pytest.approx(0.95, abs=ROOM)
 
 
-def test_coverage_of_agreement() -> None:
-    """Pearson's coefficient of normal pairs whose true one is 0.6."""
+@pytest.mark.parametrize("n", [100, 500] if SLOW else [100])
+@pytest.mark.parametrize(("name", "truth"), [("pearson", 0.6), ("spearman", 6 / np.pi * np.arcsin(0.3))])
+def test_coverage_of_agreement(name: str, truth: float, n: int) -> None:
+    """Coefficients of normal pairs whose true Pearson coefficient is 0.6."""
     random = np.random.default_rng(7)
-    for n in (100, 500) if os.environ.get("EARL_SLOW") else (100,):
-        found = []
-        for _ in range(SIMULATIONS // 4):
-            one = random.normal(size=n)
-            pearson, *_ = correlations(one, 0.6 * one + 0.8 * random.normal(size=n), resamples=100, names=["pearson"])
-            found.append(pearson.ci95)
-        # A quarter of the simulations: twice the standard error. So few resamples make it a little too narrow besides.
-        assert coverage(found, 0.6) == pytest.approx(0.95, abs=ROOM + 0.02)
+    found = []
+    for _ in range(FEWER):
+        one = random.normal(size=n)
+        other = 0.6 * one + 0.8 * random.normal(size=n)
+        [agreement] = correlations(one, other, resamples=400 if SLOW else 100, names=[name])
+        found.append(agreement.ci95)
+    # So few resamples make it a little too narrow.
+    assert coverage(found, truth) == pytest.approx(0.95, abs=FEWER_ROOM)
 
 
 def test_models_that_differ_make_a_judge_look_good() -> None:
