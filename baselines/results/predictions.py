@@ -21,7 +21,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,7 +61,8 @@ class EvaluationSettings:
 
     `name` is the run's row in the tables, `benchmark` the rules that made the samples, `origin` and `data` tell the
     files that they are from, `limit` and `part` which rows ("50 by seed 42": so many, chosen by that seed), `options`
-    are the editor's, `image_area` is in pixels.
+    are the editor's, `image_area` is in pixels. extensions: the source's SHA-256 of one's own editor and reader, by
+    name.
     """
 
     editor: str
@@ -76,6 +77,7 @@ class EvaluationSettings:
     options: dict[str, Any]
     versions: dict[str, str]
     part: str | None = None
+    extensions: dict[str, str] = field(default_factory=dict)
 
 
 def write_predictions(
@@ -125,7 +127,8 @@ def _check_folder(output_dir: Path, asked: dict[str, Any], finished: bool) -> No
 
 
 def _settings_file(output_dir: Path) -> SettingsFile:
-    return SettingsFile(output_dir / SETTINGS_FILE, version=FORMAT, remedy=REMEDY, later={"part": None})
+    later = {"part": None, "extensions": {}}
+    return SettingsFile(output_dir / SETTINGS_FILE, version=FORMAT, remedy=REMEDY, later=later)
 
 
 class _Worker:
