@@ -36,7 +36,7 @@ def main() -> None:
     given, scoring = _parser().parse_known_args(words[:cut])
     prices = None if given.usd_per_million_tokens is None else tuple(given.usd_per_million_tokens)
     more = [*(["--data-dir", str(given.data_dir)] if given.data_dir else []), *words[cut + 1 :]]
-    scoring += ["--metrics", *given.metrics, "--protocol", given.protocol]
+    scoring = ["--metrics", *given.metrics, "--protocol", given.protocol, *scoring]
     scoring += ["--usd-per-million-tokens", *map(str, prices)] if prices and VIESCORE in given.metrics else []
     cells = cells_of(given.models, given.benchmarks, given.results, given.seed, more, scoring)
     plan = plan_of(

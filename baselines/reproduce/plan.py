@@ -146,7 +146,7 @@ def plan_of(
                 f"how many tokens an image has for {plan.judge} is not known here: JUDGE_IMAGE_TOKENS says it"
             )
     rates = measured_rates({cell.folder for cell in cells})
-    weights: dict[tuple[str, tuple[str, ...]], None] = {}
+    weights: dict[tuple[str, tuple[str, ...], tuple[str, ...]], None] = {}
     opened: tuple[str, Benchmarked] | None = None
     for cell in sorted(cells, key=lambda cell: cell.benchmark):
         arguments = evaluate.arguments_of(cell.evaluate)
@@ -177,9 +177,11 @@ def plan_of(
             plan.left[cell.model] = plan.left.get(cell.model, Left()) + left
             if left.images:
                 weights |= dict.fromkeys(_weights(arguments["editor"], options))
-    for name, patterns in weights:
+    for name, patterns, needed in weights:
         with _noted(plan.missing, "checkpoint"):
             plan.fetch += bytes_to_fetch(name, patterns)
+            if Path(name).is_dir() and (lacking := [file for file in needed if not any(Path(name).glob(file))]):
+                raise UserError(f"{name} has no {lacking[0]}")
     if plan.whole.questions:
         plan.missing += trouble
     plan.notes += _absent_metrics([name for name in scoring["metrics"] if name != VIESCORE], scoring["weights"])
@@ -227,21 +229,24 @@ def _reply_tokens(results: Path, asking: Asking, given: float | None) -> tuple[f
     return (asking.config.max_tokens, "at most") if measured is None else (measured, "as measured here")
 
 
-def _weights(editor: str, options: EditorOptions) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """What an editor reads, folders and Hub ids, with the patterns of its files. Raises `UserError` for what is not
-    installed or cannot be."""
+def _weights(editor: str, options: EditorOptions) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """What an editor reads, folders and Hub ids, with the patterns of its files and of those that have to be there.
+    Raises `UserError` for what is not installed or cannot be."""
     if editor == EMU3:
         if options.model is None:
             raise UserError(f"editor {EMU3} needs --model")
         if options.engine == "vllm" and importlib.util.find_spec("vllm") is None:
             raise UserError("--engine vllm needs the package vllm: pip install -e '.[vllm]'")
-        parts = ((options.model, SAFE_FILES), (options.vision, SAFE_FILES), (options.tokenizer, SMALL_FILES))
-        yield from ((name, files) for name, files in parts if name is not None)
+        whole = ("config.json", "*.safetensors")
+        parts = ((options.model, SAFE_FILES, whole), (options.vision, SAFE_FILES, whole))
+        yield from ((name, files, needed) for name, files, needed in parts if name is not None)
+        if options.tokenizer is not None:
+            yield options.tokenizer, SMALL_FILES, ()
     elif editor in DIFFUSERS:
         from baselines.editors.diffusers_editors import needed_files
 
         name, files = needed_files(editor, options)
-        yield name, tuple(files)
+        yield name, tuple(files), ("model_index.json", "*/*.safetensors")
     else:
         from baselines.editors.fixed import choose_fixed
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -122,7 +122,7 @@ class Progress(AbstractContextManager["Progress"]):
         else:
             self._live.update(self._table(cell, "done", counts, 0.0), refresh=True)
 
-    def _table(self, current: Cell, step: str, before: Counts, seconds: float) -> Table:
+    def _table(self, current: Cell, step: str, before: Counts, seconds: float) -> Group:
         """A row per model, a column per benchmark; what goes on, its rate and its time left stand below."""
         now = self._counts[current.folder]
         made, scored = now.made - before.made, now.scored - before.scored
@@ -131,8 +131,8 @@ class Progress(AbstractContextManager["Progress"]):
         if done > 0 and seconds:
             caption += f", {done / seconds:.2g} a second"
             caption += "" if left is None else f", {_clock(left * seconds / done)} left of this step"
-        table = Table(title="made / scored / failed", caption=caption, title_justify="left", caption_justify="left")
-        table.add_column("")
+        table = Table()
+        table.add_column("made / scored / failed")
         benchmarks = list(dict.fromkeys(cell.benchmark for cell in self._cells))
         for name in benchmarks:
             table.add_column(name, justify="right")
@@ -140,7 +140,7 @@ class Progress(AbstractContextManager["Progress"]):
         for model in dict.fromkeys(cell.model for cell in self._cells):
             found = [cells[model, name] for name in benchmarks]
             table.add_row(model, *(self._shown(cell, cell is current) for cell in found))
-        return table
+        return Group(table, Text(caption))
 
     def _shown(self, cell: Cell, current: bool) -> Text:
         counts = self._counts[cell.folder]

@@ -19,8 +19,7 @@ from PIL import Image
 
 from baselines import evaluate, score
 from baselines.reproduce.left import DISK_ROUNDING, image_rule
-from baselines.reproduce.plan import Cell, Plan, cells_of, lines_of, plan_of
-from emu3.errors import UserError
+from baselines.reproduce.plan import Cell, Plan, cells_of, plan_of
 
 AURORA = Path(__file__).parents[3] / "../shared/data/aurora-bench-dev.parquet"
 JUDGE = "gpt-4o-mini-2024-07-18"
@@ -132,3 +131,39 @@ def test_on_photographs(table: Table, protocol: str) -> None:
     (table.folder / "data").mkdir()
     (table.folder / "data/aurora.parquet").symlink_to(AURORA.resolve())
     hold_against_what_was_used(table, protocol)
+
+
+def test_what_is_there_is_left_out(table: Table, make_data: Callable[..., Path]) -> None:
+    """Guards a plan in the middle: images without scores are known by their pixels, replies by their questions, rates
+    and lengths of replies by what was measured."""
+    (table.folder / "data").mkdir()
+    make_data(6, source=["ag"] * 6).rename(table.folder / "data/aurora.parquet")
+    cells = table.cells("ours", "floor no-edit\n")
+    evaluate.run(**evaluate.arguments_of(cells[0].evaluate))
+    made = table.plan(cells).whole
+    assert (made.images, made.made, made.questions) == (0, 6, 12)
+    run(cells)
+    (cells[0].folder / "scores.parquet").unlink()
+    answers = cells[0].folder / "answers.jsonl"
+    kept = answers.read_text().splitlines(keepends=True)
+    answers.write_text("".join(kept[:7]))
+    assert table.plan(cells).whole.questions == 5
+
+    both = table.cells("ours", "floor no-edit\nother command --command 'cp {input} {output} {instruction}'\n")
+    plan = plan_of(both, both[0].folder.parents[1])
+    assert plan.reply == (REPLY_TOKENS, "as measured here")
+    assert plan.left["other"].seconds is None and plan.left["other"].questions == 12
+    rated = plan_of(both, both[0].folder.parents[1], seconds_per_image=2.5)
+    assert rated.left["other"].seconds == 15.0 and rated.left["floor"].seconds == 0.0
+    picking = table.cells("ours", "best emu3 --model . --best-of 4 --judge-url http://x/v1 --judge-model m\n")
+    assert table.plan(picking).whole.picks == 6 * 8
+
+
+def test_images_have_tokens_by_the_judges_rule() -> None:
+    """Guards the published rules by figures that were measured on the judges themselves: an image of 128x64 pixels has
+    8,500 and 255 tokens, one of 1024x1024 has 765 at gpt-4o; nothing is invented for others."""
+    mini, large, qwen = (image_rule(name) for name in (JUDGE, "gpt-4o-2024-11-20", "Qwen/Qwen2.5-VL-72B-Instruct"))
+    assert mini is not None and large is not None and qwen is not None
+    assert (mini((128, 64)), large((128, 64)), large((1024, 1024)), large((2048, 4096))) == (8500, 255, 765, 1105)
+    assert qwen((256, 256)) == 9 * 9 + 2 and qwen((308, 224)) == 11 * 8 + 2
+    assert image_rule("somebody/else") is None
