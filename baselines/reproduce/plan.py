@@ -284,7 +284,7 @@ def _existing(folder: Path) -> Path:
 
 def lines_of(plan: Plan, prices: tuple[float, float] | None, gpus: int) -> Iterator[str]:
     """The plan in words, for a person. prices: USD of a million tokens of questions and of replies."""
-    names = ("images", "there", "questions", "their tokens", "USD", "hours", "GB")
+    names = ("to make", "made", "to ask", "tokens", "USD", "hours", "GB")
     rows = {**plan.left, "all": plan.whole}
     table = [("", *names)] + [(name, *_numbers(plan, left, prices)) for name, left in rows.items()]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
