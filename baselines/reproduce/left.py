@@ -31,6 +31,7 @@ from baselines.results.predictions import finished_samples
 from baselines.results.records import GROUND_TRUTH, NO_EDIT, PREDICTIONS_FILE, Prediction, read_records
 from baselines.score import REPLIES_FILE, USAGE_FILE
 from baselines.tables.conditions import PUBLISHED
+from emu3.extensions import is_extension
 from emu3.tokenizer.images import image_size, read_image, scaled_size
 from rl.reward.cache import ReplyCache, pixel_digest
 from rl.reward.client import in_words, reply_key
@@ -200,7 +201,7 @@ def left_of(
         left.bytes = round(len(missing) * (benchmark.bytes_of_row(image_area, editor == GROUND_TRUTH) + ROW_BYTES))
         if options.best_of is not None and options.best_of > 1:
             left.picks = 2 * options.best_of * len(missing)
-        if editor in (EMU3, COMMAND, *DIFFUSERS):
+        if editor in (EMU3, COMMAND, *DIFFUSERS) or is_extension(editor):
             left.seconds = None if rate is None else rate * len(missing)
     if asking is not None:
         there = [done[row] for row in rows if row in done]

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from baselines import evaluate, score
 from baselines.benchmarks.samples import Samples, find_rows
-from baselines.benchmarks.spec import BENCHMARKS
+from baselines.benchmarks.spec import benchmark_named
 from baselines.editors.editing import DIFFUSERS, EDITORS, EMU3, EditorOptions
 from baselines.reproduce.left import (
     DISK_ROUNDING,
@@ -36,6 +36,7 @@ from baselines.reproduce.left import (
 )
 from baselines.results.records import VIESCORE
 from emu3.errors import UserError
+from emu3.extensions import is_extension, load_extension
 from emu3.hub import SAFE_FILES, SMALL_FILES, bytes_to_fetch
 from rl.reward.client import API_KEY, Judge
 from rl.reward.config import JudgeConfig
@@ -87,8 +88,7 @@ def cells_of(
 
     Raises `UserError` for a list that cannot be read, a line that is none, and unknown benchmarks.
     """
-    if unknown := [name for name in benchmarks if name not in BENCHMARKS]:
-        raise UserError(f"there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    names = {text: benchmark_named(text).name for text in benchmarks}
     try:
         lines = models.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -101,14 +101,14 @@ def cells_of(
             raise UserError(f"{models}, line {number}: {error}") from None
         if not words:
             continue
-        if len(words) < 2 or words[1] not in EDITORS:
+        if len(words) < 2 or not (words[1] in EDITORS or is_extension(words[1])):
             raise UserError(
                 f"{models}, line {number}: expected NAME EDITOR [options], EDITOR one of {', '.join(EDITORS)}"
             )
         name, editor, *options = words
-        for benchmark in benchmarks:
+        for text, benchmark in names.items():
             folder = results / benchmark / f"{name}-seed{seed}"
-            own = ["--editor", editor, "--name", name, *options, "--benchmark", benchmark, "--seed", str(seed)]
+            own = ["--editor", editor, "--name", name, *options, "--benchmark", text, "--seed", str(seed)]
             cells.append(
                 Cell(
                     name,
@@ -247,6 +247,8 @@ def _weights(editor: str, options: EditorOptions) -> Iterator[tuple[str, tuple[s
 
         name, files = needed_files(editor, options)
         yield name, tuple(files), ("model_index.json", "*/*.safetensors")
+    elif is_extension(editor):
+        load_extension(editor, "editor", "(model)")
     else:
         from baselines.editors.fixed import choose_fixed
 

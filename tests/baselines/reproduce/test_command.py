@@ -162,7 +162,7 @@ def test_a_list_says_what_is_wrong_with_it(
     (folder / "models.txt").write_text("floor no-edit\nearl painter\n")
     with pytest.raises(UserError, match=r"models.txt, line 2: expected NAME EDITOR"):
         call(monkeypatch, folder, judge)
-    with pytest.raises(UserError, match="there is no benchmark 'paint'; there are data, omniedit"):
+    with pytest.raises(UserError, match="no benchmark 'paint'; there are data, omniedit"):
         call(monkeypatch, folder, judge, "--benchmarks", "paint")
 
 
