@@ -152,8 +152,11 @@ def _judge(
     return usage
 
 
-def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path) -> None:
-    """Raise `UserError` where scores by `judge` would not be by the published protocol, though that is asked for."""
+def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path | None) -> None:
+    """Raise `UserError` where scores by `judge` would not be by the published protocol, though that is asked for.
+
+    predictions: the file that is to be scored; None while there is none.
+    """
     if protocol != PUBLISHED:
         return
     if judge.prompts is None:
@@ -170,7 +173,7 @@ def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path) -> None
             )
     if "max_tokens" in judge.omit:
         raise UserError("the published protocol has a limit of tokens: take --protocol ours to leave it out")
-    if UNCROPPED not in pq.read_schema(predictions).names:
+    if predictions is not None and UNCROPPED not in pq.read_schema(predictions).names:
         raise UserError(
             f"{predictions} has no uncropped sources, which the published protocol shows to the judge: it is from an "
             "earlier version, run baselines.evaluate anew"
@@ -334,6 +337,11 @@ def note_usage(folder: Path, usage: Usage) -> None:
 
 
 def main() -> None:
+    print(run(**arguments_of()))
+
+
+def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """What `run` takes, from a command line."""
     parser = argparse.ArgumentParser(description="Score an editor's predictions.", allow_abbrev=False)
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
     parser.add_argument(
@@ -360,9 +368,10 @@ def main() -> None:
         default=argparse.SUPPRESS,
         help=f"file of the judge's replies (default: {REPLIES_FILE} beside the predictions)",
     )
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(words))
     default = PUBLISHED_SETTINGS if arguments["protocol"] == PUBLISHED else DEFAULT
-    print(run(judge=judge_from_flags(arguments, default), **arguments))
+    arguments["judge"] = judge_from_flags(arguments, default)
+    return arguments
 
 
 if __name__ == "__main__":

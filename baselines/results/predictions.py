@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -292,6 +292,11 @@ class SampleLog(AbstractContextManager["SampleLog"]):
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()
+
+
+def count_lines(files: Iterable[Path]) -> int:
+    """Whole lines of files, of which some may not be there."""
+    return sum(file.read_bytes().count(b"\n") for file in files if file.is_file())
 
 
 def finished_samples(output_dir: Path) -> dict[int, Prediction]:
