@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
+from emu3.mllm.layout import THINK_TOKENS
 from emu3.tokenizer.images import read_image
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=2048, help="codes to draw among, 0 is all (default: %(default)s)")
     parser.add_argument("--think", action="store_true", help="write a chain of thought first, and print it")
     parser.add_argument(
+        "--think-tokens",
+        type=int,
+        default=THINK_TOKENS,
+        help="most tokens of a chain of thought (default: %(default)s)",
+    )
+    parser.add_argument(
         "--image-area", type=int, help="pixels of the edit (default: what the model was trained at, else 65536)"
     )
     parser.add_argument("--device", help="such as cuda:1 or cpu (default: the first GPU, else the CPU)")
@@ -109,7 +116,8 @@ def main() -> None:
             with whole_file(path) as temporary:
                 edit.image.save(temporary, format="PNG")
             # `write` of tqdm keeps the line clear of the bar.
-            tqdm.write(str(path) if edit.reasoning is None else f"{path}: {edit.reasoning}")
+            cut = " [cut: there were no more tokens, see --think-tokens]" if edit.cut else ""
+            tqdm.write(str(path) if edit.reasoning is None else f"{path}: {edit.reasoning}{cut}")
 
     editor.edit(
         images,
@@ -119,6 +127,7 @@ def main() -> None:
         top_k=arguments.top_k or None,
         seed=arguments.seed,
         think=arguments.think,
+        think_tokens=arguments.think_tokens,
         progress=True,
         ready=write,
     )

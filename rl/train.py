@@ -102,7 +102,8 @@ def _train(
     vision = all_ranks.on_first(partial(weights_digest, config.vision))
     check_alike(prompts.sets, {"vision_sha256": vision})
     objective = f"grpo: {config.objective.preset}"
-    facts = all_ranks.on_first(partial(trained_facts, config.model, config.data.sets, objective, config.vision))
+    folders = [rows.folder for rows in prompts.sets]
+    facts = all_ranks.on_first(partial(trained_facts, config.model, folders, objective, config.vision))
     announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
     start, position = (resumed.step, resumed.prompt_position) if resumed else (0, 0)
     all_ranks.on_first(partial(checkpoint.remove_leftovers, run))

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from emu3.errors import UserError, run_main
+from emu3.mllm.layout import THINK_TOKENS
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -32,12 +33,20 @@ def main() -> None:
     parser.add_argument(
         "--image-area", type=int, help="pixels of an edit (default: what the model was trained at, else 65536)"
     )
+    parser.add_argument(
+        "--think-tokens",
+        type=int,
+        default=THINK_TOKENS,
+        help="most tokens of a chain of thought (default: %(default)s)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default: %(default)s)")
     arguments = parser.parse_args()
 
     if arguments.image_area is not None and arguments.image_area < 1:
         raise UserError(f"--image-area is {arguments.image_area}; it is 1 or more")
+    if arguments.think_tokens < 1:
+        raise UserError(f"--think-tokens is {arguments.think_tokens}; it is 1 or more")
     # Before the model is loaded, which takes minutes: a port in use is reported at once, an early visitor waits.
     # A server ends by this signal; as an exception it takes the uploads along.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -59,6 +68,7 @@ def main() -> None:
         editor = Editor.from_pretrained(
             arguments.model, arguments.vision, arguments.tokenizer, image_area=arguments.image_area
         )
+        editor.think_tokens = arguments.think_tokens
         page = build_page(editor, f"Model `{arguments.model}` on {editor.model.device}.")
         # FastAPI's own pages load scripts from another host.
         closed: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}

@@ -23,8 +23,9 @@ from transformers import Emu3ForCausalLM
 from emu3.checkpoint_facts import DEFAULT_AREA, setup_of
 from emu3.errors import UserError
 from emu3.hub import SMALL_FILES, local_folder
-from emu3.mllm.generate import THINK_TOKENS, Completion, Request, check_fits, check_settings, generate
+from emu3.mllm.generate import Completion, Request, check_fits, check_settings, generate
 from emu3.mllm.language_model import CONVERTED, load_language_model, read_config
+from emu3.mllm.layout import THINK_TOKENS
 from emu3.mllm.sequence import THINK_END, THINK_PREFILL, edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import RANK_FILE, TOKENIZER_FILE, TextTokenizer
 from emu3.mllm.vllm.llm_engine import check_installed
@@ -33,8 +34,10 @@ from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import scale_image
 from emu3.tokenizer.model import StillVQ
 
-# Bounds the key-value cache: at most about 13 GB for the 8B model at 32x32 codes.
+# Bounds the key-value cache: at most about 13 GB for the 8B model at 32x32 codes. Fewer that think, each of which may
+# have THINK_TOKENS more.
 SAMPLES_AT_ONCE = 64
+TOKENS_OF_A_SAMPLE = 1024
 
 # Where the published checkpoints that lack a part have it from.
 TOKENIZER = "BAAI/Emu3-Gen"
@@ -43,14 +46,20 @@ VISION_TOKENIZER = "BAAI/Emu3-VisionTokenizer"
 
 @dataclass(frozen=True)
 class EditedImage:
-    """One edited image, and the chain of thought before it (None without `think`)."""
+    """One edited image, and the chain of thought before it: None without `think`, empty where the model was to decide
+    and wrote none. cut: whether it came to its end because it had `think_tokens`, or the model no room."""
 
     image: Image.Image
     reasoning: str | None
+    cut: bool = False
 
 
 Ready = Callable[[int, list[EditedImage]], None]
 """Called with the index and the edits of each image in order, as soon as they are there."""
+
+
+Think = bool | Literal["mixed"]
+"""Whether a chain of thought comes first; mixed: the model decides, as the published mode of that name has it."""
 
 
 class Editor:
@@ -58,8 +67,8 @@ class Editor:
 
     start: makes a vLLM engine that holds the model's weights and samples in its place. That takes a minute and most of
     the device, so it is called when the first requests have been found to be right. None samples with the model.
-    image_area: pixels of a scaled source where `edit` is not given another area.
-    Raises UserError if the three disagree about the number of visual codes or token ids.
+    image_area, think_tokens: pixels of a scaled source, and most tokens of a chain of thought, where `edit` is not
+    given others. Raises UserError if the three disagree about the number of visual codes or token ids.
     """
 
     def __init__(
@@ -69,9 +78,11 @@ class Editor:
         codec: ImageCodec,
         start: Callable[[], VllmSampler] | None = None,
         image_area: int = DEFAULT_AREA,
+        think_tokens: int = THINK_TOKENS,
     ) -> None:
         self.model = model
         self.image_area = image_area
+        self.think_tokens = think_tokens
         self._start = start
         self._sampler: VllmSampler | None = None
         self.tokenizer = tokenizer
@@ -136,7 +147,8 @@ class Editor:
         temperature: float = 1.0,
         top_k: int | None = 2048,
         seed: int = 0,
-        think: bool = False,
+        think: Think = False,
+        think_tokens: int | None = None,
         image_area: int | None = None,
         progress: bool = False,
         ready: Ready | None = None,
@@ -152,7 +164,8 @@ class Editor:
         temperature: float = 1.0,
         top_k: int | None = 2048,
         seed: int = 0,
-        think: bool = False,
+        think: Think = False,
+        think_tokens: int | None = None,
         image_area: int | None = None,
         progress: bool = False,
         ready: Ready | None = None,
@@ -167,17 +180,19 @@ class Editor:
         temperature: float = 1.0,
         top_k: int | None = 2048,
         seed: int = 0,
-        think: bool = False,
+        think: Think = False,
+        think_tokens: int | None = None,
         image_area: int | None = None,
         progress: bool = False,
         ready: Ready | None = None,
     ) -> list[EditedImage] | list[list[EditedImage]]:
         """`n` edits of an image, or of each of several, by the instruction of the same index or by one for all.
 
-        temperature: 0 is greedy. top_k: None draws among all codes. think: write a chain of thought first.
-        image_area: pixels of the scaled source, the editor's own if None. progress: show a bar on a terminal, but for
-        vLLM. Sample s of image i depends on (seed, i, s), the image, the instruction and the settings, not on the other
-        images. Returns the edits of the one image, or a list of them for each of several.
+        temperature: 0 is greedy. top_k: None draws among all codes. think: write a chain of thought first, of at most
+        `think_tokens` (the editor's own if None), or of what the model's positions leave; "mixed" lets the model decide
+        whether to. image_area: pixels of the scaled source, the editor's own if None. progress: show a bar on a
+        terminal, but for vLLM. Sample s of image i depends on (seed, i, s), the image, the instruction and the
+        settings, not on the other images. Returns the edits of the one image, or a list of them for each of several.
 
         Raises ValueError if there are not as many instructions as images, and UserError, naming the image's index,
         for an unreadable or too thin image, an empty instruction, or a prompt that does not fit the model.
@@ -188,49 +203,47 @@ class Editor:
         if len(images) != len(instructions):
             raise ValueError(f"{len(images)} images and {len(instructions)} instructions")
         area = self.image_area if image_area is None else image_area
+        think_tokens = self.think_tokens if think_tokens is None else think_tokens
         if n < 1 or seed < 0 or area < 1:
             raise UserError(f"n and image area must be 1 or more and seed 0 or more, got {n}, {area}, {seed}")
-        check_settings(temperature, top_k)
+        check_settings(temperature, top_k, think_tokens)
         requests = self._requests(images, instructions, n, seed, think, area)
         edits: list[list[EditedImage]] = []
-        at_once = max(1, SAMPLES_AT_ONCE // n)
+        longer = 1 + think_tokens // TOKENS_OF_A_SAMPLE if think and self._start is None else 1
+        at_once = max(1, SAMPLES_AT_ONCE // longer // n)
         with token_bar(self.model, requests) if progress and self._start is None else nullcontext():
             for start in range(0, len(requests), at_once):
-                groups = self._sample(requests[start : start + at_once], temperature, top_k)
+                groups = self._sample(requests[start : start + at_once], temperature, top_k, think_tokens)
                 decoded = iter(self.codec.decode([sample.codes for group in groups for sample in group]))
                 for group in groups:
-                    edits.append([EditedImage(next(decoded), self._text(sample.reasoning)) for sample in group])
+                    edits.append([EditedImage(next(decoded), self._text(s.reasoning), s.cut) for s in group])
                     if ready is not None:
                         ready(len(edits) - 1, edits[-1])
         return edits[0] if single else edits
 
-    def _sample(self, requests: Sequence[Request], temperature: float, top_k: int | None) -> list[list[Completion]]:
+    def _sample(
+        self, requests: Sequence[Request], temperature: float, top_k: int | None, think_tokens: int
+    ) -> list[list[Completion]]:
+        settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "think_tokens": think_tokens}
         if self._start is not None:
             self._sampler = self._sampler or self._start()
-            return list(self._sampler.sample(requests, temperature=temperature, top_k=top_k, think_tokens=THINK_TOKENS))
-        return generate(
-            self.model,
-            self.tokenizer.layout,
-            requests,
-            temperature=temperature,
-            top_k=top_k,
-            think_tokens=THINK_TOKENS,
-        )
+            return list(self._sampler.sample(requests, **settings))
+        return generate(self.model, self.tokenizer.layout, requests, **settings)
 
     def _requests(
-        self, images: Sequence[Image.Image], instructions: Sequence[str], n: int, seed: int, think: bool, area: int
+        self, images: Sequence[Image.Image], instructions: Sequence[str], n: int, seed: int, think: Think, area: int
     ) -> list[Request]:
         for index, instruction in enumerate(instructions):
             if not instruction.strip():
                 raise UserError(f"image {index}: the instruction is empty")
         scaled = [self._scale(image, area, f"image {index}") for index, image in enumerate(images)]
-        prefill = self.tokenizer.encode(THINK_PREFILL) if think else []
+        prefill = self.tokenizer.encode(THINK_PREFILL) if think is True else []
         requests = []
         for index, (codes, instruction) in enumerate(zip(self.codec.encode(scaled), instructions, strict=True)):
             prompt = (*edit_prompt(self.tokenizer, codes, instruction), *prefill)
             seeds = tuple((seed, index, sample) for sample in range(n))
-            requests.append(Request(prompt, grid_grammar(self.tokenizer, *codes.shape), seeds, think))
-            check_fits(self.model, requests[-1], THINK_TOKENS, f"image {index}")
+            requests.append(Request(prompt, grid_grammar(self.tokenizer, *codes.shape), seeds, bool(think)))
+            check_fits(self.model.config.max_position_embeddings, requests[-1], f"image {index}")
         return requests
 
     def _scale(self, image: Image.Image, area: int, name: str) -> Image.Image:
@@ -244,7 +257,9 @@ class Editor:
             raise UserError(f"{name}: {error}") from error
 
     def _text(self, reasoning: list[int] | None) -> str | None:
-        return None if reasoning is None else self.tokenizer.decode(reasoning).removesuffix(THINK_END).strip()
+        if reasoning is None:
+            return None
+        return self.tokenizer.decode(reasoning).removeprefix(THINK_PREFILL).removesuffix(THINK_END).strip()
 
 
 def _usable_device(device: torch.device | str | None) -> torch.device:
