@@ -216,7 +216,7 @@ def _train(
         position += taken
 
         # Show and save.
-        own = [JudgedRollout(episode.prompt.task, len(episode.rollout.tokens), outcome) for episode, outcome in judged]
+        own = [_for_the_log(episode, outcome) for episode, outcome in judged]
         counted = [one for part in all_ranks.gather(own) for one in part]
         preempted = sum(all_ranks.gather(engine.preempted[1])) - recomputed
         recomputed += preempted
@@ -249,6 +249,12 @@ def _train(
             f"{run / 'final'} was not written: {one_line(error)}; then start the same command again"
         ) from error
     all_ranks.meet()
+
+
+def _for_the_log(episode: Episode, outcome: Outcome) -> JudgedRollout:
+    rollout = episode.rollout
+    cut = None if rollout.reasoning is None else rollout.cut
+    return JudgedRollout(episode.prompt.task, len(rollout.tokens), outcome, cut)
 
 
 def _update(

@@ -16,7 +16,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-MODEL_PATH=${MODEL_PATH:-models/Emu3-Stage1}
+MODEL_PATH=${MODEL_PATH:-BAAI/Emu3-Stage1}   # a folder or a Hub id
 DATAPATH=${DATAPATH[*]:-data/omniedit}         # folders written by scripts/tokenize.sh, separated by spaces
 VALPATH=${VALPATH[*]:-}                        # likewise, for the evaluation loss
 VALIDATION_SIZE=${VALIDATION_SIZE:-1000}

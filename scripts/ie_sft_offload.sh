@@ -6,4 +6,6 @@
 set -euo pipefail
 
 scripts=$(dirname "${BASH_SOURCE[0]}")
-DEEPSPEED=$scripts/zero3_offload.json exec bash "$scripts/ie_sft.sh" "$@"
+DEEPSPEED=$scripts/zero3_offload.json
+apart=1 # which this shell is, whoever started it
+source "$scripts/ie_sft.sh"

@@ -40,6 +40,11 @@ def _judge(line: Line, name: str) -> float | None:
     return value
 
 
+def _cut_share(line: Line) -> float | None:
+    cut = line.get("cut_chains")
+    return None if cut is None else float(cut) / float(line["rollouts"])
+
+
 REWARD = StepMetric("Reward", "mean over the rollouts with a score", lambda line: line["reward"])
 LEARNING = (
     StepMetric("KL to the start", "nats per token", lambda line: line["kl"]),
@@ -47,6 +52,7 @@ LEARNING = (
     StepMetric("Groups of equal scores", "share", lambda line: line["constant_share"]),
     StepMetric("Gradient norm", "before clipping", lambda line: line["grad_norm"]),
     StepMetric("Completion length", "tokens", lambda line: line["answer_tokens"]),
+    StepMetric("Chains of thought cut at think_tokens", "share", _cut_share),
     StepMetric("Sampler against trainer", "mean distance in nats", lambda line: line["logprob_gap"]),
     StepMetric("Sampler's new weights", "distance on a probe, nats", lambda line: line.get("probe_gap")),
     StepMetric("Tokens outside the clip", "share", lambda line: line["clip_share"]),
