@@ -30,7 +30,7 @@ from emu3.errors import UserError
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.lanes import Lanes
 from emu3.mllm.layout import THINK_TOKENS, TokenLayout
-from emu3.mllm.sampling import choose, head_logits, uniform_numbers
+from emu3.mllm.sampling import choose, draws_on, head_logits, uniform_numbers
 
 # Lanes see nothing of each other, yet their scores are computed: larger groups repeat the prompt instead.
 MAX_LANES = 16
@@ -166,9 +166,8 @@ def _complete(
     free = grammar.free_offsets()
     # Every uniform number that a sample may need, drawn beforehand: (P, G, drawn + H * W). Those of
     # the codes stand behind all that a chain could have, so that they are the same for whoever shares the batch.
-    uniforms = torch.from_numpy(
-        np.stack([[uniform_numbers(seed, drawn + len(free)) for seed in request.seeds] for request in requests])
-    ).to(model.device)
+    numbers = [[uniform_numbers(seed, drawn + len(free)) for seed in request.seeds] for request in requests]
+    uniforms = draws_on(model.device, np.stack(numbers))
     # What the grammar forces in front of the first code: boi, "H*W", img.
     header = [layout.boi, *(grammar.legal(offset)[0] for offset in range(free[0]))]
     capacity = budget + len(header) + grammar.length

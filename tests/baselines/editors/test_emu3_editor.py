@@ -47,8 +47,8 @@ class Recorder:
     def __init__(self) -> None:
         self.calls = []
 
-    def from_pretrained(self, *parts: Any, engine: str) -> Recorder:
-        self.parts, self.engine = parts, engine
+    def from_pretrained(self, *parts: Any, engine: str, quantization: str | None) -> Recorder:
+        self.parts, self.engine, self.quantization = parts, engine, quantization
         return self
 
     def edit(
@@ -98,6 +98,15 @@ def test_how_long_a_chain_may_be_is_told(ours: Recorder, tmp_path: Path) -> None
     for wrong in ({"think_tokens": 5}, {"think": True, "think_tokens": 0}, {"think": True, "mixed": True}):
         with pytest.raises(UserError, match="--think"):
             choose_editor("emu3", EditorOptions(**parts(tmp_path), **wrong), AREA)
+
+
+def test_quantization_is_passed_on_and_told(ours: Recorder, tmp_path: Path) -> None:
+    """Guards numbers of quantized weights that pass for those of whole ones."""
+    editor = choose_editor("emu3", EditorOptions(**parts(tmp_path), quantization="4bit"), AREA)
+    with editor.load():
+        assert ours.quantization == "4bit" and editor.settings["quantization"] == "4bit"
+    whole = choose_editor("emu3", EditorOptions(**parts(tmp_path)), AREA)
+    assert "quantization" not in whole.settings and editor.name == f"{whole.name} 4bit"
 
 
 def test_the_engine_is_chosen_and_told(ours: Recorder, tmp_path: Path) -> None:
