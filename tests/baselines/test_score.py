@@ -365,6 +365,16 @@ def test_a_judge_that_refuses_everything_ends_the_command(predicted: Path, judge
     assert judge.questions <= 200
 
 
+def test_a_judge_that_never_gives_a_score_ends_the_command(predicted: Path, judge: FakeJudge) -> None:
+    """Guards: a benchmark without one score, exit code 0, and a pipeline that goes on to its tables."""
+    judge.answers = {f"change number {row}": "I would rather talk about the weather." for row in range(5)}
+    with pytest.raises(UserError, match="no sample of 5 has a score: unparsable: I would rather"):
+        scored(predicted, judge)
+    assert [row.value for row in read_records(predicted / "scores.parquet", ScoredSample)] == [None] * 5
+    judge.answers = {}
+    assert [row.value for row in scored(predicted, judge)] == [9.0] * 5
+
+
 def test_the_servers_reason_stands_in_the_file(predicted: Path, judge: FakeJudge) -> None:
     """Guards: "unparsable" without a reason, for a judge that was cut off while it thought."""
     judge.answers = {"change number 1": '<think>Perhaps {"score": [3, 3]}. Wait'}
