@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from emu3.checkpoint_facts import short_name
+from emu3.edit import add_model_flags, load_editor
 from emu3.errors import UserError, run_main
 
 if TYPE_CHECKING:
@@ -69,14 +70,7 @@ def share(port: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m emu3.demo", description="A page that edits images.")
-    parser.add_argument("--model", required=True, help="language model: checkpoint folder or Hub id")
-    parser.add_argument(
-        "--vision", help="vision tokenizer: folder or Hub id (default: the one that the model names or holds)"
-    )
-    parser.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
-    parser.add_argument(
-        "--image-area", type=int, help="pixels of an edit (default: what the model was trained at, else 65536)"
-    )
+    add_model_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default: %(default)s)")
     parser.add_argument(
@@ -100,13 +94,10 @@ def main() -> None:
 
         import uvicorn
 
-        from emu3 import Editor
         from emu3.demo.page import build_page
 
         host, port = listener.getsockname()
-        editor = Editor.from_pretrained(
-            arguments.model, arguments.vision, arguments.tokenizer, image_area=arguments.image_area
-        )
+        editor = load_editor(arguments)
         page = build_page(editor, f"Model `{short_name(arguments.model)}` on {editor.model.device}.")
         print(f"open http://{host}:{port} in a browser; Ctrl-C ends it", flush=True)
         if arguments.share:

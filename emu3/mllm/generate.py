@@ -30,7 +30,7 @@ from emu3.errors import UserError
 from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.lanes import Lanes
 from emu3.mllm.layout import TokenLayout
-from emu3.mllm.sampling import choose, head_logits, uniform_numbers
+from emu3.mllm.sampling import choose, draws_on, head_logits, uniform_numbers
 
 THINK_TOKENS = 512
 
@@ -148,9 +148,8 @@ def _complete(
     budget = think_tokens if thinks else 0
     free = grammar.free_offsets()
     # Every uniform number that a sample may need, drawn beforehand: (P, G, budget + H * W).
-    uniforms = torch.from_numpy(
-        np.stack([[uniform_numbers(seed, budget + len(free)) for seed in request.seeds] for request in requests])
-    ).to(model.device)
+    drawn = [[uniform_numbers(seed, budget + len(free)) for seed in request.seeds] for request in requests]
+    uniforms = draws_on(model.device, np.stack(drawn))
     # What the grammar forces in front of the first code: boi, "H*W", img.
     header = [layout.boi, *(grammar.legal(offset)[0] for offset in range(free[0]))]
     capacity = budget + len(header) + grammar.length

@@ -237,6 +237,7 @@ class _Shard:
             raise UserError(f"{path} has another sha256 than {MANIFEST} says, it was changed: tokenize it again")
         with reading_parquet(path):
             table = pq.read_table(pa.BufferReader(data))
+            table.validate(full=True)  # text that is not UTF-8, offsets that lead out of a column
             names = table.schema.names
         if (names, table.schema.types) != (SCHEMA.names, SCHEMA.types):
             raise UserError(f"{path} has columns {names}, a shard has {SCHEMA.names}, or other types")

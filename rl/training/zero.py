@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from transformers import Emu3ForCausalLM
 
 from emu3.training import ranks
 from emu3.training.lora import adapters, merged
-from emu3.training.state import gathered, load_sharded, save_sharded, start_communication
+from emu3.training.state import gathered, load_sharded, sharded_writer, start_communication
 from rl.config import Config
 from rl.logprobs import Batch
 from rl.training.policy import ScoreBatch, TokenLogprobs, adamw
@@ -41,6 +41,7 @@ class ZeroTrainer:
         self.model = _without_hooks(model, accelerator.device)
         self._accelerator = accelerator
         self._stage = config.compute.zero
+        self._copies = config.compute.save_in_background
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._engine = _initialize(
             TokenLogprobs(model, config),
@@ -78,8 +79,8 @@ class ZeroTrainer:
         self._meet()
         return adapters(self.model, gathered)
 
-    def save_optimizer(self, folder: Path | None) -> None:
-        save_sharded(folder, self._engine, self.model)
+    def optimizer_writer(self, folder: Path, first: int) -> Callable[[], list[Path]]:
+        return sharded_writer(self._engine, self.model, first, folder, copy=self._copies)
 
     def load_optimizer(self, folder: Path) -> None:
         load_sharded(folder, self._engine, self.model)

@@ -2,7 +2,7 @@
 
     python -m rl.watch.report RUN_FOLDER        from metrics.jsonl and config.json alone, at any time
 
-`report.html` stands in the run's folder. The trainer writes an edition every `watch.report_every` steps.
+`report.html` stands in the run's folder. The trainer writes one every `watch.report_every` steps, or more rarely.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ LEARNING = (
 JUDGING = (
     StepMetric("Rollouts without a score", "share", lambda line: line["failed"] / line["rollouts"]),
     StepMetric("Latency of the judge", "mean seconds per question", lambda line: _judge(line, "latency_mean")),
-    StepMetric("Judge's time hidden by sampling", "share", lambda line: _judge(line, "hidden_share")),
+    StepMetric("Judge's time hidden by other work", "share", lambda line: _judge(line, "hidden_share")),
 )
 
 
