@@ -15,13 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from inspect import signature
 from operator import add
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from baselines import evaluate, score
-from baselines.benchmarks.samples import Samples, find_rows
 from baselines.benchmarks.spec import benchmark_named
 from baselines.editors.editing import DIFFUSERS, EDITORS, EMU3, EditorOptions
 from baselines.reproduce.left import (
@@ -153,13 +152,10 @@ def plan_of(
         options: EditorOptions = arguments["options"]
         with _noted(plan.missing, f"{cell.model} on {cell.benchmark}"):
             options.check(arguments["editor"])
-            data = {
-                name: arguments[name] for name in ("data", "data_dir", "split", "config_name", "data_files", "limit")
-            }
-            where = repr((arguments["benchmark"], data))
-            if opened is None or opened[0] != where:
+            data = {name: arguments[name] for name in signature(evaluate.open_samples).parameters}
+            if opened is None or opened[0] != repr(data):
                 opened = None  # a benchmark at a time is in memory
-                opened = where, Benchmarked(_samples(arguments["benchmark"], **data))
+                opened = repr(data), Benchmarked(evaluate.open_samples(**data)[1])
             area = arguments["image_area"]
             measured = rates.get(cell.model)
             left = left_of(
@@ -191,11 +187,6 @@ def plan_of(
             f"disk: {plan.whole.bytes / 1e9:.1f} GB for images, {free / 1e9:.1f} GB are free at {results}"
         )
     return plan
-
-
-def _samples(benchmark: Any, **data: Any) -> Samples:
-    config, limit = data.pop("config_name"), data["limit"]
-    return Samples(benchmark, find_rows(benchmark, config=config, **data), limit)
 
 
 def _asking(judge: JudgeConfig, protocol: str, image_tokens: int | None) -> tuple[Asking, list[str]]:

@@ -90,7 +90,7 @@ def test_a_plan_is_no_run(
     """Guards `--plan`, and what it says where nothing is known: no price, no rule for an image, no rate."""
     call(monkeypatch, folder, judge, "--plan")
     said = capsys.readouterr().out
-    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines()[1:4]}
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.split()}
     assert rows["floor"] == ["3", "0", "6", "unknown", "–", "0.00", rows["floor"][-1]]
     assert rows["earl"][:6] == ["3", "0", "6", "unknown", "–", "unknown"]
     assert rows["all"][:6] == ["6", "0", "12", "unknown", "–", "unknown"]
