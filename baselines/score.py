@@ -98,8 +98,8 @@ def run(
     kept in `judge.cache`, beside the predictions if not given. `protocol` is one of `PROTOCOLS`; the published one
     takes the settings of `PUBLISHED_SETTINGS` only. `usd_per_million_tokens` are the prices of a question's and a
     reply's tokens. `weights` is a folder of the other metrics' weights, `output` lies beside the predictions if not
-    given. Raises `UserError` for a judge or a metric that cannot be used, missing files, and scores that were made with
-    other settings.
+    given. Raises `UserError` for a judge or a metric that cannot be used, missing files, scores that were made with
+    other settings, and, once the reasons are written, a judge that scored nothing at all.
     """
     file = predictions / PREDICTIONS_FILE if predictions.is_dir() else predictions
     rows = read_records(file, Prediction)
@@ -116,6 +116,9 @@ def run(
         else:
             name = _measure(name, rows, file.parent, weights, scores)
         _print_counts(scores.by_metric[name])
+        if name == VIESCORE and all(score.status != SCORED for score in scores.by_metric[name]):
+            why = scores.by_metric[name][0]
+            raise UserError(f"no sample of {len(rows)} has a score: {why.status}: {(why.detail or '')[:200]}")
     return output
 
 

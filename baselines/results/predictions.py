@@ -113,6 +113,9 @@ def write_predictions(
         if done.keys() >= set(rows):
             os.sync()  # once for all images; they were not synced one by one
             write_records(whole, [done[row] for row in rows], asked)
+            chains = [done[row].reasoning_cut for row in rows if done[row].reasoning_cut is not None]
+            if cut := sum(map(bool, chains)):
+                print(f"{settings.name}: {cut} of {len(chains)} chains of thought were cut at --think-tokens")
         else:
             print(f"{settings.name}: share {share.index} of {share.count} is done, others are not")
     return whole
@@ -252,6 +255,7 @@ class _Worker:
             target_caption=sample.target_caption,
             mask=paths.get("mask"),
             source_uncropped=paths.get("uncropped"),
+            reasoning_cut=None if result.reasoning is None else result.cut,
         )
         log.append(row, prediction, result.candidates)
 
