@@ -162,7 +162,11 @@ def main() -> None:
 
 def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
     """What `run` takes, from a command line."""
-    parser = argparse.ArgumentParser(description="Write an editor's images for a benchmark.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=None if words is None else "baselines.evaluate",
+        description="Write an editor's images for a benchmark.",
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--editor", required=True, metavar="EDITOR", help=f"{', '.join(EDITORS)}, or your own: file.py:name"
     )

@@ -34,6 +34,7 @@ from baselines.reproduce.left import (
     measured_reply,
 )
 from baselines.results.records import VIESCORE
+from emu3.checkpoint_facts import DEFAULT_AREA
 from emu3.errors import UserError
 from emu3.extensions import is_extension, load_extension
 from emu3.hub import SAFE_FILES, SMALL_FILES, bytes_to_fetch
@@ -146,33 +147,34 @@ def plan_of(
             )
     rates = measured_rates({cell.folder for cell in cells})
     weights: dict[tuple[str, tuple[str, ...], tuple[str, ...]], None] = {}
-    opened: tuple[str, Benchmarked] | None = None
+    opened: tuple[str, Benchmarked | None] = ("", None)
     for cell in sorted(cells, key=lambda cell: cell.benchmark):
         arguments = evaluate.arguments_of(cell.evaluate)
-        options: EditorOptions = arguments["options"]
-        with _noted(plan.missing, f"{cell.model} on {cell.benchmark}"):
-            options.check(arguments["editor"])
-            data = {name: arguments[name] for name in signature(evaluate.open_samples).parameters}
-            if opened is None or opened[0] != repr(data):
-                opened = None  # a benchmark at a time is in memory
+        editor, options = arguments["editor"], arguments["options"]
+        data = {name: arguments[name] for name in signature(evaluate.open_samples).parameters}
+        if opened[0] != repr(data):
+            opened = repr(data), None  # a benchmark at a time is in memory
+            with _noted(plan.missing, f"benchmark {cell.benchmark}"):
                 opened = repr(data), Benchmarked(evaluate.open_samples(**data)[1])
-            area = arguments["image_area"]
-            measured = rates.get(cell.model)
-            left = left_of(
-                cell.folder,
-                arguments["editor"],
-                options,
-                opened[1],
-                evaluate.rows_of(arguments["editor"], opened[1].samples),
-                evaluate.image_area_of(arguments["editor"], options) if area is None else area,
-                asking,
-                seconds_per_image if measured is None else measured[0],
-                plan.reply[0],
-            )
-            plan.sizes[cell.folder] = left.of
-            plan.left[cell.model] = plan.left.get(cell.model, Left()) + left
-            if left.images:
-                weights |= dict.fromkeys(_weights(arguments["editor"], options))
+        left = None
+        with _noted(plan.missing, f"{cell.model} on {cell.benchmark}"):
+            options.check(editor)
+            if opened[1] is not None:
+                left = left_of(
+                    cell.folder,
+                    editor,
+                    options,
+                    opened[1],
+                    evaluate.rows_of(editor, opened[1].samples),
+                    _area(arguments["image_area"], editor, options, plan.missing),
+                    asking,
+                    rates.get(cell.model, (seconds_per_image, 0))[0],
+                    plan.reply[0],
+                )
+                plan.sizes[cell.folder] = left.of
+                plan.left[cell.model] = plan.left.get(cell.model, Left()) + left
+            if left is None or left.images:
+                weights |= dict.fromkeys(_weights(editor, options))
     for name, patterns, needed in weights:
         with _noted(plan.missing, "checkpoint"):
             plan.fetch += bytes_to_fetch(name, patterns)
@@ -187,6 +189,14 @@ def plan_of(
             f"disk: {plan.whole.bytes / 1e9:.1f} GB for images, {free / 1e9:.1f} GB are free at {results}"
         )
     return plan
+
+
+def _area(given: int | None, editor: str, options: EditorOptions, missing: list[str]) -> int:
+    """Pixels of the judged images; the usual ones where the checkpoint that would say so is missing."""
+    if given is None:
+        with _noted(missing, "checkpoint"):
+            return evaluate.image_area_of(editor, options)
+    return given or DEFAULT_AREA
 
 
 def _asking(judge: JudgeConfig, protocol: str, image_tokens: int | None) -> tuple[Asking, list[str]]:

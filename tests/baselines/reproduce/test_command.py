@@ -126,7 +126,7 @@ def test_all_that_is_missing_is_said_at_once(
     for words in (
         "mine on aurora: folder nowhere of finished images does not exist",
         "other on aurora: editor omnigen does not take --think",
-        "neither a folder magicbrush nor files magicbrush*.parquet",
+        f"benchmark magicbrush: {folder}/data holds neither a folder magicbrush nor files magicbrush*.parquet",
         f"checkpoint: {folder}/model has no *.safetensors",
         "judge: OPENAI_API_KEY is not set, which api.openai.com asks for",
     ):
