@@ -348,7 +348,11 @@ def main() -> None:
 
 def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
     """What `run` takes, from a command line."""
-    parser = argparse.ArgumentParser(description="Score an editor's predictions.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=None if words is None else "baselines.score",
+        description="Score an editor's predictions.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
     parser.add_argument(
         "--metrics", nargs="+", default=[VIESCORE], help="viescore, l1, psnr, file.py:name (default: viescore)"
