@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,26 +48,43 @@ class Example:
 class EncodedRows:
     """The rows of one dataset that can be trained on, as token ids.
 
-    cot_keys: train to reason first, with these texts; rows that have none of them are dropped, like rows without
-    a target and rows of more than `max_positions` tokens. `dropped` counts them by reason.
+    cot_keys: train to reason first, with these texts. missing: what becomes of rows that have none of them: "plain"
+    edits, counted in `plain`, "drop", or "refuse", an error. Rows without a target and rows of more than
+    `max_positions` tokens are dropped. `dropped` counts them by reason.
     Raises UserError for codes that the tokenizer does not have, and if nothing is left.
     """
 
-    def __init__(self, rows: Rows, tokenizer: TextTokenizer, cot_keys: Sequence[str], max_positions: int) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        tokenizer: TextTokenizer,
+        cot_keys: Sequence[str],
+        max_positions: int,
+        missing: Literal["plain", "drop", "refuse"] = "plain",
+    ) -> None:
+        self.plain = 0
         too_long = f"longer than {max_positions} tokens"
         self.dropped = {"without a target": 0, "without reasoning": 0, too_long: 0}
         examples = []
         for row in tqdm(rows, desc=f"encoding {rows.folder.name}", unit="row", disable=None):
             if row.edited is None:
                 self.dropped["without a target"] += 1
-            elif cot_keys and reasoning_text(row.cot, cot_keys) is None:
+                continue
+            unreasoned = bool(cot_keys) and reasoning_text(row.cot, cot_keys) is None
+            if unreasoned and missing == "refuse":
+                raise UserError(
+                    f"{rows.folder}, row {row.id}: no reasoning under {', '.join(cot_keys)}; --reasoning_missing plain "
+                    "trains such rows as plain edits, drop leaves them out"
+                )
+            if unreasoned and missing == "drop":
                 self.dropped["without reasoning"] += 1
+                continue
+            example = _encode(row, row.edited, tokenizer, cot_keys, rows)
+            if len(example.tokens) <= max_positions:
+                examples.append(example)
+                self.plain += unreasoned
             else:
-                example = _encode(row, row.edited, tokenizer, cot_keys, rows)
-                if len(example.tokens) <= max_positions:
-                    examples.append(example)
-                else:
-                    self.dropped[too_long] += 1
+                self.dropped[too_long] += 1
         if not examples:
             why = ", ".join(f"{count} are {reason}" for reason, count in self.dropped.items() if count)
             more = "; --max_position_embeddings sets that length" if self.dropped[too_long] else ""

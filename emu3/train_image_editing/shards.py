@@ -28,6 +28,8 @@ from emu3.files import path_from, read_json, reading_parquet, sha256_of, whole_f
 from emu3.run_folder import VERSION, check_version, refuse_differences
 
 MANIFEST = "manifest.json"
+LIST_FILE = "tokenized_datalist.json"
+"""Which published datasets name their files in."""
 FORMAT = 2
 """Of the manifest; 1 had no version."""
 
@@ -188,9 +190,18 @@ class Rows(Sequence[EditRow]):
 def read_rows(folder: Path | str) -> Rows:
     """Read a tokenized dataset, every byte of it checked against the sha256 of its shard.
 
+    folder: may be the published list (`LIST_FILE`) of the files that it was converted from, if it lies beside them.
     Raises UserError if the manifest is missing, or a shard is missing, changed, or malformed.
     """
     folder = Path(folder)
+    if folder.name == LIST_FILE:
+        folder = folder.parent.parent if folder.parent.name == "list" else folder.parent
+    if not (folder / MANIFEST).is_file() and any((folder / place / LIST_FILE).is_file() for place in ("list", ".")):
+        raise UserError(
+            f"{folder} holds published .pth files; put shards of them beside them, once: python -m "
+            f"emu3.train_image_editing.convert_published --data {folder} --output-path {folder} --model-path "
+            "BAAI/Emu3-VisionTokenizer"
+        )
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder / MANIFEST} does not exist: not a tokenized dataset, or one that is unfinished")
     manifest = read_json(folder / MANIFEST)

@@ -38,14 +38,29 @@ def serve(address: str) -> None:
         listener.listen()
         while True:
             client, _ = listener.accept()
-            with client:
-                call, output = _receive(client)
-                child = os.fork()
-                if child == 0:
-                    _run(call, output)
-                for descriptor in output:
-                    os.close(descriptor)
-                client.sendall(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+            if os.fork() == 0:  # a command may start others, and wait for them
+                _answer(client)
+            client.close()
+            while _reaped():
+                pass
+
+
+def _answer(client: socket.socket) -> None:
+    call, output = _receive(client)
+    child = os.fork()
+    if child == 0:
+        _run(call, output)
+    for descriptor in output:
+        os.close(descriptor)
+    client.sendall(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+    os._exit(0)
+
+
+def _reaped() -> bool:
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0] > 0
+    except ChildProcessError:
+        return False
 
 
 def _receive(client: socket.socket) -> tuple[dict, list[int]]:  # type: ignore[type-arg]
@@ -68,6 +83,7 @@ def _run(call: dict, output: list[int]) -> None:  # type: ignore[type-arg]
         os.chdir(call["folder"])
         os.environ.clear()
         os.environ.update(call["environment"])
+        sys.executable = os.environ["PYTHON_OF_TEST"]
         _, module, *arguments = call["arguments"]
         sys.argv = [module, *arguments]
         words, place, number = (os.environ.get("DIE") or "-||0").split("|")

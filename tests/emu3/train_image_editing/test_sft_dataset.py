@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from emu3.train_image_editing.objective import mean_per_row, weighted_sum
 from emu3.train_image_editing.shards import EditRow, read_rows
 
 
-def encoded(tmp_path: Path, rows: list[EditRow], cot_keys: tuple[str, ...] = (), limit: int = 512) -> EncodedRows:
+def encoded(
+    tmp_path: Path, rows: list[EditRow], cot_keys: tuple[str, ...] = (), limit: int = 512, **how: Any
+) -> EncodedRows:
     folder = sft_world.data(tmp_path / "data", rows)
-    return EncodedRows(read_rows(folder), sft_world.tokenizer(tmp_path), cot_keys, limit)
+    return EncodedRows(read_rows(folder), sft_world.tokenizer(tmp_path), cot_keys, limit, **how)
 
 
 def test_a_batch_asks_for_the_target_and_nothing_else(tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_rows_that_cannot_be_trained_on_are_counted(tmp_path: Path) -> None:
         "without reasoning": 0,
         "longer than 512 tokens": 0,
     }
-    data = encoded(tmp_path, rows, cot_keys=("reasoning_verbose",))
+    data = encoded(tmp_path, rows, cot_keys=("reasoning_verbose",), missing="drop")
     assert (len(data), data.dropped) == (
         2,
         {"without a target": 1, "without reasoning": 4, "longer than 512 tokens": 0},
@@ -96,6 +99,22 @@ def test_rows_that_cannot_be_trained_on_are_counted(tmp_path: Path) -> None:
     target = data[0].tokens[data[0].start :].tolist()
     assert rows[0].edited is not None
     assert target == edit_target(tokenizer, rows[0].edited, reasoning_text(rows[0].cot, ["reasoning_verbose"]))
+
+
+def test_rows_without_the_chosen_key_are_plain_edits_as_published(tmp_path: Path) -> None:
+    """Guards a think run that silently lost the rows that nobody had written a chain for."""
+    rows = sft_world.edits(6)
+    data = encoded(tmp_path, rows, cot_keys=("reasoning_verbose",))
+    assert (len(data), data.plain, sum(data.dropped.values())) == (6, 4, 0)
+    tokenizer = sft_world.tokenizer(tmp_path)
+    for index, row in enumerate(rows):
+        assert row.edited is not None
+        text = reasoning_text(row.cot, ["reasoning_verbose"])
+        assert (text is None) == (index % 3 > 0)
+        assert data[index].tokens[data[index].start :].tolist() == edit_target(tokenizer, row.edited, text)
+    with pytest.raises(UserError, match="row row-1: no reasoning under reasoning_verbose; --reasoning_missing plain"):
+        encoded(tmp_path, rows, cot_keys=("reasoning_verbose",), missing="refuse")
+    assert encoded(tmp_path, rows).plain == 0
 
 
 @pytest.mark.parametrize(
