@@ -22,8 +22,7 @@ from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.run_folder import VERSION, check_version
 from emu3.training import ranks
 from emu3.training.checkpoints import fault_of, numbered, rotate, write_note
-from emu3.training.lora import ADAPTER
-from emu3.training.state import collected
+from emu3.training.state import ADAPTER, collected
 from rl.config import Config
 from rl.config_file import refuse_another_run
 from rl.training.policy import Trainer

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import islice
 
 from emu3.errors import UserError
-from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.layout import GridGrammar
 from emu3.mllm.sequence import THINK_PREFILL, edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.train_image_editing.dataset import Mixture

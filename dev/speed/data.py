@@ -20,8 +20,7 @@ from PIL import Image
 from transformers import Emu3ImageProcessor, Emu3VQVAE
 
 from dev.speed.measure import Speed, seconds
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
+from emu3.mllm.layout import GridGrammar, TokenLayout
 from emu3.mllm.sequence import grid_to_ids, ids_to_grid
 from emu3.mllm.text_tokenizer import SPLIT_PATTERN
 from emu3.tokenizer.images import scale_image

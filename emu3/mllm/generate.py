@@ -27,10 +27,9 @@ from torch import Tensor
 from transformers import Emu3ForCausalLM
 
 from emu3.errors import UserError
-from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.head import choose, head_logits, uniform_numbers
 from emu3.mllm.lanes import Lanes
-from emu3.mllm.layout import TokenLayout
-from emu3.mllm.sampling import choose, head_logits, uniform_numbers
+from emu3.mllm.layout import GridGrammar, TokenLayout
 
 THINK_TOKENS = 512
 

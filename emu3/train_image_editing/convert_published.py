@@ -36,7 +36,7 @@ from emu3.errors import UserError, run_main, utf8_fault
 from emu3.files import read_json, sha256_of
 from emu3.mllm.layout import TokenLayout
 from emu3.run_folder import owned
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.commands import Worker, WorkerArguments, parse_flags

@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing.shards import EditRow, ShardWriter
 

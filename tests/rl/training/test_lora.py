@@ -15,7 +15,7 @@ from emu3.mllm.language_model import load_language_model
 
 pytest.importorskip("peft")
 
-from emu3.training.lora import add_lora, merged
+from emu3.training.state import add_lora, merged
 
 LORA = {"rank": 4, "alpha": 8.0}
 
