@@ -48,8 +48,7 @@ from emu3.train_image_editing.row_files import RowSource
 from emu3.train_image_editing.shards import EditRow, FailedRow
 
 RESIZE_RULE = "aspect kept, area in whole pixels, not cropped; codes of whole cells (emu3.tokenizer.images)"
-# The name in it is of before: datasets that are half tokenized were begun with this text among their settings.
-BOX_RULE = "[x1, y1, x2, y2] in pixels of the resized source (emu3.train_image_editing.encode_rows)"
+BOX_RULE = "[x1, y1, x2, y2] in pixels of the resized source (emu3.train_image_editing.prepare_data)"
 WINDOW_PIXELS = 2**25  # resized, about 100 MB of RGB; a source and a target for each row
 WINDOWS_AHEAD = 2
 DECODE_THREADS = min(8, os.cpu_count() or 1)
