@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from installed import skip_without
 from PIL import Image
-
-from emu3.errors import run_main
-
-pytest.importorskip("gradio")
-pytest.importorskip("playwright")
 
 from dev import screenshots
 from emu3.demo.__main__ import main
 from emu3.demo.session import MAX_SAMPLES
+from emu3.errors import run_main
+
+skip_without("gradio")
+skip_without("playwright")
 
 needs_browser = pytest.mark.skipif(screenshots.find_browser() is None, reason="no Chromium is installed")
 
