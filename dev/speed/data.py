@@ -26,7 +26,8 @@ from emu3.mllm.text_tokenizer import SPLIT_PATTERN
 from emu3.tokenizer.images import scale_image
 from emu3.tokenizer.random_vision import random_vqvae, save_baai
 from emu3.train_image_editing.prepare_data import PrepareArguments, prepare
-from emu3.train_image_editing.shards import EditRow, ShardWriter
+from emu3.train_image_editing.shard_writer import ShardWriter
+from emu3.train_image_editing.shards import EditRow
 
 GRID = (32, 32)
 STORED = 512

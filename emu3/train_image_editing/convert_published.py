@@ -41,7 +41,8 @@ from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.commands import Worker, WorkerArguments, parse_flags
 from emu3.train_image_editing.published_pickle import BadFile, read_pickle
-from emu3.train_image_editing.shards import EditRow, FailedRow
+from emu3.train_image_editing.shard_writer import FailedRow
+from emu3.train_image_editing.shards import EditRow
 
 LIST_FILE = "tokenized_datalist.json"
 FILE_LIMIT = 2**20  # bytes; a pair of 128x128 grids takes 300 kB

@@ -45,7 +45,8 @@ from emu3.train_image_editing.commands import Worker, WorkerArguments, parse_fla
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageRow, read_row, row_id
 from emu3.train_image_editing.open_rows import open_rows
 from emu3.train_image_editing.row_files import RowSource
-from emu3.train_image_editing.shards import EditRow, FailedRow
+from emu3.train_image_editing.shard_writer import FailedRow
+from emu3.train_image_editing.shards import EditRow
 
 RESIZE_RULE = "aspect kept, area in whole pixels, not cropped; codes of whole cells (emu3.tokenizer.images)"
 BOX_RULE = "[x1, y1, x2, y2] in pixels of the resized source (emu3.train_image_editing.prepare_data)"

@@ -16,7 +16,8 @@ from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing import prepare_data
 from emu3.train_image_editing.image_rows import BadRow, Columns
 from emu3.train_image_editing.prepare_data import WINDOWS_AHEAD, RowEncoder
-from emu3.train_image_editing.shards import EditRow, FailedRow
+from emu3.train_image_editing.shard_writer import FailedRow
+from emu3.train_image_editing.shards import EditRow
 
 AREA = 32 * 32
 COLUMNS = Columns(source="a", instruction="text", edited="b", cot=("why",))
