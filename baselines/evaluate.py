@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from baselines.benchmarks.samples import Samples, find_rows
-from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark
+from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark, benchmark_named
 from baselines.editors.editing import (
     DIFFUSERS,
     EDITORS,
@@ -34,6 +34,7 @@ from baselines.results.predictions import EvaluationSettings, write_predictions
 from baselines.results.records import fingerprint, versions
 from emu3.checkpoint_facts import DEFAULT_AREA, read_facts
 from emu3.errors import UserError, run_main
+from emu3.extensions import is_extension, source_digests
 from emu3.train_image_editing.image_folder import ImageFolder
 from rl.reward.config import judge_from_flags
 
@@ -87,14 +88,16 @@ def run(
         name=name or chosen.name,
         benchmark=benchmark.rules(),
         origin=found.origin,
-        # Of an image folder the files are the table alone, its contents the images as well.
-        data=found.contents if isinstance(found, ImageFolder) else fingerprint(found.files),
+        # Of an image folder the files are the table alone, its contents the images as well; of one's own reader
+        # nobody knows what they are.
+        data=found.contents if isinstance(found, ImageFolder) or is_extension(str(data)) else fingerprint(found.files),
         limit=limit,
         seed=seed,
         batch_size=batch_size or chosen.batch_size,
         image_area=image_area,
         options=chosen.settings,
         versions=versions(),
+        extensions={**source_digests(editor), **source_digests(str(data))},
     )
     if by_name:
         output_dir = output_dir / benchmark.name / f"{settings.name.strip('/').replace('/', '--')}-seed{seed}"
@@ -107,7 +110,7 @@ def _image_area(kind: str, options: EditorOptions) -> int:
 
 
 def choose_editor(kind: str, options: EditorOptions, image_area: int) -> ChosenEditor:
-    """The editor `kind`, one of `EDITORS`, with its settings, not loaded; `image_area` is in pixels.
+    """The editor `kind`, one of `EDITORS` or one's own, with its settings, not loaded; `image_area` is in pixels.
 
     A run that is finished, or that has other settings, is told so without waiting for a model. A kind's module is
     imported when it is chosen: diffusers is an extra, and torch takes seconds.
@@ -115,6 +118,10 @@ def choose_editor(kind: str, options: EditorOptions, image_area: int) -> ChosenE
     Raises `UserError` for options that it does not take or that cannot be, and for weights that cannot be had.
     """
     options.check(kind)
+    if is_extension(kind):
+        from baselines.editors.fixed import choose_own
+
+        return choose_own(kind, options.model)
     if kind == EMU3:
         from baselines.editors.emu3_editor import choose_emu3
 
@@ -130,7 +137,9 @@ def choose_editor(kind: str, options: EditorOptions, image_area: int) -> ChosenE
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write an editor's images for a benchmark.", allow_abbrev=False)
-    parser.add_argument("--editor", required=True, choices=EDITORS)
+    parser.add_argument(
+        "--editor", required=True, metavar="EDITOR", help=f"{', '.join(EDITORS)}, or your own: file.py:name"
+    )
     parser.add_argument("--name", help="the model's row in the tables (default: what it is called)")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--output-dir", type=Path, help="folder of this run")
@@ -151,7 +160,7 @@ def main() -> None:
     arguments |= {"output_dir": save_dir or arguments["output_dir"], "by_name": save_dir is not None}
     columns = {key: arguments.pop(key) for key in COLUMNS}
     given = {key: column for key, column in columns.items() if column is not None}
-    arguments["benchmark"] = dataclasses.replace(BENCHMARKS[arguments["benchmark"]], **given)
+    arguments["benchmark"] = dataclasses.replace(benchmark_named(arguments["benchmark"]), **given)
     arguments["judge"] = judge_from_flags(arguments)
     names = [field.name for field in dataclasses.fields(EditorOptions)]
     arguments["options"] = EditorOptions(**{key: arguments.pop(key) for key in names})
@@ -160,7 +169,12 @@ def main() -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--benchmark", default=GENERIC.name, choices=BENCHMARKS, help="rules and columns to begin with")
+    group.add_argument(
+        "--benchmark",
+        default=GENERIC.name,
+        metavar="BENCHMARK",
+        help=f"rules and columns to begin with: {', '.join(BENCHMARKS)}, or your own: file.py:name (default: data)",
+    )
     group.add_argument("--data", help="a file or folder as prepare_data takes, or a Hub id (default: the benchmark's)")
     group.add_argument("--data-dir", type=Path, help="a folder with a subfolder or files named as the benchmark")
     group.add_argument("--split", help="of --data, take the files that are named for it, such as test-00000.parquet")

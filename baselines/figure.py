@@ -1,6 +1,7 @@
 """A run as one image for a README: reward curve, means with intervals, and edits of two models side by side.
 
-    python -m baselines.figure --run-dir runs/x --candidate sft_s__rl_sc --reference sft_s --output assets/run.png
+    python -m baselines.figure --run-dir runs/x --candidate sft_s__rl_sc --reference sft_s --output assets/run.png \
+        --label sft_s__rl_sc="GRPO after SFT"
 
 The edits are not chosen by eye: in each split, the samples at fixed ranks of the candidate's score, good and bad.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from baselines.page.gallery import TINY
-from baselines.page.run_folder import RunFolder, read_run_folder
+from baselines.page.run_folder import SCALE_END, RunFolder, add_label_flag, read_run_folder
 from baselines.results.records import VIESCORE, Prediction
 from baselines.tables.statistics import RESAMPLES, add_resampling_flags
 from baselines.tables.summary import Row, by_split, groups_of, summarise
@@ -28,7 +31,7 @@ from emu3.files import whole_file
 from emu3.report.charts import running_mean
 
 INK, SOFT, LINE = "#1b1d21", "#5c636e", "#e3e6ea"
-CANDIDATE, REFERENCE, OTHER, BOUND = "#c2410c", "#2563a8", "#6f7988", "#a3abb7"
+CANDIDATE, REFERENCE, OTHER, BOUND = "#c2410c", "#2563a8", "#5c636e", "#757d89"
 RANKS = (0.95, 0.75, 0.5, 0.25)
 """Where in the order of the candidate's scores the shown samples stand; 0.5 is the median."""
 
@@ -56,13 +59,21 @@ _STYLE: dict[Any, Any] = {
 
 
 def run(
-    run_dir: Path, *, output: Path, candidate: str, reference: str, resamples: int = RESAMPLES, seed: int = 0
+    run_dir: Path,
+    *,
+    output: Path,
+    candidate: str,
+    reference: str,
+    labels: Mapping[str, str] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Path:
     """Draw a run folder that holds scores, predictions and metrics.jsonl with a reward; returns `output`, a PNG.
 
-    `candidate` and `reference` are the two models whose edits are shown. Raises `UserError` if a part is missing.
+    `candidate` and `reference` are the two models whose edits are shown, `labels` models in a reader's words. Raises
+    `UserError` if a part is missing.
     """
-    found = read_run_folder(run_dir)
+    found = read_run_folder(run_dir, labels)
     found.check_model(candidate)
     if found.metric != VIESCORE:
         raise UserError(f"{run_dir} holds no VIEScore to draw")
@@ -78,7 +89,7 @@ def run(
         axes = upper.subplots(1, 1 + len(splits), width_ratios=[1.25] + [1] * len(splits))
         _draw_reward(axes[0], found, candidate)
         for place, (split, ax) in enumerate(zip(splits, axes[1:], strict=True)):
-            _draw_means(ax, [row for row in rows if row.split == split], found.models, colours, named=place == 0)
+            _draw_means(ax, [row for row in rows if row.split == split], found, colours, named=place == 0)
         _draw_edits(lower, found, splits, candidate, reference)
         with whole_file(output) as temporary:
             # Without the version of matplotlib, the same run gives the same bytes.
@@ -93,15 +104,22 @@ def _draw_reward(ax: Axes, found: RunFolder, candidate: str) -> None:
     if not rewards:
         raise UserError("there is no metrics.jsonl with a reward to draw")
     curve = rewards.get(candidate) or next(iter(rewards.values()))
-    ax.plot(curve.steps, curve.values, color=CANDIDATE, alpha=0.25, linewidth=0.8)
-    ax.plot(curve.steps, running_mean(curve.values), color=CANDIDATE, linewidth=2)
+    smooth = running_mean(curve.values)
+    if smooth != list(curve.values):  # a short curve is its own mean
+        ax.plot(curve.steps, curve.values, color=CANDIDATE, alpha=0.25, linewidth=0.8, label="each step")
+    ax.plot(curve.steps, smooth, color=CANDIDATE, linewidth=2, label="running mean")
     ax.set_title("Reward in training")
     ax.set_xlabel("step")
+    ax.set_ylabel("score, 0 to 10")
+    ax.set_ylim(0, SCALE_END)
+    ax.legend(loc="best", frameon=False, labelcolor=SOFT)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     ax.margins(x=0)
     ax.grid(axis="x", visible=False)
 
 
-def _draw_means(ax: Axes, rows: list[Row], models: list[str], colours: dict[str, str], *, named: bool) -> None:
+def _draw_means(ax: Axes, rows: list[Row], found: RunFolder, colours: dict[str, str], *, named: bool) -> None:
+    models = found.models
     places = {model: len(models) - index for index, model in enumerate(models)}
     for row in rows:
         if row.mean is None:
@@ -112,12 +130,13 @@ def _draw_means(ax: Axes, rows: list[Row], models: list[str], colours: dict[str,
         if row.ci95 is not None:
             ax.plot(row.ci95, [place, place], color=colour, linewidth=2)
         ax.annotate(f"{row.mean:.2f}", (10.25, place), va="center", color=INK, annotation_clip=False)
-    ax.set_xlim(0, 10)
+    ax.set_xlim(0, SCALE_END)
     ax.set_xticks(range(0, 11, 2))
     ax.set_ylim(0.4, len(models) + 0.6)
-    ax.set_yticks(list(places.values()), places if named else [""] * len(places))
-    for label in ax.get_yticklabels():
-        label.set_color(colours.get(label.get_text(), SOFT))
+    names = [textwrap.fill(found.label(model), 20) if named else "" for model in places]
+    ax.set_yticks(list(places.values()), names)
+    for label, model in zip(ax.get_yticklabels(), places, strict=True):
+        label.set_color(colours[model])
     ax.set_title(f"Score, {rows[0].split} edits")
     ax.set_xlabel(f"mean with 95% interval, n = {max(row.n for row in rows)}")
     ax.grid(axis="y", visible=False)
@@ -128,7 +147,7 @@ def _draw_edits(figure: SubFigure, found: RunFolder, splits: list[str], candidat
     if not columns:
         raise UserError(f"no sample has a score of both {candidate!r} and {reference!r}")
     ranks = ", ".join(f"{100 * rank:g}" for rank in RANKS)
-    heading = f"Edits at percentiles {ranks} of the score of {candidate}: {', then '.join(splits)}"
+    heading = f"Edits at percentiles {ranks} of the score of {found.label(candidate)}: {', then '.join(splits)}"
     figure.suptitle(heading, x=0.008, ha="left", fontsize=11, fontweight="bold")
     axes = figure.subplots(3, len(columns), squeeze=False)
     for ax in axes.flat:
@@ -149,7 +168,7 @@ def _draw_edits(figure: SubFigure, found: RunFolder, splits: list[str], candidat
             ax.set_xlabel(f"{value:.1f}", labelpad=2, color=INK)
     names = {"source": SOFT, reference: REFERENCE, candidate: CANDIDATE}
     for ax, (name, colour) in zip(axes[:, 0], names.items(), strict=True):
-        ax.set_ylabel(name, color=colour, fontweight="bold")
+        ax.set_ylabel(textwrap.fill(found.label(name), 16), color=colour, fontweight="bold")
 
 
 def _show(ax: Axes, path: Path) -> None:
@@ -182,6 +201,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--candidate", required=True, help="model whose gain is to be seen")
     parser.add_argument("--reference", required=True, help="model that it is compared with")
+    add_label_flag(parser)
     add_resampling_flags(parser)
     print(run(**vars(parser.parse_args())))
 

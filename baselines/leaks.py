@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from baselines.benchmarks.samples import Samples, find_rows
-from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark
+from baselines.benchmarks.spec import GENERIC, Benchmark, benchmark_named
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
 from emu3.tokenizer.images import image_size, read_image
@@ -238,7 +238,7 @@ def report(sets: Sequence[Compared]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Look for rows of a benchmark in training data.", allow_abbrev=False)
-    parser.add_argument("--benchmark", default=GENERIC.name, choices=BENCHMARKS, help="rules and columns to begin with")
+    parser.add_argument("--benchmark", default=GENERIC.name, help="rules and columns to begin with, as for evaluate")
     parser.add_argument("--benchmark-data", help="a Parquet file, a folder of them (default: the benchmark's own)")
     parser.add_argument("--data-dir", type=Path, help="a folder with a subfolder or files named as the benchmark")
     parser.add_argument("--benchmark-columns", nargs=3, metavar=("SOURCE", "INSTRUCTION", "TARGET"), help="its columns")
@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--id-key", help="of the id (default: the row number)")
     parser.add_argument("--output", type=Path, help="JSON file for all that was found")
     options: dict[str, Any] = vars(parser.parse_args())
-    benchmark = BENCHMARKS[options.pop("benchmark")]
+    benchmark = benchmark_named(options.pop("benchmark"))
     if names := options.pop("benchmark_columns"):
         benchmark = dataclasses.replace(benchmark, **dict(zip(("source", "instruction", "target"), names, strict=True)))
     columns = Columns(

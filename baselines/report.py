@@ -1,6 +1,7 @@
 """Step 4 of 4: one static page that shows what a run did.
 
-    python -m baselines.report --run-dir runs/x --candidate sft_s__rl_sc --reference sft_s
+    python -m baselines.report --run-dir runs/x --candidate sft_s__rl_sc --reference sft_s --control sft_sc \
+        --label sft_sc="SFT on simple and complex edits"
 
 Finds every scores.parquet under the run folder with the predictions beside it, and every metrics.jsonl, and writes
 report.html: a headline computed from the scores, the tables, tasks, training curves, and a gallery to filter, to sort
@@ -12,7 +13,7 @@ images lie in a folder beside the page, report-pictures, which goes with it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from baselines.page.gallery import make_gallery
-from baselines.page.run_folder import RunFolder, TrainingCurves, read_run_folder
+from baselines.page.run_folder import TRAINING, RunFolder, add_label_flag, read_run_folder
 from baselines.results.records import SCORED, VIESCORE
 from baselines.tables.conditions import condition_lines
 from baselines.tables.grid import brackets, cell, plain
@@ -29,8 +30,8 @@ from baselines.tables.statistics import RESAMPLES, Interval, add_resampling_flag
 from baselines.tables.summary import AVERAGE, SPLIT_ORDER, Row, main_rows, models_of, summarise, task_group
 from emu3.errors import run_main
 from emu3.files import whole_file
-from emu3.report.charts import line_chart
-from emu3.report.run_page import Panel, environment
+from emu3.report.run_page import environment, panels, unmoved
+from rl.reward.viescore import PARTS_NOTE
 
 TEMPLATE = Path(__file__).parent / "page/report.html.jinja"
 BAR_WIDTH, BAR_HEIGHT = 180, 16
@@ -51,18 +52,21 @@ def run(
     title: str | None = None,
     candidate: str | None = None,
     reference: str | None = None,
+    control: str | None = None,
+    labels: Mapping[str, str] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Path:
     """Write the report of a run folder; returns its path, RUN_DIR/report.html if not given.
 
     `candidate` and `reference` are the models that the headline compares; differences are taken to the reference.
-    `resamples` and `seed` as for the table, which then has the same numbers. Raises `UserError` for a folder without
-    scores or a model that is not there.
+    `control` is one that was given as much compute as the candidate, and stands beside it in the headline. `labels`
+    are models in a reader's words. `resamples` and `seed` as for the table, which then has the same numbers. Raises
+    `UserError` for a folder without scores or a model that is not there.
     """
-    found = read_run_folder(run_dir)
-    found.check_model(candidate)
-    found.check_model(reference)
+    found = read_run_folder(run_dir, labels)
+    for model in (candidate, reference, control):
+        found.check_model(model)
     output = output or run_dir / "report.html"
     rows = main_rows(found.scores, reference=reference, resamples=resamples, seed=seed)
     others = {
@@ -77,9 +81,11 @@ def run(
         .get_template(TEMPLATE.name)
         .render(
             title=title or run_dir.resolve().name,
-            findings=_findings(found, rows, candidate, reference),
+            findings=_findings(found, rows, candidate, reference, control, resamples, seed),
             candidate=candidate,
             reference=reference,
+            control=control,
+            label=found.label,
             found=found,
             metric_name="VIEScore" if found.metric == VIESCORE else found.metric,
             columns=list(dict.fromkeys(row.split for row in rows)),
@@ -93,7 +99,11 @@ def run(
             else None,
             published_judge=published_judge(),
             tasks=_nested(summarise(found.scores, task_group(found.scores), resamples=resamples, seed=seed)),
-            trainings=[(training.name, _panels(training)) for training in found.trainings],
+            trainings=[
+                (training.name, panels(training.lines, TRAINING), unmoved(training.lines, TRAINING))
+                for training in found.trainings
+            ],
+            parts_note=PARTS_NOTE if found.metric == VIESCORE else "",
             gallery=gallery,
             # Compact, and in the order in which it was made.
             data=htmlsafe_json_dumps(gallery, separators=(",", ":"), ensure_ascii=False),
@@ -111,12 +121,24 @@ def run(
     return output
 
 
-def _findings(found: RunFolder, rows: list[Row], candidate: str | None, reference: str | None) -> list[Headline]:
+def _findings(
+    found: RunFolder,
+    rows: list[Row],
+    candidate: str | None,
+    reference: str | None,
+    control: str | None,
+    resamples: int,
+    seed: int,
+) -> list[Headline]:
     """What the page begins with: the average where there is one, else all groups."""
     if candidate is None or reference is None or found.metric != VIESCORE:
         return []
     average = [row for row in rows if row.split.startswith(AVERAGE)]
-    return findings(average or rows, candidate, reference, found.bounds)
+    beside = None
+    if control is not None:
+        both = [score for score in found.scores if score.model in (candidate, control)]
+        beside = main_rows(both, reference=control, resamples=resamples, seed=seed)
+    return findings(average or rows, candidate, reference, found.bounds, beside, found.label)
 
 
 def _nested(rows: list[Row]) -> dict[str, list[Row]]:
@@ -124,12 +146,6 @@ def _nested(rows: list[Row]) -> dict[str, list[Row]]:
     for row in rows:
         groups.setdefault(row.split, []).append(row)
     return groups
-
-
-def _panels(training: TrainingCurves) -> list[Panel]:
-    return [
-        Panel(curve.name, "by step", line_chart(curve.name, curve.steps, curve.values)) for curve in training.curves
-    ]
 
 
 def interval_bar(mean: float | None, interval: Interval | None, end: float) -> Markup:
@@ -150,18 +166,30 @@ def interval_bar(mean: float | None, interval: Interval | None, end: float) -> M
     )
 
 
-def findings(rows: Sequence[Row], candidate: str, reference: str, bounds: Collection[str] = ()) -> list[Headline]:
+def findings(
+    rows: Sequence[Row],
+    candidate: str,
+    reference: str,
+    bounds: Collection[str] = (),
+    beside: Sequence[Row] | None = None,
+    label: Callable[[str], str] = str,
+) -> list[Headline]:
     """A finding per split that both models have, complex before simple.
 
     `rows` come from `summarise` with the same `reference`; `bounds` are models that compete with nobody (no-edit and
-    ground truth). A third model that is ahead of both is named.
+    ground truth). `beside`: rows of the candidate and of its control, with differences to the control. `label` gives
+    a model in words. Another model that is ahead of them is named.
     """
     found = {(row.model, row.split): row for row in rows}
+    control = {row.split: row for row in beside or () if row.model != candidate}
+    to_control = {row.split: row for row in beside or () if row.model == candidate}
     return [
         _finding(
             found[candidate, split],
             found[reference, split],
             [row for row in rows if row.split == split and row.model not in bounds],
+            (to_control[split], control[split]) if split in control and split in to_control else None,
+            label,
         )
         for split in reversed(list(dict.fromkeys(row.split for row in rows)))
         if (candidate, split) in found and (reference, split) in found
@@ -175,29 +203,56 @@ def intervals_disjoint(one: Row, other: Row) -> bool:
     return one.ci95[0] > other.ci95[1] or other.ci95[0] > one.ci95[1]
 
 
-def _finding(candidate: Row, reference: Row, competitors: list[Row]) -> Headline:
+def _finding(
+    candidate: Row,
+    reference: Row,
+    competitors: list[Row],
+    control: tuple[Row, Row] | None,
+    label: Callable[[str], str],
+) -> Headline:
     where, pair = _where(candidate.split), candidate.difference
+    ours, theirs = label(candidate.model), label(reference.model)
     if candidate.mean is not None and reference.mean is not None and pair and pair.n > 1 and pair.ci95 is None:
         means = f"{candidate.mean:.2f} against {reference.mean:.2f}"
-        same = f"{candidate.model} and {reference.model} differ by the same on all {pair.n} samples"
+        same = f"{ours} and {theirs} differ by the same on all {pair.n} samples"
         return Headline(f"{where} {same}: {means}, without an interval.", "")
     if candidate.mean is None or reference.mean is None or pair is None or pair.ci95 is None:
-        return Headline(f"{where} too few samples were judged to compare {candidate.model} with {reference.model}.", "")
+        return Headline(f"{where} too few samples were judged to compare {ours} with {theirs}.", "")
     low, high = pair.ci95
     means = f"{candidate.mean:.2f} against {reference.mean:.2f}"
     if low <= 0 <= high:
-        claim = f"{where} {candidate.model} and {reference.model} cannot be told apart: {means}."
+        claim = f"{where} {ours} and {theirs} cannot be told apart: {means}."
     else:
-        claim = f"{where} {candidate.model} {'beats' if low > 0 else 'loses to'} {reference.model}: {means}."
+        claim = f"{where} {ours} {'beats' if low > 0 else 'loses to'} {theirs}: {means}."
     overlap = "do not overlap" if intervals_disjoint(candidate, reference) else "overlap"
     evidence = (
         f"The difference on the same {pair.n} samples is {cell(pair.mean, pair.ci95, '+')}; "
         f"the 95% intervals of the two means {overlap}."
     )
+    shown = {candidate.model, reference.model}
+    if control is not None:
+        more_claim, more_evidence = _beside_control(*control, label)
+        claim, evidence = f"{claim} {more_claim}", f"{evidence}{more_evidence}"
+        shown.add(control[1].model)
     best = max(competitors, key=lambda row: -1.0 if row.mean is None else row.mean)
-    if best.model not in (candidate.model, reference.model):
-        evidence += f" The highest mean is that of {best.model}: {cell(best.mean, best.ci95)}."
+    if best.model not in shown:
+        evidence += f" The highest mean is that of {label(best.model)}: {cell(best.mean, best.ci95)}."
     return Headline(claim, evidence)
+
+
+def _beside_control(candidate: Row, control: Row, label: Callable[[str], str]) -> tuple[str, str]:
+    """What is said of the control with the same compute: a sentence of the claim, and one of the evidence."""
+    ours, pair = label(candidate.model), candidate.difference
+    name = f"the control with the same compute, {label(control.model)}"
+    if control.mean is None or pair is None or pair.ci95 is None:
+        return f"{ours} could not be compared with {name}.", ""
+    low, high = pair.ci95
+    verb = "cannot be told apart from" if low <= 0 <= high else "beats" if low > 0 else "loses to"
+    difference = cell(pair.mean, pair.ci95, "+")
+    return (
+        f"{ours} {verb} {name}: {control.mean:.2f}.",
+        f" The difference to the control is {difference} on {pair.n} samples.",
+    )
 
 
 def _where(split: str) -> str:
@@ -213,6 +268,8 @@ def main() -> None:
     parser.add_argument("--title", help="default: the folder's name")
     parser.add_argument("--candidate", help="model that the headline is about")
     parser.add_argument("--reference", help="model that it is compared with")
+    parser.add_argument("--control", help="model with as much compute, named beside it in the headline")
+    add_label_flag(parser)
     add_resampling_flags(parser)
     print(run(**vars(parser.parse_args())))
 

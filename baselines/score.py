@@ -56,6 +56,7 @@ from baselines.results.records import (
 from baselines.tables.conditions import OURS, PROTOCOLS, PUBLISHED, PUBLISHED_JUDGE
 from baselines.tables.statistics import stats_name, viescore_stats
 from emu3.errors import UserError, run_main
+from emu3.extensions import source_digests
 from emu3.files import sha256_of, write_json
 from emu3.tokenizer.images import read_image
 from rl.reward.cache import ReplyCache
@@ -113,7 +114,7 @@ def run(
             about = {"model": rows[0].model, "benchmark": rows[0].benchmark, "judge": usage.judge}
             write_json(output.with_name(stats_name(rows[0].model)), about | viescore_stats(scores.by_metric[name]))
         else:
-            _measure(name, rows, file.parent, weights, scores)
+            name = _measure(name, rows, file.parent, weights, scores)
         _print_counts(scores.by_metric[name])
     return output
 
@@ -178,22 +179,25 @@ def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path) -> None
 
 def evaluation_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What of a predictions file's settings a reader of its scores has to know."""
-    names = ("editor", "seed", "limit", "image_area", "options")
+    names = ("editor", "seed", "limit", "image_area", "options", "extensions")
     return {name: settings[name] for name in names if name in settings}
 
 
-def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile) -> None:
-    """Another metric than VIEScore. Rows that are there stand if they are whole and were made alike."""
+def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile) -> str:
+    """Another metric than VIEScore; returns what it is called. Rows stand if they are whole and were made alike."""
     # Imported here: the metrics bring torch and models, which the judge needs nothing of.
     from baselines.metrics.measuring import measure, metric_named
 
     metric = metric_named(name, weights)
-    made = {f"metric {name}": {"version": metric.version, "higher_is_better": metric.higher_is_better}}
-    before = scores.by_metric.get(name)
+    about = {"version": metric.version, "higher_is_better": metric.higher_is_better}
+    own = source_digests(name)
+    made = {f"metric {metric.name}": {**about, "extension": own} if own else about}
+    before = scores.by_metric.get(metric.name)
     if before is not None and all(score.status == SCORED for score in before):
         scores.check(made)
     else:
-        scores.put(name, measure(metric, rows, folder), made)
+        scores.put(metric.name, measure(metric, rows, folder), made)
+    return metric.name
 
 
 def _print_counts(scores: list[ScoredSample]) -> None:
@@ -332,7 +336,9 @@ def note_usage(folder: Path, usage: Usage) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score an editor's predictions.", allow_abbrev=False)
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
-    parser.add_argument("--metrics", nargs="+", default=[VIESCORE], help="viescore, l1, psnr, ... (default: viescore)")
+    parser.add_argument(
+        "--metrics", nargs="+", default=[VIESCORE], help="viescore, l1, psnr, file.py:name (default: viescore)"
+    )
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default=OURS, help="published: as the paper's scores were made (default: ours)"
     )

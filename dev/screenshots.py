@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -51,8 +52,9 @@ def _browser() -> str:
 
 
 @contextmanager
-def opened(url: str) -> Iterator[tuple[Page, list[str]]]:
-    """The page at `url` when it is ready, and the growing list of addresses elsewhere that it asked for.
+def opened(url: str, **options: Any) -> Iterator[tuple[Page, list[str]]]:
+    """The page at `url` when it is ready, and the growing list of addresses elsewhere that it asked for. options: of
+    the browser's context.
 
     Raises UserError if there is no browser or nothing answers at `url`.
     """
@@ -71,7 +73,8 @@ def opened(url: str) -> Iterator[tuple[Page, list[str]]]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path)
         try:
-            context = browser.new_context(viewport={"width": VIEWPORT_WIDTH, "height": VIEWPORT_HEIGHT})
+            viewport = {"width": VIEWPORT_WIDTH, "height": VIEWPORT_HEIGHT}
+            context = browser.new_context(**{"viewport": viewport, **options})
             context.set_default_timeout(120_000)  # milliseconds: a busy computer is not an error
             context.route("**/*", guard)
             page = context.new_page()

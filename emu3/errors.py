@@ -24,8 +24,16 @@ DISK_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQU
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
 class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, in which file or option, and what to do."""
+    """Bad input. The message is one line: what is wrong, in which file or option, and what to do.
+
+    Line breaks and control characters, which come with names and values out of files, become spaces."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_CONTROLS.sub(" ", message))
 
 
 def one_line(error: Exception) -> str:

@@ -48,7 +48,7 @@ def export(
     from emu3.hub import HUB_ID
     from emu3.mllm.language_model import load_language_model, save_checkpoint
     from emu3.mllm.text_tokenizer import TextTokenizer
-    from emu3.model_card import exported_facts, model_card, training_of
+    from emu3.model_card import exported_facts, model_card, training_of, vision_card
     from emu3.tokenizer.model import StillVQ
 
     if HUB_ID.fullmatch(name) is None or "@" in name:
@@ -74,6 +74,7 @@ def export(
         )
     if codec is not None:
         codec.save_pretrained(vision_output)
+        _write(vision_output / "README.md", vision_card(f"{name}-vision", name))
     training = training_of(run or Path(model).parent)
     vision_name = f"{name}-vision" if codec is not None else setup.vision
     facts = exported_facts(model, training, vision_name, vision_output if codec is not None else None, setup.image_area)
@@ -87,9 +88,13 @@ def export(
         license_name=license_name,
         scores=scores.read_text(encoding="utf-8") if scores is not None else None,
     )
-    with whole_file(output / "README.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
+    _write(output / "README.md", card)
     return folders
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def main() -> None:

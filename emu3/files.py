@@ -7,7 +7,9 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from emu3.errors import UserError, one_line
+
+UNTOUCHED = 3600.0
+"""Seconds after which a temporary file of another machine that nobody has written to is taken for a leftover."""
 
 
 def sha256_of(path: Path) -> str:
@@ -42,7 +47,7 @@ def place_from(folder: Path | str, name: str) -> str:
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until the path is on the disk; folders of filesystems that cannot sync them are passed over."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -83,12 +88,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     killed left beside `path` is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_writer()}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -99,23 +104,23 @@ def whole_folder(path: Path) -> Iterator[Path]:
     processes that were killed left beside `path` is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_writer()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            _sync(file)
-        _sync(temporary)
+            sync(file)
+        sync(temporary)
         if os.path.lexists(path):
             # The two renames leave a moment without `path`, never one with half of it.
-            previous = path.with_name(f".{path.name}.{os.getpid()}.old")
+            previous = path.with_name(f".{path.name}.{_writer()}.old")
             path.replace(previous)
             temporary.replace(path)
             remove(previous)
         else:
             temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -125,11 +130,33 @@ def _remove_leftovers(path: Path) -> None:
     # An .old without its successor is all that a kill between two renames has left of `path`.
     for kind in ("tmp", "old") if path.exists() else ("tmp",):
         for rest in path.parent.glob(f".{glob.escape(path.name)}.*.{kind}"):
-            pid = rest.name.split(".")[-2]
             # A second run of the same command may be writing the same file.
-            if pid.isdigit() and _is_running(int(pid)):
-                continue
-            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
+            if not _is_written(rest):
+                remove(rest)
+
+
+def _writer() -> str:
+    """Who writes, for a temporary name: the machine and the process."""
+    return f"{_machine()}-{os.getpid()}"
+
+
+def _machine() -> str:
+    return re.sub(r"\W", "_", socket.gethostname(), flags=re.ASCII)
+
+
+def _is_written(temporary: Path) -> bool:
+    """Whether a process may still write `temporary`: on this machine the one of its name runs, on another one something
+    in it changed within `UNTOUCHED` seconds. A name without a machine is of this one."""
+    machine, _, pid = temporary.name.split(".")[-2].rpartition("-")
+    if not pid.isdigit():
+        return False
+    if machine in ("", _machine()):
+        return _is_running(int(pid))
+    try:
+        changes = [part.lstat().st_mtime for part in (temporary, *temporary.rglob("*"))]
+    except OSError:  # it goes while it is read: somebody is at work there
+        return True
+    return time.time() - max(changes) < UNTOUCHED
 
 
 def _is_running(pid: int) -> bool:

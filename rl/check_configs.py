@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def check_all(paths: Sequence[Path]) -> str:
         except UserError as error:
             faults.append(str(error))
     if faults:
-        raise UserError("\nerror: ".join(faults))
+        for fault in faults[:-1]:
+            print(f"error: {fault}", file=sys.stderr)
+        raise UserError(faults[-1])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from emu3.errors import UserError
+from emu3.extensions import is_extension
 from emu3.settings import check_numbers, setting
 from rl.reward.config import JudgeConfig
 
@@ -63,6 +64,11 @@ class RolloutConfig:
         1,
         least=1,
     )
+    ahead: Literal[0, 1] = setting(
+        "1 samples the next step before this one is trained, so that the judge has the time of both; the policy that "
+        "samples is one update old then, which `objective.importance_cap` makes up for",
+        0,
+    )
     engine: Literal["local", "vllm"] = setting(
         "`local` samples with the trainer's own weights, `vllm` with a copy of them", "local"
     )
@@ -78,6 +84,11 @@ class ObjectiveConfig:
     """What is maximized; `rl.losses` has the formulas, rl/README.md the differences to the published code."""
 
     preset: Literal["corrected", "paper", "grpo", "dr_grpo", "dapo"] = setting("the objective", "corrected")
+    own: str | None = setting(
+        "a loss of one's own in place of the preset's formula, `module:name` or `file.py:name` (docs/extensions.md); "
+        "what else the preset chooses stays",
+        None,
+    )
     kl: float = setting("coefficient of k3, the distance to the start; 0 loads no reference", 3e-4, least=0)
     clip: float = setting("the ratio stays in [1 - clip, 1 + clip]", 0.2, least=0, most=1)
     clip_high: float = setting("`dapo` has 1 + clip_high as the upper end", 0.28, least=0)
@@ -108,6 +119,11 @@ class ObjectiveConfig:
         most=10,
         unit="points of the reward",
     )
+
+    @property
+    def name(self) -> str:
+        """What a checkpoint says that it was trained by."""
+        return self.preset if self.own is None else f"{self.preset} with {Path(self.own).name}"
 
     @property
     def scheme(self) -> Literal["grammar", "split"]:
@@ -176,6 +192,10 @@ class RewardConfig:
     groundscore: float = setting(
         "weight of GroundScore, which compares with the dataset's own edit and needs one in every row", 0.0, least=0
     )
+    own: str | None = setting(
+        "a reward of one's own besides, `module:name` or `file.py:name` (docs/extensions.md)", None
+    )
+    own_weight: float = setting("its weight", 1.0, above=0)
     expected: bool = setting(
         "every score is the mean under the probabilities of the score's token, so one token is decoded instead of an "
         "explanation; the judge must report them (`logprobs`)",
@@ -220,6 +240,11 @@ class ComputeConfig:
         above=0,
         most=1e6,
         unit="seconds",
+    )
+    save_in_background: bool = setting(
+        "copies a checkpoint to main memory and writes it while training goes on; false needs no memory for the copy, "
+        "and training waits",
+        True,
     )
     max_logprob_gap: float = setting(
         "bound on the mean difference between the log-probabilities of the sampler and those of the trainer; a larger "
@@ -294,13 +319,23 @@ def check_config(config: Config) -> None:
         raise UserError(
             f"data.coefficients has {len(config.data.coefficients)} numbers for {len(config.data.sets)} sets"
         )
-    if not config.reward.viescore + config.reward.groundscore:
+    if config.reward.own is None and not config.reward.viescore + config.reward.groundscore:
         raise UserError("reward.viescore and reward.groundscore: expected one of the two weights above 0")
+    for key, own in (("objective.own", config.objective.own), ("reward.own", config.reward.own)):
+        if own is not None and not is_extension(own):
+            raise UserError(f"config key {key}: expected package.module:name or path/to/file.py:name, got {own!r}")
     if config.objective.preset == "paper" and config.objective.importance_cap is not None:
         raise UserError(
             "objective.importance_cap does not go with objective.preset=paper: it scores forced tokens, which the "
             "sampler did not draw; take it out, or choose another preset"
         )
+    if config.rollout.ahead and config.objective.importance_cap is None:
+        raise UserError(
+            "rollout.ahead=1 trains on rollouts of an older policy: give objective.importance_cap, such as 2, which "
+            "weighs them"
+        )
+    if config.rollout.ahead and config.rollout.rounds > 1:
+        raise UserError("rollout.ahead=1 does not go with rollout.rounds above 1, which need the scores to sample on")
     if (config.objective.min_known or 2) > config.rollout.group_size:
         raise UserError(
             f"objective.min_known is {config.objective.min_known}, more than rollout.group_size="

@@ -24,6 +24,7 @@ import _jsonnet
 
 from emu3.checkpoint_facts import CheckpointFacts, read_facts
 from emu3.errors import UserError
+from emu3.extensions import source_digests
 from emu3.run_folder import SettingsFile, flat
 from rl.config import Config, check_config, with_home
 from rl.reward.viescore import prompts_from
@@ -109,7 +110,14 @@ def inputs_of(config: Config, facts: CheckpointFacts, judge: str | None) -> dict
             "model": judge,
             "wording": hashlib.sha256(f"{prompts.edit}\0{prompts.quality}".encode()).hexdigest(),
         },
+        **({"extensions": digests} if (digests := _digests(config)) else {}),
     }
+
+
+def _digests(config: Config) -> dict[str, str]:
+    """By the key that names it: a path has dots and would not be one."""
+    names = {"objective": config.objective.own, "reward": config.reward.own, "wording": config.judge.prompts}
+    return {key: digest for key, name in names.items() for digest in source_digests(name).values()}
 
 
 def record_config(config: Config, path: Path, *, resuming: bool, inputs: Mapping[str, Any] | None = None) -> None:
@@ -135,7 +143,10 @@ def _file(path: Path) -> SettingsFile:
         path,
         version=FORMAT,
         remedy="choose another run_name, or the old value to continue that run",
-        decisive=(*DECISIVE, "inputs.model", "inputs.vision", "inputs.tokenizer", "inputs.data"),
+        decisive=(
+            *(*DECISIVE, "inputs.model", "inputs.vision", "inputs.tokenizer", "inputs.data"),
+            *("inputs.extensions.objective", "inputs.extensions.reward"),
+        ),
         said=said,
         later={**flat(_defaults(Config)), **BEFORE_FORMAT_2},
         unknown=("inputs",),

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from emu3.extensions import load_extension
 from rl.config import ObjectiveConfig
 
 STD_EPSILON = 1e-4
@@ -116,7 +117,8 @@ def importance(tokens: Tokens, cap: float | None) -> Tensor:
     """Truncated importance weights, min(exp(old - sampled), cap), per token and without gradient; None gives ones.
 
     They make up for a sampler whose arithmetic is not the trainer's (Yao et al. 2025, "Your efficient RL framework
-    secretly brings you off-policy RL training").
+    secretly brings you off-policy RL training"), and for one whose
+    weights are an update older (`rollout.ahead`). The KL term has no such weight, here as in TRL.
     """
     if cap is None:
         return torch.ones_like(tokens.old_N)
@@ -158,13 +160,24 @@ def outside_clip(tokens: Tokens, objective: ObjectiveConfig) -> Tensor:
     return (ratio_N < low) | (ratio_N > high)
 
 
-OBJECTIVES: dict[str, Callable[[Tokens, Totals, ObjectiveConfig], Tensor]] = {
+Objective = Callable[[Tokens, Totals, ObjectiveConfig], Tensor]
+"""A micro-batch's part of the loss of a whole step, a scalar with gradient."""
+
+OBJECTIVES: dict[str, Objective] = {
     "paper": paper,
     "corrected": corrected,
     "grpo": grpo,
     "dr_grpo": dr_grpo,
     "dapo": dapo,
 }
+
+
+def objective_of(config: ObjectiveConfig) -> Objective:
+    """The formula of a config: the preset's, or one's own. Raises UserError if that cannot be loaded."""
+    if config.own is None:
+        return OBJECTIVES[config.preset]
+    own: Objective = load_extension(config.own, "objective.own", "(tokens, totals, objective)")
+    return own
 
 
 def _clipped(tokens: Tokens, objective: ObjectiveConfig) -> Tensor:

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from emu3.errors import UserError
+from emu3.extensions import load_extension, make_extension
 from emu3.tokenizer.codec import ImageCodec
 from emu3.training import ranks
 from rl.config import JudgeConfig, RewardConfig
@@ -66,15 +67,25 @@ def start_scorer(judge: JudgeConfig, rank: int, reward: RewardConfig = VIESCORE_
 
 
 def reward_metric(judge: Judge, reward: RewardConfig, prompts: str | None) -> Metric:
-    """What the config makes of VIEScore and GroundScore: one of them, or their weighted mean, whose parts then carry
-    `viescore/` and `groundscore/`. Raises UserError if a checkout's `prompts` cannot be read."""
+    """What the config makes of VIEScore, GroundScore and a reward of one's own: one of them, or their weighted mean,
+    whose parts then carry `viescore/`, `groundscore/` and `own/`. Raises UserError if a checkout's `prompts` or one's
+    own reward cannot be read."""
     metrics: list[tuple[str, float, Metric]] = []
     if reward.viescore:
         viescore = ExpectedVieScore(judge) if reward.expected else VieScore(judge, prompts_from(prompts))
         metrics.append(("viescore", reward.viescore, viescore))
     if reward.groundscore:
         metrics.append(("groundscore", reward.groundscore, GroundScore(judge, reward.expected)))
+    if reward.own is not None:
+        own = make_extension(reward.own, "reward.own", "(judge)", judge, protocol=Metric)
+        metrics.append(("own", reward.own_weight, own))
     return WeightedMean(metrics) if len(metrics) > 1 else metrics[0][2]
+
+
+def needs_targets(reward: RewardConfig) -> bool:
+    """Whether it compares with the dataset's own edit: GroundScore, or one's own that says `needs_target = True`."""
+    own = None if reward.own is None else load_extension(reward.own, "reward.own")
+    return reward.groundscore > 0 or bool(getattr(own, "needs_target", False))
 
 
 def submit_group(scorer: Scorer, codec: ImageCodec, prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Episode]:

@@ -4,22 +4,22 @@
     torchrun --nproc_per_node N -m rl.train CONFIG.jsonnet [key=value ...]        N ranks share each step's prompts
 
 A step: sample G completions per prompt under the grid grammar; decode each group and hand it to the judge while the
-next ones are sampled; turn scores into advantages; take one optimizer step (or `objective.updates`) on the summed
-token losses. Gradients are sums over micro-batches and ranks with one common denominator, and each random number
-is a function of (seed, step, prompt, sample), so neither the micro-batch size nor the number of ranks changes what
-is computed. Where the weights live, whole or sharded, with LoRA or without, is `rl.training`'s; who samples,
-`rl.rollout`'s. Left out: samplers on other machines.
+next ones are sampled and the reference reads them all; turn scores into advantages; take one optimizer step (or
+`objective.updates`, `rl.update`) on the summed token losses. Each random number is a function of (seed, step, prompt,
+sample), so neither the micro-batch size nor the number of ranks changes what is computed. With `rollout.ahead` the next
+step is sampled before this one is trained, so that the judge has a whole step's time. Where the weights live, whole or
+sharded, with LoRA or without, is `rl.training`'s; who samples, `rl.rollout`'s. Left out: samplers on other machines.
 
-Axes on names: P prompts of this rank, G rollouts of a group, N scored tokens of a micro-batch, flat.
+Axes on names: P prompts of this rank, G rollouts of a group.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -45,17 +45,17 @@ from emu3.training.checkpoints import checkpoint_bytes, save_time
 from emu3.training.ranks import Stopping, end_run, stopping
 from emu3.training.state import WRITE_ERRORS
 from rl import checkpoint
-from rl.config import Config, ObjectiveConfig
+from rl.config import Config
 from rl.config_file import inputs_of, load_config, record_config
-from rl.logprobs import Batch, pack
-from rl.losses import OBJECTIVES, Tokens, Totals, constant_groups, group_advantages, k3, outside_clip
+from rl.losses import constant_groups, group_advantages, objective_of
 from rl.prompts import Prompts
 from rl.reward.counters import judge_metrics
 from rl.reward.scorer import Scorer
 from rl.reward.scores import Outcome, Score
-from rl.rollout.engine import Prompt, Rollout, make_engine
-from rl.scoring import Episode, collect, start_scorer, submit_group
-from rl.training.policy import Reference, Trainer, make_trainer, precision
+from rl.rollout.engine import Prompt, make_engine
+from rl.scoring import Episode, collect, needs_targets, start_scorer, submit_group
+from rl.training.policy import make_trainer, precision
+from rl.update import PolicyUpdate, Row
 from rl.watch.estimate import announce
 from rl.watch.watch import JudgedRollout, Timer, Watch, reward_metrics
 
@@ -95,13 +95,13 @@ def _train(
         read_config(local_folder(config.model, SMALL_FILES) / "config.json").language_model.max_position_embeddings,
         config.rollout.think_tokens,
         config.seed,
-        targets=config.reward.groundscore > 0,
+        targets=needs_targets(config.reward),
     )
     least_known = config.objective.least_known(group_size)
     longest = config.rollout.think_tokens + prompts.largest_grid
     vision = all_ranks.on_first(partial(weights_digest, config.vision))
     check_alike(prompts.sets, {"vision_sha256": vision})
-    objective = f"grpo: {config.objective.preset}"
+    objective = f"grpo: {config.objective.name}"
     facts = all_ranks.on_first(partial(trained_facts, config.model, config.data.sets, objective, config.vision))
     announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
     start, position = (resumed.step, resumed.prompt_position) if resumed else (0, 0)
@@ -116,71 +116,98 @@ def _train(
     size = checkpoint_bytes(trainer.model, sharded=config.compute.zero > 0)
     if (line := all_ranks.on_first(partial(save_time, run, size))) is not None:
         accelerator.print(line, flush=True)
-    saved = start
+    checkpoints = checkpoint.Checkpoints(run, trainer, tokenizer, config, facts, saved=start)
+    update = PolicyUpdate(config, accelerator, trainer, reference, longest)
+
+    def groups(step: int, position: int, first: int, count: int) -> list[tuple[Prompt, list[tuple[int, ...]]]]:
+        """This rank's share of a step's prompts from place `first` on, `count` of them over all ranks, each with the
+        seeds of its group."""
+        taken = prompts.take(position, count)
+        return [
+            (taken[index], [(config.seed, step, first + index, sample) for sample in range(group_size)])
+            for index in range(rank, count, ranks)
+        ]
+
+    def sample(step: int, position: int, first: int, count: int) -> list[Episode]:
+        """This rank's rollouts for `groups`; the judge works on one group while the next ones are sampled."""
+        sampled: list[Episode] = []
+        mine = groups(step, position, first, count)
+        prompts_P, seeds_P_G = [prompt for prompt, _ in mine], [seeds for _, seeds in mine]
+        with timer.phase("sample"), precision(config, device):
+            try:
+                for prompt, rollouts_G in zip(prompts_P, engine.sample(prompts_P, seeds_P_G), strict=True):
+                    sampled += submit_group(scorer, codec, prompt, rollouts_G)
+                    if stop.number:  # the ranks agree on it below
+                        break
+            except FloatingPointError as error:
+                raise UserError(f"step {step}: {error}; start a new run with a lower optimizer.lr") from error
+        return sampled
+
+    def save(steps_done: int, *, at_once: bool = True) -> None:
+        """Write a checkpoint. at_once: it is whole when this returns; else training may go on meanwhile."""
+        rollouts = [episode.rollout for episode in early]
+        own = {rank + ranks * n: rollouts[n * group_size :][:group_size] for n in range(len(rollouts) // group_size)}
+        checkpoints.begin(steps_done, position, own)
+        if at_once:
+            checkpoints.finish()
 
     def end_if_asked(step: int) -> None:
         """Where `step` steps are done, and nothing of the next one that would change the state."""
         if number := stop.agreed():
-            if saved != step:
+            checkpoints.finish()
+            if checkpoints.saved != step:
                 save(step)
             if watch is not None:
                 watch.close()
-            end_run(run, number, f"the state after {saved} steps is saved")
+            end_run(run, number, f"the state after {checkpoints.saved} steps is saved")
 
     def wait(step: int, waiting: Callable[[], bool], seconds: float) -> None:
         """While `waiting` is true, `seconds` at most, but not once the run is asked to end."""
         end = time.monotonic() + seconds
-        while waiting() and not stop.number and time.monotonic() < end:
-            time.sleep(POLL_SECONDS)
+        with timer.phase("judge"):
+            while waiting() and not stop.number and time.monotonic() < end:
+                time.sleep(POLL_SECONDS)
         end_if_asked(step)
 
-    def save(steps_done: int) -> None:
-        nonlocal saved
-        try:
-            checkpoint.save(run, steps_done, position, trainer, tokenizer, config, facts)
-            saved = steps_done
-        except WRITE_ERRORS as error:
-            accelerator.print(
-                f"no checkpoint of step {steps_done}: {one_line(error)}; the run goes on without", flush=True
-            )
-        all_ranks.meet()
-
+    timer = Timer()
     recomputed = 0  # tokens that engines computed again for want of cache, over all ranks, since this start
+    # Rollouts that were sampled for the present step before the update ahead of it, whose weights are gone since.
+    early: list[Episode] = []
+    if resumed is not None and (rollouts_by_place := resumed.ahead()):
+        mine = zip(range(rank, prompts_per_step, ranks), groups(start, position, 0, prompts_per_step), strict=True)
+        for place, (prompt, _) in mine:
+            early += submit_group(scorer, codec, prompt, rollouts_by_place[place])
     for step in range(start, config.steps):
         end_if_asked(step)
-        timer = Timer()
 
-        # Sample this rank's share; the judge works on a group while the next ones are sampled. A further round, if the
-        # config has one, takes new prompts for those whose group prefers nothing.
+        # Sample this rank's share. A further round, if the config has one, takes new prompts for those whose group
+        # prefers nothing.
         episodes: list[Episode] = []  # of the groups that are kept, one group after the other
         rewards: list[Tensor] = []
+        references: list[Tensor] = []  # of `episodes`, in the one round that most configs have
         judged: list[tuple[Episode, Outcome]] = []  # of all groups
+        following: list[Episode] = []  # of the next step
         taken, missing, constant = 0, prompts_per_step, 0
-        filler: tuple[Prompt, Rollout] | None = None
+        filler: Row | None = None
         for _ in range(config.rollout.rounds):
-            mine = range(rank, missing, ranks)
-            step_prompts = prompts.take(position + taken, missing)
-            prompts_P = [step_prompts[index] for index in mine]
-            seeds_P_G = [[(config.seed, step, taken + index, sample) for sample in range(group_size)] for index in mine]
-            sampled: list[Episode] = []
-            with timer.phase("sample"), precision(config, device):
-                try:
-                    for prompt, rollouts_G in zip(prompts_P, engine.sample(prompts_P, seeds_P_G), strict=True):
-                        sampled += submit_group(scorer, codec, prompt, rollouts_G)
-                        if stop.number:  # the ranks agree on it below
-                            break
-                except FloatingPointError as error:
-                    raise UserError(f"step {step}: {error}; start a new run with a lower optimizer.lr") from error
+            sampled = early or sample(step, position + taken, taken, missing)
             end_if_asked(step)
-            with timer.phase("judge"):
+            filler = filler or (sampled[0].prompt, sampled[0].rollout)  # the first round has prompts for every rank
+            if config.rollout.ahead and step + 1 < config.steps:
+                following = sample(step + 1, position + missing, 0, prompts_per_step)
+                end_if_asked(step)
+            if config.rollout.rounds == 1:  # while the judge works
+                engine.sleep()
+                with timer.phase("reference"):
+                    references = update.reference_logprobs(rows_of(sampled), filler)
+            with timer.phase("ranks") if ranks > 1 else nullcontext():
                 outcomes = collect(
                     sampled, scorer, config.judge, accelerator, on_pause=partial(save, step), wait=partial(wait, step)
                 )
-            filler = filler or (sampled[0].prompt, sampled[0].rollout)  # the first round has prompts for every rank
             judged += zip(sampled, outcomes, strict=True)
             # What has no score is unknown, not bad: it is masked.
             values = [outcome.value if isinstance(outcome, Score) else torch.nan for outcome in outcomes]
-            rewards_P_G = torch.tensor(values, dtype=torch.float64).view(len(prompts_P), group_size)
+            rewards_P_G = torch.tensor(values, dtype=torch.float64).view(-1, group_size)
             constant_P = constant_groups(rewards_P_G, least_known)
             for group, is_constant in enumerate(constant_P.tolist()):
                 if config.rollout.rounds == 1 or not is_constant:
@@ -195,24 +222,29 @@ def _train(
         end_if_asked(step)
 
         # Scores to advantages, and one optimizer step (or `objective.updates`) on what is left.
-        engine.sleep()
+        assert filler is not None
+        advantages_P_G, trained_P_G = group_advantages(
+            torch.stack(rewards) if rewards else torch.empty(0, group_size, dtype=torch.float64),
+            drop_constant=config.objective.drop_constant,
+            divide_by_std=config.objective.divide_by_std,
+            min_known=least_known,
+            min_std=config.objective.std_floor,
+        )
+        chosen = trained_P_G.flatten().nonzero().flatten().tolist()
+        rows = rows_of(episodes[index] for index in chosen)
+        if config.rollout.rounds == 1:
+            references = [references[index] for index in chosen] if references else []
+        else:
+            engine.sleep()
+            with timer.phase("reference"):
+                references = update.reference_logprobs(rows, filler)
         with timer.phase("train"):
             lr = config.optimizer.lr * min(1.0, (step + 1) / max(1, config.optimizer.warmup_steps))
-            advantages_P_G, trained_P_G = group_advantages(
-                torch.stack(rewards) if rewards else torch.empty(0, group_size, dtype=torch.float64),
-                drop_constant=config.objective.drop_constant,
-                divide_by_std=config.objective.divide_by_std,
-                min_known=least_known,
-                min_std=config.objective.std_floor,
-            )
-            chosen = trained_P_G.flatten().nonzero().flatten().tolist()
-            rows = [(episodes[index].prompt, episodes[index].rollout) for index in chosen]
-            advantages = advantages_P_G.flatten()[chosen].float()
-            assert filler is not None
-            update = _update(config, accelerator, trainer, reference, rows, advantages, longest, lr, filler, timer)
+            trained = update(rows, references, advantages_P_G.flatten()[chosen].float(), lr, filler)
         with timer.phase("sync"):
             engine.sync()
         position += taken
+        early = following
 
         # Show and save.
         own = [JudgedRollout(episode.prompt.task, len(episode.rollout.tokens), outcome) for episode, outcome in judged]
@@ -226,7 +258,7 @@ def _train(
                 **reward_metrics(counted),
                 "constant_share": constant / taken,
                 "prompts": taken,
-                **update,
+                **trained,
                 "probe_gap": engine.probe_gap,
                 "preempted_tokens": preempted,
                 "lr": lr,
@@ -234,8 +266,12 @@ def _train(
                 "seconds": timer.seconds,
             }
             watch.step(metrics, judged)
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            save(step + 1)
+        timer = Timer()  # what a checkpoint is waited for counts for the step behind it, whose line is yet to come
+        with timer.phase("checkpoint"):
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                save(step + 1, at_once=step + 1 == config.steps)
+            else:
+                checkpoints.poll()
 
     if watch is not None:
         watch.close()
@@ -250,111 +286,9 @@ def _train(
     all_ranks.meet()
 
 
-def _update(
-    config: Config,
-    accelerator: Accelerator,
-    trainer: Trainer,
-    reference: Reference | None,
-    rows: list[tuple[Prompt, Rollout]],
-    advantages: Tensor,
-    longest: int,
-    lr: float,
-    filler: tuple[Prompt, Rollout],
-    timer: Timer,
-) -> dict[str, float | None]:
-    """Train on this rank's rollouts, one advantage each. The metrics are those of the first optimizer step,
-    but for `clip_share`: that of the last. longest: scored tokens of a completion at most. filler: any rollout, for
-    passes that only keep step with other ranks."""
-    objective, device = config.objective, accelerator.device
-    size = config.compute.micro_batch
-    batches: list[Batch] = []
-    advantages_N: list[Tensor] = []
-    for start in range(0, len(rows), size):
-        batch = pack(rows[start : start + size], objective.scheme, config.rollout.think_tokens, device)
-        batches.append(batch)
-        advantages_N.append(advantages[start : start + size].to(device)[batch.row_N])
-    # Scored tokens of each token's completion.
-    lengths_N = [torch.bincount(batch.row_N)[batch.row_N] for batch in batches]
-    own = [sum(map(len, advantages_N)), sum(batch.codes for batch in batches), len(rows)]
-    own_counts = torch.tensor(own, device=device)
-    tokens, codes, completions = accelerator.reduce(own_counts, reduction="sum").tolist()
-    if tokens == 0:  # no group prefers anything; a step would only follow the optimizer's old momentum
-        entropies = ("entropy", "entropy_codes", "entropy_text")
-        unknown = ("loss", "kl", *entropies, "logprob_gap", "mismatch_kl", "clip_share", "grad_norm")
-        return {**dict.fromkeys(unknown), "trained_tokens": 0}
-    totals = Totals(
-        tokens=tokens,
-        completions=completions,
-        longest=longest,
-        rank_tokens=own_counts[0].item() * accelerator.num_processes,
-    )
-
-    trained = len(batches)
-    if trainer.lockstep:
-        passes = accelerator.gather(torch.tensor([trained], device=device)).max().item()
-        batches += [pack([filler], objective.scheme, config.rollout.think_tokens, device)] * (passes - trained)
-    references: Sequence[Tensor | None] = [None] * len(batches)
-    if reference is not None:
-        with timer.phase("reference"):
-            references = reference.logprobs(batches)
-    old: list[Tensor] = []
-    metrics: dict[str, float | None] = {}
-    for update in range(objective.updates):
-        sums = torch.zeros(7, device=device)
-        for index, batch in enumerate(batches):
-            logprobs_N, entropy_N = trainer.score(batch)
-            last = index + 1 == len(batches)
-            if index >= trained:
-                trainer.backward(0 * logprobs_N.sum(), last=last)
-                continue
-            if update == 0:
-                old.append(logprobs_N.detach())
-            part = Tokens(
-                logprobs_N, old[index], batch.sampled_N, references[index], advantages_N[index], lengths_N[index]
-            )
-            loss = OBJECTIVES[objective.preset](part, totals, objective)
-            trainer.backward(loss, last=last)
-            sums += _sums(loss, part, entropy_N, batch.codes, objective)
-        norm = trainer.step(lr)
-        if not math.isfinite(norm):
-            raise UserError(
-                f"the gradient's norm is {norm}: the run diverged; start a new one with a lower optimizer.lr"
-            )
-        loss_sum, kl_sum, code_entropy, text_entropy, gap_sum, mismatch_sum, clipped = accelerator.reduce(
-            sums, reduction="sum"
-        ).tolist()
-        if update == 0:
-            metrics = {
-                "loss": loss_sum,
-                "kl": kl_sum / tokens if reference is not None else None,
-                "entropy": (code_entropy + text_entropy) / tokens,
-                "entropy_codes": code_entropy / codes,
-                "entropy_text": text_entropy / (tokens - codes) if tokens > codes else None,
-                "logprob_gap": gap_sum / codes,
-                "mismatch_kl": mismatch_sum / codes,
-                "grad_norm": norm,
-                "trained_tokens": tokens,
-            }
-            if gap_sum / codes > config.compute.max_logprob_gap:
-                raise UserError(
-                    f"sampler and trainer differ by {gap_sum / codes:.3f} nats per token, more than "
-                    f"compute.max_logprob_gap={config.compute.max_logprob_gap}: they do not hold the same weights"
-                )
-        metrics["clip_share"] = clipped / tokens
-    return metrics
-
-
-@torch.no_grad()
-def _sums(loss: Tensor, part: Tokens, entropy_N: Tensor, codes: int, objective: ObjectiveConfig) -> Tensor:
-    """Over tokens, summed: loss, KL, entropy of codes, entropy of the others, distance to the sampler's
-    log-probabilities, KL from it, and how many ratios are outside the preset's clip: (7,)."""
-    logprobs_N = part.logprobs_N
-    kl_N = torch.zeros_like(logprobs_N) if part.reference_N is None else k3(logprobs_N, part.reference_N)
-    # Over codes: what the paper's scheme scores besides, it scores under another distribution than the sampler.
-    ours_N, sampled_N = logprobs_N[:codes], part.sampled_N[:codes]
-    gap, mismatch = (ours_N - sampled_N).abs().sum(), k3(sampled_N, ours_N).sum()
-    entropies = [entropy_N[:codes].sum(), entropy_N[codes:].sum()]
-    return torch.stack([loss.detach(), kl_N.sum(), *entropies, gap, mismatch, outside_clip(part, objective).sum()])
+def rows_of(episodes: Iterable[Episode]) -> list[Row]:
+    """What training needs of them."""
+    return [(episode.prompt, episode.rollout) for episode in episodes]
 
 
 def start_ranks(config: Config) -> Accelerator:
@@ -369,6 +303,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-5")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
+    objective_of(config.objective)  # one's own is tried before anything large is loaded
     if checkpoint.is_finished(config):
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"{checkpoint.folder_of(config)}: all {config.steps} steps are done: nothing to do", flush=True)

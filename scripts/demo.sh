@@ -4,7 +4,7 @@
 #   bash scripts/demo.sh --model MODEL [--vision VISION]                         then open http://127.0.0.1:7860
 #   bash scripts/demo.sh --model runs/quickstart/sft_s__rl_sc/final
 #
-# --port and --host choose another address, --help lists the rest.
+# --port and --host choose another address, --share adds a public one, --help lists the rest.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 

@@ -34,6 +34,12 @@ ROOT = Path(__file__).parent.parent
 AREA = HEIGHT * WIDTH
 CORES = 2
 SFT_BATCH = 16
+LABELS = {
+    "sft_s": "SFT on mostly simple edits",
+    "sft_s__rl_sc": "GRPO after SFT",
+    "sft_sc": "SFT on simple and complex edits",
+    "sft_sc_clean": "SFT on simple and clean complex edits",
+}
 
 
 @dataclass(frozen=True)
@@ -208,8 +214,9 @@ def _summarize(folder: Path, names: list[str], stages: Stages, seed: int) -> dic
         "rows": [asdict(row) for row in rows],
     }
     write_json(folder / "summary.json", summary)
-    report.run(folder, candidate="sft_s__rl_sc", reference="sft_s")
-    figure.run(folder, output=folder / "figure.png", candidate="sft_s__rl_sc", reference="sft_s")
+    candidate, reference = "sft_s__rl_sc", "sft_s"
+    report.run(folder, candidate=candidate, reference=reference, control="sft_sc", labels=LABELS)
+    figure.run(folder, output=folder / "figure.png", candidate=candidate, reference=reference, labels=LABELS)
     return summary
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from baselines.benchmarks.spec import SPLIT_COLUMN, Benchmark
 from emu3.errors import UserError
+from emu3.extensions import is_extension
 from emu3.hub import HUB_ID
 from emu3.tokenizer.images import read_mask
 from emu3.train_image_editing.image_rows import (
@@ -76,6 +77,8 @@ def find_rows(
         raise UserError("--data and --data-dir name the same thing twice: give one of them")
     if data is not None:
         name = str(data)
+        if is_extension(name):
+            return open_rows(name, "local", split, columns, config=config, data_files=data_files)
         if Path(data).exists() or HUB_ID.fullmatch(name) is None:
             if not Path(data).exists():
                 raise UserError(f"{data} is neither a file nor a folder here, nor a Hub id")

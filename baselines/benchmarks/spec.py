@@ -19,6 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from emu3.errors import UserError
+from emu3.extensions import is_extension, load_extension
+
 SPLIT_COLUMN = "split"
 
 
@@ -203,3 +206,13 @@ PIE_BENCH = Benchmark(
 BENCHMARKS: Mapping[str, Benchmark] = {
     spec.name: spec for spec in (GENERIC, OMNIEDIT, EMUEDIT, AURORA, MAGICBRUSH, VISMIN, I2EBENCH, PIE_BENCH, GEDIT)
 }
+
+
+def benchmark_named(name: str) -> Benchmark:
+    """One of `BENCHMARKS`, or one's own as `emu3.extensions` names it. Raises `UserError` if there is none."""
+    if is_extension(name):
+        own: Benchmark = load_extension(name, "benchmark", kind=Benchmark)
+        return own
+    if name not in BENCHMARKS:
+        raise UserError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}, and your own: file.py:name")
+    return BENCHMARKS[name]

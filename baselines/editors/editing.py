@@ -32,6 +32,7 @@ from PIL import Image
 from baselines.benchmarks.samples import Sample, Samples
 from baselines.results.records import GROUND_TRUTH, NO_EDIT
 from emu3.errors import UserError
+from emu3.extensions import is_extension
 from emu3.tokenizer.images import fit_image, scale_image, to_rgb
 from rl.reward.config import JudgeConfig, add_judge_flags
 
@@ -54,7 +55,7 @@ EDITORS = (EMU3, *DIFFUSERS, COMMAND, FOLDER, NO_EDIT, GROUND_TRUTH)
 TIME_LIMIT = 600.0
 """Seconds that a command gets for one image."""
 
-_SAMPLING = ("temperature", "top_k", "engine", "think", "best_of")
+_SAMPLING = ("temperature", "top_k", "engine", "quantization", "think", "best_of")
 _TAKES: Mapping[str, tuple[str, ...]] = {
     EMU3: ("model", "vision", "tokenizer", *_SAMPLING, "judge"),
     **dict.fromkeys(DIFFUSERS, ("model", "steps")),
@@ -120,9 +121,10 @@ class EditorOptions:
     """None takes the editor's default.
 
     model, vision, tokenizer: folders or Hub ids, `@revision` behind an id. temperature: 0 is greedy. top_k: 0 draws
-    among all codes. engine: what samples, "local" (the model itself) or "vllm" with its weights. think: write a chain
-    of thought before each image. best_of: keep the best of so many, by `judge`. steps: of a diffusion model. command:
-    see `baselines.editors.fixed`. time_limit: seconds for one image of it. images: folder of finished images.
+    among all codes. engine: what samples, "local" (the model itself) or "vllm" with its weights. quantization: bits per
+    weight of the layers. think: write a chain of thought before each image. best_of: keep the best of so many, by
+    `judge`. steps: of a diffusion model. command: see `baselines.editors.fixed`. time_limit: seconds for one image of
+    it. images: folder of finished images.
     """
 
     model: str | None = None
@@ -131,6 +133,7 @@ class EditorOptions:
     temperature: float | None = None
     top_k: int | None = None
     engine: Literal["local", "vllm"] | None = None
+    quantization: Literal["8bit", "4bit"] | None = None
     think: bool = False
     best_of: int | None = None
     judge: JudgeConfig | None = None
@@ -141,10 +144,11 @@ class EditorOptions:
 
     def check(self, kind: str) -> None:
         """Raise `UserError` if there is no editor `kind`, or it does not take one of the options that are set."""
-        if kind not in EDITORS:
-            raise UserError(f"no editor {kind!r}; there are {', '.join(EDITORS)}")
+        own = is_extension(kind)
+        if kind not in EDITORS and not own:
+            raise UserError(f"no editor {kind!r}; there are {', '.join(EDITORS)}, and your own: file.py:name")
         for option, value in asdict(self).items():
-            if value is not None and value is not False and option not in _TAKES[kind]:
+            if value is not None and value is not False and option not in (("model",) if own else _TAKES[kind]):
                 flag = "judge-..." if option == "judge" else option.replace("_", "-")
                 raise UserError(f"editor {kind} does not take --{flag}")
 
@@ -158,6 +162,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=float, help="0 is greedy (default: 1)")
     group.add_argument("--top-k", type=int, help="codes to draw among, 0 is all (default: 2048)")
     group.add_argument("--engine", choices=("local", "vllm"), help="what samples (default: local, the model itself)")
+    group.add_argument("--quantization", choices=("8bit", "4bit"), help="bits per weight of the layers (default: none)")
     group.add_argument("--think", action="store_true", help="write a chain of thought before each image")
     group.add_argument("--best-of", type=int, help="make so many edits and keep the one that a judge likes best")
     group.add_argument("--steps", type=int, help="of a diffusion model (default: as published)")

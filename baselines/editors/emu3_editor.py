@@ -147,6 +147,8 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
         "best_of": best_of,
         "device": device.type,
     }
+    if options.quantization is not None:
+        settings["quantization"] = options.quantization
     if judge is not None:
         wording = hashlib.sha256(f"{prompts.edit}\0{prompts.quality}".encode()).hexdigest()
         settings |= {"picked_by": judge.model, "prompts": wording}
@@ -157,7 +159,9 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
     def load() -> Iterator[Emu3Editor]:
         from emu3.mllm.editor import Editor
 
-        editor = Editor.from_pretrained(model, setup.vision, options.tokenizer, device, engine=engine)
+        editor = Editor.from_pretrained(
+            model, setup.vision, options.tokenizer, device, engine=engine, quantization=options.quantization
+        )
         with nullcontext() if judge is None else _scorer(judge, prompts) as scorer:
             yield Emu3Editor(
                 editor,
@@ -170,6 +174,7 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
             )
 
     name = model + (" think" if options.think else "") + (f" best of {best_of}" if best_of > 1 else "")
+    name += f" {options.quantization}" if options.quantization else ""
     return ChosenEditor(EMU3, name, settings, BATCH_SIZE, False, load)
 
 

@@ -1,4 +1,5 @@
-"""Editors without a model of ours: the source itself, the target, finished images from a folder, and any program.
+"""Editors without a model of ours: the source itself, the target, finished images from a folder, any program, and a
+class of somebody's own.
 
 A program is one that edits an image from the command line, such as a checkout of EditAR in its own environment:
 
@@ -21,7 +22,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -42,6 +43,7 @@ from baselines.editors.editing import (
     NoImage,
 )
 from emu3.errors import UserError
+from emu3.extensions import load_extension, make_extension
 from emu3.tokenizer.images import read_image
 from emu3.train_image_editing.image_rows import BadRow, ImageFile
 
@@ -62,6 +64,17 @@ def choose_fixed(kind: str, options: EditorOptions) -> ChosenEditor:
             raise UserError(f"editor {FOLDER} needs --images")
         return _without_settings(FOLDER, finished_in(options.images), Path(options.images).resolve().name)
     return _without_settings(kind, ground_truth if kind == GROUND_TRUTH else NoEdit(), kind)
+
+
+def choose_own(text: str, model: str | None) -> ChosenEditor:
+    """One's own, a class or function of `model` that makes an `ImageEditor`, as `emu3.extensions` names it. Raises
+    `UserError` if it cannot be loaded or is none."""
+    load_extension(text, "editor", "(model)")
+
+    def load() -> AbstractContextManager[ImageEditor]:
+        return nullcontext(make_extension(text, "editor", "(model)", model, protocol=ImageEditor))
+
+    return ChosenEditor(text, text.rpartition(":")[2], {"model": model}, 1, False, load)
 
 
 def _without_settings(kind: str, editor: ImageEditor | Lookup, name: str) -> ChosenEditor:

@@ -22,8 +22,9 @@ from baselines.metrics.image_metric import (
     SetMetric,
 )
 from baselines.metrics.metric_weights import MissingDependency
-from baselines.results.records import MISSING, SCORED, WHOLE_SET, Prediction, ScoredSample, scored_row
+from baselines.results.records import MISSING, SCORED, VIESCORE, WHOLE_SET, Prediction, ScoredSample, scored_row
 from emu3.errors import UserError
+from emu3.extensions import is_extension, load_extension, make_extension
 from emu3.tokenizer.images import read_image
 
 # Rows whose images are in memory at once; a metric makes its own batches of them.
@@ -54,16 +55,21 @@ NAMES = (
 
 
 def metric_named(name: str, weights: Path | None = None) -> ImageMetric | SetMetric:
-    """The metric of that name; one whose weights or packages are not there answers `Missing` to everything.
+    """The metric of that name, or one's own as `emu3.extensions` names it, a class or function of `weights`. One whose
+    weights or packages are not there answers `Missing` to everything.
 
     weights: a folder with all weights, laid out as `baselines.metrics.metric_weights` says; None: the Hub and
     PyTorch's cache.
     Raises `UserError` for another name, a folder that does not exist, and weights that are broken.
     """
-    if name not in NAMES:
-        raise UserError(f"there is no metric {name!r}; there are viescore, {', '.join(NAMES)}")
+    if name not in NAMES and not is_extension(name):
+        raise UserError(
+            f"there is no metric {name!r}; there are viescore, {', '.join(NAMES)}, and your own: file.py:name"
+        )
     if weights is not None and not weights.is_dir():
         raise UserError(f"the folder of weights {weights} does not exist")
+    if is_extension(name):
+        return _own(name, weights)
     try:
         return _load(name, weights)
     except MissingDependency as absent:
@@ -122,6 +128,16 @@ def _load(name: str, weights: Path | None) -> ImageMetric | SetMetric:
             from baselines.metrics.fid import fid
 
             return fid(weights)
+
+
+def _own(text: str, weights: Path | None) -> ImageMetric | SetMetric:
+    over_a_set = hasattr(load_extension(text, "metric"), "score_set")
+    metric: ImageMetric | SetMetric = make_extension(
+        text, "metric", "(weights)", weights, protocol=SetMetric if over_a_set else ImageMetric
+    )
+    if metric.name in (*NAMES, VIESCORE):
+        raise UserError(f"metric {text}: its name {metric.name!r} is that of another one: choose another name")
+    return metric
 
 
 def measure(metric: ImageMetric | SetMetric, rows: Sequence[Prediction], folder: Path) -> list[ScoredSample]:

@@ -95,6 +95,7 @@ def make_gallery(found: RunFolder, page: Path) -> dict[str, Any]:
             )
     return {
         "models": found.models,
+        "labels": [found.label(model) for model in found.models],
         "bounds": [places[model] for model in found.bounds],
         "noEdit": places.get(found.model_of("no-edit") or ""),
         "groundTruth": places.get(found.model_of("ground-truth") or ""),

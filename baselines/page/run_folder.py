@@ -6,8 +6,10 @@ log) counts as it was last.
 
 from __future__ import annotations
 
+import argparse
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,23 +41,21 @@ def _value(line: Line, name: str) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-TRAINING = tuple(
-    StepMetric(title, "", partial(_value, name=name))
-    for name, title in {
-        "reward": "Reward",
-        "kl": "KL to the reference",
-        "entropy": "Entropy",
-        "answer_tokens": "Completion length in tokens",
-    }.items()
+TRAINING = (
+    StepMetric("Reward", "score, 0 to 10", partial(_value, name="reward"), bounds=(0.0, SCALE_END)),
+    StepMetric("KL to the reference", "nats per token", partial(_value, name="kl")),
+    StepMetric("Entropy", "nats per token", partial(_value, name="entropy")),
+    StepMetric("Completion length", "tokens", partial(_value, name="answer_tokens")),
 )
 """Metrics of a training run that are drawn, in this order."""
 
 
 @dataclass(frozen=True)
 class TrainingCurves:
-    """The curves of one training run, named by its folder."""
+    """The lines of one training run by step, named by its folder, and the curves of `TRAINING` that they hold."""
 
     name: str
+    lines: Sequence[Line]
     curves: list[Curve]
 
 
@@ -66,7 +66,7 @@ class RunFolder:
     `metric` is the one that images are shown with, VIEScore where it was taken, and `scores` are its; `others` are
     the scores of the other metrics by name, `lower` the names of those of which less is better. `conditions` are
     those of the scores, `judges` says who judged, with which wording. `models` are in the order of the tables, `bounds`
-    those of them that compete with nobody: no-edit, ground truth.
+    those of them that compete with nobody: no-edit, ground truth. `labels` are models in a reader's words.
     """
 
     metric: str
@@ -79,6 +79,12 @@ class RunFolder:
     judges: list[str]
     models: list[str]
     editors: dict[str, str]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def label(self, model: str) -> str:
+        """The model in words: what `labels` says, or what the editor does that needs no model, or its name."""
+        known = {NO_EDIT: "No edit", GROUND_TRUTH: "Ground truth"}
+        return self.labels.get(model) or known.get(self.editors.get(model, ""), model)
 
     @property
     def bounds(self) -> list[str]:
@@ -101,10 +107,11 @@ class RunFolder:
             raise UserError(f"there are no scores of {name!r}, only of {', '.join(self.models)}")
 
 
-def read_run_folder(folder: Path) -> RunFolder:
+def read_run_folder(folder: Path, labels: Mapping[str, str] | None = None) -> RunFolder:
     """Read every scores.parquet under `folder` with the predictions beside it, and every metrics.jsonl.
 
-    Raises `UserError` if there are no scores, or predictions are missing.
+    labels: models in a reader's words, by their names. Raises `UserError` if there are no scores, predictions are
+    missing, or a label is for a model that is not there.
     """
     files = sorted(folder.rglob(SCORES_FILE))
     if not files:
@@ -112,8 +119,8 @@ def read_run_folder(folder: Path) -> RunFolder:
     scores, conditions = read_scores(files)
     settings = [read_settings(file) for file in files]
     metric, *others = metrics_of(scores)
-    trainings = [TrainingCurves(file.parent.name, read_curves(file.parent)) for file in sorted(folder.rglob(NAME))]
-    return RunFolder(
+    trainings = [read_training(file.parent) for file in sorted(folder.rglob(NAME))]
+    found = RunFolder(
         metric=metric,
         scores=of_metric(scores, metric),
         others={name: of_metric(scores, name) for name in others},
@@ -126,14 +133,43 @@ def read_run_folder(folder: Path) -> RunFolder:
         judges=sorted({_judge(entry) for entry in settings if "judge" in entry}),
         models=models_of(scores),
         editors={score.model: score.editor for score in scores},
+        labels=labels or {},
+    )
+    for model in found.labels:
+        found.check_model(model)
+    return found
+
+
+def read_training(run: Path) -> TrainingCurves:
+    """The lines of a run, and the curves of those of `TRAINING` that any step has, over the steps that have them as
+    finite numbers. Raises `UserError` as `read_lines`."""
+    by_step = {line["step"]: line for line in read_lines(run)}
+    lines = [by_step[step] for step in sorted(by_step)]
+    return TrainingCurves(run.name, lines, [curve for _, curve in curves(lines, TRAINING)])
+
+
+def add_label_flag(parser: argparse.ArgumentParser) -> None:
+    """`--label MODEL=WORDS`, once per model; `labels` of the parsed arguments is a dict."""
+    parser.add_argument(
+        "--label",
+        dest="labels",
+        metavar="MODEL=WORDS",
+        type=_label,
+        action=_Labels,
+        help='a model in a reader\'s words, such as sft_sc="SFT on simple and complex edits"; once per model',
     )
 
 
-def read_curves(run: Path) -> list[Curve]:
-    """The curves of those of `TRAINING` that any step of the run has, over the steps that have them as finite numbers.
-    Raises `UserError` as `read_lines`."""
-    by_step = {line["step"]: line for line in read_lines(run)}
-    return [curve for _, curve in curves([by_step[step] for step in sorted(by_step)], TRAINING)]
+def _label(text: str) -> tuple[str, str]:
+    model, equals, words = text.partition("=")
+    if not (model and equals and words.strip()):
+        raise argparse.ArgumentTypeError(f"expected MODEL=WORDS, not {text!r}")
+    return model, words.strip()
+
+
+class _Labels(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), values[0]: values[1]})
 
 
 def _is_lower_better(settings: dict[str, Any], metric: str) -> bool:

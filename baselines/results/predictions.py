@@ -21,7 +21,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,7 +60,8 @@ class EvaluationSettings:
     """What a run was asked for, and all that led to its images.
 
     `name` is the run's row in the tables, `benchmark` the rules that made the samples, `origin` and `data` tell the
-    files that they are from, `options` are the editor's, `image_area` is in pixels.
+    files that they are from, `options` are the editor's, `image_area` is in pixels. extensions: the source's SHA-256 of
+    one's own editor and reader, by name.
     """
 
     editor: str
@@ -74,6 +75,7 @@ class EvaluationSettings:
     image_area: int
     options: dict[str, Any]
     versions: dict[str, str]
+    extensions: dict[str, str] = field(default_factory=dict)
 
 
 def write_predictions(
@@ -123,7 +125,7 @@ def _check_folder(output_dir: Path, asked: dict[str, Any], finished: bool) -> No
 
 
 def _settings_file(output_dir: Path) -> SettingsFile:
-    return SettingsFile(output_dir / SETTINGS_FILE, version=FORMAT, remedy=REMEDY)
+    return SettingsFile(output_dir / SETTINGS_FILE, version=FORMAT, remedy=REMEDY, later={"extensions": {}})
 
 
 class _Worker:

@@ -99,8 +99,10 @@ def conditions_of(settings: Mapping[str, Any]) -> Conditions:
             "date": str(settings.get("judged_on", "")),
         }
     options = made.get("options") or {}
-    shown = {name: options[name] for name in ("best_of", "picked_by", "steps") if options.get(name) not in (None, 1)}
+    named = ("best_of", "picked_by", "quantization", "steps")
+    shown = {name: options[name] for name in named if options.get(name) not in (None, 1)}
     shown |= {"limit": made["limit"]} if made.get("limit") is not None else {}
+    shown |= {f"source of {name}": digest[:SHOWN_DIGITS] for name, digest in (made.get("extensions") or {}).items()}
     return Conditions(
         **judged,
         editor=str(made.get("editor", "")),

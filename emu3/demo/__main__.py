@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import signal
 import socket
 import sys
+from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from emu3.checkpoint_facts import short_name
+from emu3.edit import add_model_flags, load_editor
 from emu3.errors import UserError, run_main
+
+if TYPE_CHECKING:
+    import gradio as gr
+    from starlette.types import ASGIApp
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -22,18 +30,54 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen at {host}:{port} ({why}); choose another --port or --host") from error
 
 
+def application(page: gr.Blocks, uploads: Path | str) -> ASGIApp:
+    """What serves the page. uploads: the folder of its files, which `GRADIO_TEMP_DIR` names; no visitor sees where it
+    is."""
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from emu3.demo.hidden_folder import HiddenFolder
+    from emu3.demo.page import CSS, HEAD, THEME
+
+    # FastAPI's own pages load scripts from another host.
+    closed: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    app = gr.mount_gradio_app(
+        FastAPI(**closed),
+        page,
+        path="/",
+        app_kwargs=closed,
+        theme=THEME,
+        css=CSS,
+        head=HEAD,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size="50mb",
+    )
+    return HiddenFolder(app, uploads)
+
+
+def share(port: int) -> str:
+    """A public address of this machine's `port`, while this process lives. Raises UserError if there is none to be
+    had."""
+    from gradio.networking import setup_tunnel
+
+    try:
+        return setup_tunnel("127.0.0.1", port, secrets.token_urlsafe(32), None, None)
+    except Exception as error:  # whatever a network, a download and another program may come to
+        raise UserError(f"no public address ({str(error).splitlines()[0]}): leave --share out") from error
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m emu3.demo", description="A page that edits images.")
-    parser.add_argument("--model", required=True, help="language model: checkpoint folder or Hub id")
-    parser.add_argument(
-        "--vision", help="vision tokenizer: folder or Hub id (default: the one that the model names or holds)"
-    )
-    parser.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
-    parser.add_argument(
-        "--image-area", type=int, help="pixels of an edit (default: what the model was trained at, else 65536)"
-    )
+    add_model_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument(
+        "--share",
+        action="store_true",
+        help="also at a public address for a week, through gradio's servers (default: no)",
+    )
     arguments = parser.parse_args()
 
     if arguments.image_area is not None and arguments.image_area < 1:
@@ -48,35 +92,18 @@ def main() -> None:
         # Of its own, since whatever lies there can be asked for; gradio reads the variable when it is imported.
         os.environ["GRADIO_TEMP_DIR"] = uploads
 
-        import gradio as gr
         import uvicorn
-        from fastapi import FastAPI
 
-        from emu3 import Editor
-        from emu3.demo.page import CSS, THEME, build_page
+        from emu3.demo.page import build_page
 
         host, port = listener.getsockname()
-        editor = Editor.from_pretrained(
-            arguments.model, arguments.vision, arguments.tokenizer, image_area=arguments.image_area
-        )
-        page = build_page(editor, f"Model `{arguments.model}` on {editor.model.device}.")
-        # FastAPI's own pages load scripts from another host.
-        closed: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
-        app = gr.mount_gradio_app(
-            FastAPI(**closed),
-            page,
-            path="/",
-            app_kwargs=closed,
-            theme=THEME,
-            css=CSS,
-            footer_links=[],
-            run_history=False,
-            show_error=False,
-            max_file_size="50mb",
-        )
+        editor = load_editor(arguments)
+        page = build_page(editor, f"Model `{short_name(arguments.model)}` on {editor.model.device}.")
         print(f"open http://{host}:{port} in a browser; Ctrl-C ends it", flush=True)
+        if arguments.share:
+            print(f"anyone who is given {share(port)} can edit images here", flush=True)
         # A page that is open keeps a connection open: the end does not wait for it.
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(application(page, uploads), log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw
 from transformers import Emu3ForCausalLM
 
 from emu3.boxes import draw_boxes, find_boxes, marked_text
@@ -21,6 +21,7 @@ from emu3.mllm.generate import THINK_TOKENS
 from emu3.tokenizer.images import fit_image, read_image
 
 MAX_SAMPLES = 8
+EXAMPLE_SIZE = (384, 256)
 VIEW_SIDE = 512
 
 
@@ -71,8 +72,10 @@ def edit_image(
 ) -> Comparison:
     """Edit the image in a file; a sample is the one that `emu3.edit` gives for the same seed.
 
-    progress: called with the tokens written per sample so far and the most there
-    can be. Raises UserError for what the person at the page can mend.
+    But an image that has the size of an edit already is one, and is not scaled: turn by turn it would be drawn a little
+    larger and lose its right and lower edge.
+    progress: called with the tokens written per sample so far and the most there can be; what it raises ends the edit.
+    Raises UserError for what the person at the page can mend.
     """
     if image is None:
         raise UserError("There is no image yet: upload one")
@@ -82,7 +85,11 @@ def edit_image(
         raise UserError("The seed is empty: give a whole number")
     upload = read_image(Path(image), "The image")
     try:
-        source = fit_image(upload, editor.image_area, editor.codec.factor)
+        area = editor.image_area
+        source = fit_image(upload, area, editor.codec.factor)
+        if source.size == upload.size:
+            area = upload.width * upload.height
+            source = fit_image(upload, area, editor.codec.factor)
         cells = source.width * source.height // editor.codec.factor**2
         most = cells + (THINK_TOKENS if settings.think else 0)
         with passes_counted(editor.model, lambda passes: progress(passes, most)):
@@ -93,11 +100,42 @@ def edit_image(
                 temperature=settings.temperature,
                 seed=settings.seed,
                 think=settings.think,
+                image_area=area,
             )
     except UserError as error:
         message = str(error).removeprefix("image 0: ")
         raise UserError(message[:1].upper() + message[1:]) from error
     return Comparison(source, edits)
+
+
+def examples() -> list[tuple[Image.Image, str]]:
+    """Drawn scenes with an instruction each, for a visitor without an image at hand."""
+
+    def scene(background: str, *shapes: tuple[str, tuple[int, int, int, int], str]) -> Image.Image:
+        image = Image.new("RGB", EXAMPLE_SIZE, background)
+        draw = ImageDraw.Draw(image)
+        for kind, (left, top, right, bottom), colour in shapes:
+            if kind == "triangle":
+                draw.polygon([(left, bottom), (right, bottom), ((left + right) // 2, top)], colour)
+            else:
+                (draw.ellipse if kind == "circle" else draw.rectangle)((left, top, right, bottom), colour)
+        return image
+
+    red, green, blue, yellow = "#d92626", "#22a03c", "#2850dc", "#f0cc2e"
+    return [
+        (
+            scene("#f0f0eb", ("circle", (40, 30, 140, 130), red), ("rectangle", (220, 140, 330, 230), blue)),
+            "paint the red circle green",
+        ),
+        (
+            scene("#969699", ("triangle", (40, 110, 170, 230), green), ("circle", (230, 40, 330, 140), yellow)),
+            "make the background white",
+        ),
+        (
+            scene("#18181c", ("rectangle", (50, 40, 150, 130), yellow), ("triangle", (220, 110, 340, 230), blue)),
+            "remove the yellow square",
+        ),
+    ]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ no computing time.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,14 +25,17 @@ from emu3.checkpoint_facts import DEFAULT_AREA, setup_of
 from emu3.errors import UserError
 from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.generate import THINK_TOKENS, Completion, Request, check_fits, check_settings, generate
-from emu3.mllm.language_model import CONVERTED, load_language_model, read_config
+from emu3.mllm.language_model import CONVERTED, load_for_editing, load_language_model, read_config
 from emu3.mllm.sequence import THINK_END, THINK_PREFILL, edit_prompt, grid_grammar
+from emu3.mllm.small_memory import Quantization
 from emu3.mllm.text_tokenizer import RANK_FILE, TOKENIZER_FILE, TextTokenizer
 from emu3.mllm.vllm.llm_engine import check_installed
 from emu3.mllm.vllm.sampler import VllmSampler, sampler_of
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import scale_image
 from emu3.tokenizer.model import StillVQ
+
+BAR = "{desc} {n:.1f} of {total:.0f} images |{bar}| {elapsed}, {remaining} left"
 
 # Bounds the key-value cache: at most about 13 GB for the 8B model at 32x32 codes.
 SAMPLES_AT_ONCE = 64
@@ -95,19 +99,28 @@ class Editor:
         dtype: torch.dtype | None = None,
         engine: Literal["local", "vllm"] = "local",
         image_area: int | None = None,
+        quantization: Quantization | None = None,
+        device_map: Literal["auto"] | None = None,
     ) -> Self:
         """Load a language model, a vision tokenizer and a text tokenizer, each from a folder or by its Hub id.
 
         vision: None takes the one that `model` names (`emu3.checkpoint_facts`) or that is inside it, as in a converted
         `Emu3ForConditionalGeneration`. image_area: None takes what `model` was trained at, where it says so.
         tokenizer: None takes the files beside the weights of `model`, which fine-tuned checkpoints often lack.
-        device: the first GPU if there is one, else the CPU. dtype: of the language model, bfloat16 on a GPU and float32
-        elsewhere if None; the vision tokenizer is always float32. engine: what samples, the model itself or vLLM with
-        its weights. Raises UserError if a part is missing or not what it should be, or device or engine cannot be used.
+        device: the first GPU if there is one, else the CPU. dtype: of the language model; None is bfloat16 on a GPU and
+        on a CPU that computes in it where the weights are stored so, float32 elsewhere; the vision tokenizer is always
+        float32. engine: what samples, the model itself or vLLM with its weights. quantization: 8 or 4 bits per weight
+        of the layers (`emu3.mllm.small_memory`); a checkpoint that is stored quantized needs none. device_map: "auto"
+        keeps layers that do not fit on the device in main memory, which is slow.
+
+        Raises UserError if a part is missing or not what it should be, if device or engine cannot be used, or if the
+        weights are larger than the free memory, with the settings that fit.
         """
         device = _usable_device(device)
         if engine == "vllm":
             check_installed()
+            if quantization is not None or device_map is not None:
+                raise UserError("--quantization and --device-map are of --engine local, not of vllm")
         # Whatever may be wrong is found before the weights of the language model are fetched and read.
         folder = local_folder(model, SMALL_FILES)
         model_type = read_config(folder / "config.json").model_type
@@ -118,12 +131,12 @@ class Editor:
             raise UserError(f"{model} holds no vision tokenizer: name one as `vision`, such as {VISION_TOKENIZER}")
         text_tokenizer = TextTokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
         vq = StillVQ.from_pretrained(setup.vision or model, dtype=torch.float32)
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        language_model = load_language_model(model, dtype)
         if engine == "vllm":
+            dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+            language_model = load_language_model(model, dtype)
             start = partial(sampler_of, language_model, SAMPLES_AT_ONCE, device)
             return cls(language_model, text_tokenizer, ImageCodec(vq, device), start, setup.image_area)
-        language_model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
+        language_model = load_for_editing(model, device, dtype, quantization, device_map)
         return cls(language_model, text_tokenizer, ImageCodec(vq, device), image_area=setup.image_area)
 
     @overload
@@ -140,6 +153,7 @@ class Editor:
         image_area: int | None = None,
         progress: bool = False,
         ready: Ready | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[EditedImage]: ...
 
     @overload
@@ -156,6 +170,7 @@ class Editor:
         image_area: int | None = None,
         progress: bool = False,
         ready: Ready | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[EditedImage]]: ...
 
     def edit(
@@ -171,13 +186,15 @@ class Editor:
         image_area: int | None = None,
         progress: bool = False,
         ready: Ready | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[EditedImage] | list[list[EditedImage]]:
         """`n` edits of an image, or of each of several, by the instruction of the same index or by one for all.
 
         temperature: 0 is greedy. top_k: None draws among all codes. think: write a chain of thought first.
         image_area: pixels of the scaled source, the editor's own if None. progress: show a bar on a terminal, but for
-        vLLM. Sample s of image i depends on (seed, i, s), the image, the instruction and the settings, not on the other
-        images. Returns the edits of the one image, or a list of them for each of several.
+        vLLM. numbers: of the images, None counts from 0. Sample s of image i depends on (seed, i, s), the image, the
+        instruction and the settings, not on the other images. Returns the edits of the one image, or a list of them for
+        each of several.
 
         Raises ValueError if there are not as many instructions as images, and UserError, naming the image's index,
         for an unreadable or too thin image, an empty instruction, or a prompt that does not fit the model.
@@ -191,7 +208,8 @@ class Editor:
         if n < 1 or seed < 0 or area < 1:
             raise UserError(f"n and image area must be 1 or more and seed 0 or more, got {n}, {area}, {seed}")
         check_settings(temperature, top_k)
-        requests = self._requests(images, instructions, n, seed, think, area)
+        numbers = range(len(images)) if numbers is None else numbers
+        requests = self._requests(images, instructions, n, seed, think, area, numbers)
         edits: list[list[EditedImage]] = []
         at_once = max(1, SAMPLES_AT_ONCE // n)
         with token_bar(self.model, requests) if progress and self._start is None else nullcontext():
@@ -218,7 +236,14 @@ class Editor:
         )
 
     def _requests(
-        self, images: Sequence[Image.Image], instructions: Sequence[str], n: int, seed: int, think: bool, area: int
+        self,
+        images: Sequence[Image.Image],
+        instructions: Sequence[str],
+        n: int,
+        seed: int,
+        think: bool,
+        area: int,
+        numbers: Sequence[int],
     ) -> list[Request]:
         for index, instruction in enumerate(instructions):
             if not instruction.strip():
@@ -228,7 +253,7 @@ class Editor:
         requests = []
         for index, (codes, instruction) in enumerate(zip(self.codec.encode(scaled), instructions, strict=True)):
             prompt = (*edit_prompt(self.tokenizer, codes, instruction), *prefill)
-            seeds = tuple((seed, index, sample) for sample in range(n))
+            seeds = tuple((seed, numbers[index], sample) for sample in range(n))
             requests.append(Request(prompt, grid_grammar(self.tokenizer, *codes.shape), seeds, think))
             check_fits(self.model, requests[-1], THINK_TOKENS, f"image {index}")
         return requests
@@ -253,6 +278,8 @@ def _usable_device(device: torch.device | str | None) -> torch.device:
         torch.empty(0, device=usable)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         raise UserError(f"device {device!s} cannot be used: {str(error).splitlines()[0]}") from error
+    if usable.type == "mps":
+        print("note: nobody has tested the device mps; its random numbers are drawn in float32", file=sys.stderr)
     return usable
 
 
@@ -260,11 +287,14 @@ def _usable_device(device: torch.device | str | None) -> torch.device:
 def token_bar(model: Emu3ForCausalLM, requests: Sequence[Request]) -> Iterator[tqdm]:
     """Show a bar while `requests` are answered within, on a terminal only.
 
-    It counts the tokens behind the prompts, those of all samples together. How long a chain of thought will be is not
-    known before: with one the bar has no end.
+    It counts the tokens behind the prompts, those of all samples together, and shows them as images. How long a chain
+    of thought will be is not known before: with one the bar has no end, and shows tokens.
     """
     total = None if any(request.think for request in requests) else sum(map(_fed_tokens, requests))
-    with tqdm(total=total, unit=" tokens", desc="editing", disable=None, leave=False) as bar:
+    shown: dict[str, Any] = {"unit": " tokens"}
+    if total:
+        shown = {"unit_scale": len(requests) / total, "bar_format": BAR}
+    with tqdm(total=total, desc="editing", disable=None, leave=False, **shown) as bar:
 
         def count(trunk: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             if keywords["past_key_values"].get_seq_length() > 0:  # else it is the prompt's pass

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import Emu3ForCausalLM
 
 from emu3.errors import UserError
-from emu3.mllm.head import choose, head_logits, uniform_numbers
+from emu3.mllm.head import choose, draws_on, head_logits, uniform_numbers
 from emu3.mllm.lanes import Lanes
 from emu3.mllm.layout import GridGrammar, TokenLayout
 
@@ -147,9 +147,8 @@ def _complete(
     budget = think_tokens if thinks else 0
     free = grammar.free_offsets()
     # Every uniform number that a sample may need, drawn beforehand: (P, G, budget + H * W).
-    uniforms = torch.from_numpy(
-        np.stack([[uniform_numbers(seed, budget + len(free)) for seed in request.seeds] for request in requests])
-    ).to(model.device)
+    drawn = [[uniform_numbers(seed, budget + len(free)) for seed in request.seeds] for request in requests]
+    uniforms = draws_on(model.device, np.stack(drawn))
     # What the grammar forces in front of the first code: boi, "H*W", img.
     header = [layout.boi, *(grammar.legal(offset)[0] for offset in range(free[0]))]
     capacity = budget + len(header) + grammar.length

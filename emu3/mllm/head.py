@@ -39,6 +39,18 @@ def uniform_numbers(seed: tuple[int, ...], count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))).random(count)
 
 
+def draw_dtype(device: torch.device) -> torch.dtype:
+    """In what tokens are drawn on a device: float64, which Apple's GPUs lack; there float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def draws_on(device: torch.device, uniforms: np.ndarray) -> Tensor:
+    """`uniforms`, numbers in [0, 1), as a tensor of `draw_dtype` on `device`; none of them becomes 1 by rounding."""
+    dtype = draw_dtype(device)
+    drawn = torch.from_numpy(uniforms).to(dtype)
+    return drawn.clamp_max(1 - torch.finfo(dtype).eps / 2).to(device)
+
+
 def head_logits(hidden: Tensor, head_V_D: Tensor) -> Tensor:
     """`hidden` (..., D) times the rows of a head (V, D): logits (..., V), with gradient.
 
@@ -87,7 +99,7 @@ class _WideProduct(torch.autograd.Function):
 def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | None) -> tuple[Tensor, Tensor]:
     """Draw one index per row.
 
-    logits: (..., V) over the legal tokens, any float dtype. uniforms: (...) float64 in [0, 1).
+    logits: (..., V) over the legal tokens, any float dtype. uniforms: (...) in [0, 1), of `draw_dtype`.
     temperature: 0 takes the most probable index and reports its log-probability at temperature 1.
     top_k: draw among the k most probable indices (and those tied with the k-th); None draws among all.
 
@@ -99,12 +111,12 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | No
     if temperature == 0:
         index = logprobs.argmax(-1, keepdim=True)
     else:
-        weights = logprobs.double().exp()
+        weights = logprobs.to(uniforms.dtype).exp()
         if top_k is not None and top_k < logits.shape[-1]:
             least = logprobs.topk(top_k, dim=-1).values[..., -1:]
             weights = weights.where(logprobs >= least, 0.0)
         cumulative = weights.cumsum(-1)
-        # u < 1 makes u * total < total in float64 too, so there is a first sum above it, unless the sums are NaN.
+        # u < 1 makes u * total < total in floats too, so there is a first sum above it, unless the sums are NaN.
         target = uniforms[..., None] * cumulative[..., -1:]
         index = torch.searchsorted(cumulative, target, right=True).clamp_max(logits.shape[-1] - 1)
     return index[..., 0], logprobs.gather(-1, index)[..., 0]

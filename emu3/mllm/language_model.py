@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -34,6 +34,17 @@ from emu3.errors import UserError
 from emu3.files import read_json, whole_folder
 from emu3.hub import local_folder
 from emu3.mllm.layout import TokenLayout
+from emu3.mllm.small_memory import (
+    ANY_LENGTH,
+    Quantization,
+    check_room,
+    free_bytes,
+    quantizer_of,
+    spread_layers,
+    stored_quantization,
+    stored_shapes,
+    suited_dtype,
+)
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.tensor_files import FLOATS, TensorFiles, TensorHeaders
 
@@ -59,11 +70,23 @@ logging.disable_progress_bar()
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What a `config.json` says: its `model_type`, and the language model with the shapes of its tensors."""
+    """What a `config.json` says: its `model_type`, and the language model with the shapes of its tensors.
+
+    stored: names, shapes and dtypes of the tensors as they are in the files, other than `shapes` if they are quantized
+    by `quantizer`, its `quantization_config`.
+    """
 
     model_type: str
     language_model: Emu3TextConfig
     shapes: dict[str, list[int]]
+    quantizer: dict[str, Any] | None = None
+
+    @property
+    def stored(self) -> dict[str, tuple[list[int], str]]:
+        """Shapes and dtypes as `small_memory.stored_shapes` has them."""
+        if self.quantizer is None:
+            return {name: (shape, "") for name, shape in self.shapes.items()}
+        return stored_shapes(self.shapes, self.quantizer)
 
     def name_of(self, stored: str) -> str | None:
         """What the language model calls the stored tensor; None for one of the vision tokenizer's.
@@ -93,6 +116,8 @@ def config_of(values: Any, path: Path) -> CheckpointConfig:
     model_type = values.get("model_type") if isinstance(values, dict) else None
     if model_type not in MODEL_TYPES:
         raise UserError(f"{path}: model_type is {model_type!r}, expected one of {', '.join(MODEL_TYPES)}")
+    quantizer = values.get("quantization_config")
+    stored_quantization(quantizer, path)
     if model_type == CONVERTED:
         values = values.get("text_config")
         if not isinstance(values, dict):
@@ -104,7 +129,7 @@ def config_of(values: Any, path: Path) -> CheckpointConfig:
             state = Emu3ForCausalLM(config).state_dict()
     except Exception as error:  # a bad value surfaces as any class, from a strict dataclass's to an AssertionError
         raise UserError(f"{path} does not describe a model: {' '.join(str(error).split())}") from error
-    return CheckpointConfig(model_type, config, {name: list(tensor.shape) for name, tensor in state.items()})
+    return CheckpointConfig(model_type, config, {name: list(tensor.shape) for name, tensor in state.items()}, quantizer)
 
 
 def new_language_model(
@@ -160,18 +185,80 @@ def load_language_model(name: Path | str, dtype: torch.dtype = torch.float32) ->
     others stay views of the mapped files until they are written to, so memory never holds the weights twice.
 
     Raises UserError, naming the folder, for a missing folder or file, another kind of model, unreadable weights,
-    and weights that lack a tensor, hold one too many or twice, or one of another shape or kind of number.
+    quantized ones, and weights that lack a tensor, hold one too many or twice, or one of another shape or kind of
+    number.
     """
-    folder = local_folder(name)
-    config = read_config(folder / "config.json")
-    tensors = TensorFiles.of(folder)
-    state = {name: tensors[stored] for name, stored in fitting_names(folder, tensors, config).items()}
-    model = Emu3ForCausalLM.from_pretrained(None, config=config.language_model, state_dict=state, dtype=dtype)
-    # Made under ZeRO-3, where DeepSpeed gives new tensors the dtype of the weights, it has frequencies in bfloat16,
-    # and with them tokens at wrong angles: up to 1.3 rad over the length of an image.
-    rotary = model.model.rotary_emb
-    model.model.rotary_emb = type(rotary)(config=model.config).to(rotary.inv_freq.device)
-    return model
+    found = StoredModel.of(name)
+    if found.config.quantizer is not None:
+        raise UserError(f"{name} is stored quantized: it edits, and cannot be trained or exported; name the whole one")
+    return found.load(dtype)
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A checkpoint whose tensors have been found to be the right ones. state: the tensors, each read when it is asked
+    for; names: what they are called there."""
+
+    name: Path | str
+    config: CheckpointConfig
+    tensors: TensorFiles
+    names: dict[str, str]
+
+    @classmethod
+    def of(cls, name: Path | str) -> Self:
+        """Raises UserError as `load_language_model`."""
+        folder = local_folder(name)
+        config = read_config(folder / "config.json")
+        tensors = TensorFiles.of(folder)
+        return cls(name, config, tensors, fitting_names(folder, tensors, config))
+
+    def dtypes(self) -> set[str]:
+        """Of its tensors, as safetensors spells them."""
+        return {self.tensors.shape_and_dtype(stored)[1] for stored in self.names.values()}
+
+    def load(self, dtype: torch.dtype, **settings: Any) -> Emu3ForCausalLM:
+        """In eval mode, on the CPU but for what `settings`, those of `from_pretrained`, say."""
+        config = self.config.language_model
+        if self.config.quantizer is not None:
+            config = Emu3TextConfig.from_dict({**config.to_dict(), "quantization_config": self.config.quantizer})
+        state = {name: self.tensors[stored] for name, stored in self.names.items()}
+        model = Emu3ForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **settings)
+        # Made under ZeRO-3, where DeepSpeed gives new tensors the dtype of the weights, it has frequencies in bfloat16,
+        # and with them tokens at wrong angles: up to 1.3 rad over the length of an image.
+        rotary = model.model.rotary_emb
+        model.model.rotary_emb = type(rotary)(config=model.config).to(rotary.inv_freq.device)
+        return model
+
+
+def load_for_editing(
+    name: Path | str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    quantization: Quantization | None,
+    device_map: Literal["auto"] | None,
+) -> Emu3ForCausalLM:
+    """Load a checkpoint onto `device`, with `quantization` or as it is stored, or spread as `device_map` says.
+
+    dtype: None is `suited_dtype`. device_map: "auto" keeps the layers that do not fit on the device in main memory.
+    Raises UserError as `StoredModel.of`, for settings that exclude each other, and for weights that do not fit.
+    """
+    found = StoredModel.of(name)
+    shapes, stored = found.config.shapes, stored_quantization(found.config.quantizer, Path(name))
+    dtype = dtype or suited_dtype(device, found.dtypes())
+    if stored is not None and quantization not in (None, stored):
+        raise UserError(f"{name} is stored in {stored}: it cannot be loaded in {quantization}")
+    chosen = stored or quantization
+    if device_map is not None and chosen is not None:
+        raise UserError("quantized weights are on one device: --quantization or --device-map, not both")
+    if device_map is not None and device.type != "cpu" and (free := free_bytes(device)) is not None:
+        return found.load(dtype, device_map=spread_layers(shapes, dtype, device, free))
+    check_room(name, shapes, dtype, chosen, device)
+    if chosen is not None:
+        # In a checkpoint that is stored quantized the quantizer's settings are its own.
+        settings = quantizer_of(chosen, dtype)
+        own = {} if stored else {"quantization_config": settings}
+        return found.load(dtype, device_map={"": str(device)}, **own)
+    return found.load(dtype).to(device)  # type: ignore[arg-type]  # transformers' wrapper hides torch's signature
 
 
 def save_checkpoint(
@@ -199,6 +286,11 @@ def save_checkpoint(
             write_facts(temporary, facts)
 
 
+def fits(expected: list[int], shape: list[int]) -> bool:
+    """Whether a shape is the expected one, `ANY_LENGTH` being any."""
+    return len(expected) == len(shape) and all(e in (ANY_LENGTH, s) for e, s in zip(expected, shape, strict=True))
+
+
 def fitting_names(where: Path | str, tensors: TensorHeaders, config: CheckpointConfig) -> dict[str, str]:
     """Under which name each tensor of the language model is stored; only headers are looked at.
 
@@ -218,15 +310,17 @@ def fitting_names(where: Path | str, tensors: TensorHeaders, config: CheckpointC
         elif name is not None:
             found[name] = stored
     headers = {name: tensors.shape_and_dtype(stored) for name, stored in found.items()}
-    expected = config.shapes
+    expected = config.stored
     both = expected.keys() & found.keys()
     optional = {"lm_head.weight"} if config.language_model.tie_word_embeddings else set()
+    optional |= {name for name in expected if name.endswith(".weight_format")}
     faults = {
         "missing": expected.keys() - found.keys() - optional,
         "unexpected": {found[name] for name in found.keys() - expected.keys()},
         "there twice": twice,
-        "of another shape": {found[name] for name in both if expected[name] != headers[name][0]},
-        "not floating point": {found[name] for name in both if headers[name][1] not in FLOATS},
+        "of another shape": {found[name] for name in both if not fits(expected[name][0], headers[name][0])},
+        "not floating point": {found[n] for n in both if not expected[n][1] and headers[n][1] not in FLOATS},
+        "of another kind of number": {found[n] for n in both if expected[n][1] not in ("", headers[n][1])},
     }
     found_faults = [f"{len(names)} {fault} (first: {min(names)})" for fault, names in faults.items() if names]
     if found_faults:

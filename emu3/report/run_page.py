@@ -20,7 +20,7 @@ import jinja2
 from markupsafe import Markup
 
 from emu3.files import whole_file
-from emu3.report.charts import Curve, line_chart, lines_chart, running_mean
+from emu3.report.charts import Curve, first_and_last, line_chart
 from emu3.report.metrics_file import shown_settings
 
 REPORT = "report.html"
@@ -33,22 +33,26 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart with its heading. legend: names of its curves in the order of their colours, if it has several."""
+    """A chart with its heading. note: the unit of its values, or what they are. legend: names of its curves in the
+    order of their colours, if it has several. noisy: one curve, each step faint behind its running mean."""
 
     title: str
     note: str
     chart: Markup
     legend: Sequence[str] = ()
+    noisy: bool = False
 
 
 @dataclass(frozen=True)
 class StepMetric:
-    """What is read from a line; None where the line has it not. exact: without noise, drawn without a running mean."""
+    """What is read from a line; None where the line has it not. note: its unit. exact: without noise, drawn without a
+    running mean. bounds: of its axis, where it has a scale of its own."""
 
     title: str
     note: str
     of: Callable[[Line], float | None]
     exact: bool = False
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,20 @@ def last_written(path: Path) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(path.stat().st_mtime).astimezone()
 
 
-def panels(lines: Sequence[Line], metrics: Iterable[StepMetric]) -> list[Panel]:
-    """A chart of each metric that moved."""
-    return [
-        Panel(metric.title, metric.note, line_chart(metric.title, curve.steps, curve.values, metric.exact))
-        for metric, curve in curves(lines, metrics)
-        if min(curve.values) < max(curve.values)
-    ]
+def panels(lines: Sequence[Line], metrics: Iterable[StepMetric], small: bool = False) -> list[Panel]:
+    """A chart of each metric that moved. small: a small one, whose note says where the metric began and is now."""
+    found = []
+    for metric, curve in curves(lines, metrics):
+        if min(curve.values) < max(curve.values):
+            chart = line_chart(metric.title, curve.steps, curve.values, metric.exact, metric.bounds, small)
+            note = from_to(curve.values) if small else metric.note
+            found.append(Panel(metric.title, note, chart, noisy='class="raw"' in chart))
+    return found
+
+
+def from_to(values: Sequence[float]) -> str:
+    """`7.16 → 4.31`, by `first_and_last`."""
+    return " → ".join(f"{value:.2f}" for value in first_and_last(values))
 
 
 def unmoved(lines: Sequence[Line], metrics: Iterable[StepMetric]) -> dict[str, float]:
@@ -115,17 +126,12 @@ def unmoved(lines: Sequence[Line], metrics: Iterable[StepMetric]) -> dict[str, f
     }
 
 
-def small_panels(lines: Sequence[Line], key: str) -> list[Panel]:
-    """A chart for each name in the dict `key` of the lines, all on one scale, with where its running mean began and
-    is now."""
+def named_metrics(lines: Sequence[Line], key: str, bounds: tuple[float, float]) -> list[StepMetric]:
+    """A metric for each name in the dict `key` of the lines, all on one scale."""
     names = dict.fromkeys(name for line in lines for name in line[key])
-    metrics = [StepMetric(name, "", lambda line, name=name: line[key].get(name)) for name in names]  # type: ignore[misc]
-    found = [curve for _, curve in curves(lines, metrics)]
-    means = [running_mean(curve.values) for curve in found]
-    bounds = min(map(min, means), default=0.0), max(map(max, means), default=0.0)
     return [
-        Panel(curve.name.replace("_", " "), f"{mean[0]:.2f} → {mean[-1]:.2f}", lines_chart(curve.name, [curve], bounds))
-        for curve, mean in zip(found, means, strict=True)
+        StepMetric(name.replace("_", " "), "", lambda line, name=name: line[key].get(name), bounds=bounds)  # type: ignore[misc]
+        for name in names
     ]
 
 

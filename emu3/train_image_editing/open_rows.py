@@ -24,6 +24,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 
 from emu3.errors import UserError, one_line
+from emu3.extensions import is_extension, make_extension
 from emu3.files import read_json, whole_folder, write_json
 from emu3.hub import HubDataset, hub_errors
 from emu3.train_image_editing.image_folder import ImageFolder
@@ -49,12 +50,19 @@ def open_rows(
 ) -> RowSource:
     """Open a dataset.
 
-    name: a Hub id or id@revision (HF); or a file or folder on disk (local). split: default "train" on the Hub unless
-    `data_files` names its files, all of a folder. config: configuration on the Hub. data_files: patterns of the files
-    to take, relative to the dataset. limit: the rows after that many are not needed. Raises UserError if there is no
-    such dataset, it is empty, or a column is missing.
+    name: a Hub id or id@revision (HF); a file or folder on disk (local); or, whatever `source` says, one's own reader
+    as `emu3.extensions` names it, a class or function of `columns` and `data_files`. split: default "train" on the Hub
+    unless `data_files` names its files, all of a folder. config: configuration on the Hub. data_files: patterns of the
+    files to take, relative to the dataset. limit: the rows after that many are not needed. Raises UserError if there is
+    no such dataset, it is empty, or a column is missing.
     """
-    if source == "HF":
+    if is_extension(name):
+        if split is not None or config is not None:
+            raise UserError(f"{name} is a reader of your own: it is told --data-files alone, no split or configuration")
+        rows: RowSource = make_extension(
+            name, "dataset", "(columns, data_files)", columns, data_files, protocol=RowSource
+        )
+    elif source == "HF":
         rows = _hub_rows(name, split, columns, config, data_files, limit)
     elif config is not None:
         raise UserError(f"{name} is on disk, where datasets have no configurations: leave --config-name out")

@@ -35,6 +35,7 @@ from PIL import Image
 
 from emu3.boxes import rescale_boxes
 from emu3.errors import UserError, run_main
+from emu3.extensions import source_digests
 from emu3.run_folder import owned
 from emu3.settings import setting
 from emu3.tokenizer.codec import ImageCodec
@@ -66,7 +67,8 @@ class PrepareArguments(WorkerArguments):
 
     dataset_name: str = field(
         metadata={
-            "help": "Hub id or id@revision; or Parquet files, an image folder with a JSONL or CSV file, a saved dataset"
+            "help": "Hub id or id@revision; Parquet files, an image folder with a JSONL or CSV file, a saved dataset; "
+            "or your own reader, file.py:name"
         }
     )
     model_path: str = _option("BAAI/Emu3-VisionTokenizer", "vision tokenizer: a folder, Hub id or id@revision")
@@ -159,6 +161,7 @@ def _settings(arguments: PrepareArguments, rows: RowSource, factor: int) -> dict
             "split": arguments.split,
             **({"config_name": arguments.config_name} if arguments.config_name else {}),
             **({"data_files": arguments.data_files} if arguments.data_files else {}),
+            **({"extension": own} if (own := source_digests(arguments.dataset_name)) else {}),
             "rows": len(rows),
             "contents": rows.contents,
             "random_seed": arguments.random_seed,

@@ -194,6 +194,7 @@ def _checked(path: Path, sha256: str) -> pa.Table:
         raise UserError(f"{path} has another sha256 than {MANIFEST} says, it was changed: tokenize it again")
     with reading_parquet(path):
         table = pq.read_table(pa.BufferReader(data), use_threads=False)
+        table.validate(full=True)  # text that is not UTF-8, offsets that lead out of a column
         names = table.schema.names
     if (names, table.schema.types) != (SCHEMA.names, SCHEMA.types):
         raise UserError(f"{path} has columns {names}, a shard has {SCHEMA.names}, or other types")

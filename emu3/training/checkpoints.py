@@ -11,7 +11,7 @@ minutes at full size, so that is done before a run goes on from one; for rotatio
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -32,11 +32,16 @@ def numbered(place: Path, stem: str) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match and (path.is_dir() or path.is_symlink()))
 
 
-def write_note(folder: Path, name: str) -> None:
-    """Write the note of a checkpoint whose files are all there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    digests = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
-    write_json(folder / name, {VERSION: FORMAT, FILES: digests})
+def write_note(folder: Path, name: str, digests: Mapping[str, str] | None = None) -> None:
+    """Write the note of a checkpoint whose files are all there. digests: as `digests_of`, where they are known."""
+    if digests is None:
+        digests = digests_of(folder, (path for path in folder.rglob("*") if path.is_file()))
+    write_json(folder / name, {VERSION: FORMAT, FILES: dict(sorted(digests.items()))})
+
+
+def digests_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """sha256 of each of the files, by its path in `folder`."""
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 
 def fault_of(folder: Path, name: str, *, thorough: bool = True) -> str | None:

@@ -54,6 +54,11 @@ def meet() -> None:
         _surely(lambda: dist.barrier(group))
 
 
+def is_first() -> bool:
+    """Whether this is rank 0."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def on_first(work: Callable[[], T]) -> T:
     """Do `work` on rank 0 alone and give its value, which has to be a plain one, to every rank.
 
@@ -85,7 +90,7 @@ def whole_folder_of_first(folder: Path) -> Iterator[Path | None]:
     """`emu3.files.whole_folder` on rank 0, None on the others; what opening it raises is everybody's."""
     with ExitStack() as stack:
         temporary = on_first(lambda: stack.enter_context(whole_folder(folder)))
-        yield temporary if not dist.is_initialized() or dist.get_rank() == 0 else None
+        yield temporary if is_first() else None
 
 
 @contextmanager

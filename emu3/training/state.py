@@ -3,9 +3,12 @@
 State on disk is by parameter: tensors as safetensors under their parameters' names, the rest as JSON. torch.save would
 write a pickle and order the tensors by number, and DeepSpeed's own checkpoints are pickles of each rank's shards, which
 only the same number of ranks can read. Here every sharded tensor is put together in turn and goes to files of a few
-gigabytes, so that neither a device nor the main process ever holds all of the state. One rank writes; the others help
-to put each tensor together and know nothing of the disk. So an error of the disk is kept until the end: a writer that
-left the loop at once would leave them waiting for it.
+gigabytes, so that no device ever holds all of the state.
+
+Two ways lead to the disk. `save_sharded`: one rank writes as the tensors come, and its main memory never holds all of
+them either; the others help to put each together and know nothing of the disk. So an error of the disk is kept until
+the end: a writer that left the loop at once would leave them waiting for it. `sharded_writer`: each rank writes a
+share, from a copy in main memory while training goes on, or as `save_sharded` does where there is no room for one.
 
 LoRA (Hu et al., 2022) is peft's: small trainable matrices beside the frozen projections of every layer,
 
@@ -20,6 +23,8 @@ DeepSpeed is imported in the functions: it is an extra, and importing it takes s
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -70,9 +75,10 @@ def start_communication(device: torch.device) -> None:
         comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
-def collected(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
-    """Named tensors in main memory on the rank that is to `keep` them; nothing on the others, which only take part."""
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors if keep}
+def collected(tensors: Iterable[tuple[str, Tensor]], keep: bool, *, copy: bool = False) -> dict[str, Tensor]:
+    """Named tensors in main memory on the rank that is to `keep` them; nothing on the others, which only take part.
+    copy: those that lie there already are copied as well, so that training may go on."""
+    return {name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors if keep}
 
 
 @contextmanager
@@ -90,15 +96,29 @@ def gathered(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 def save_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write the state of `optimizer`, which holds parameters of `model`, as two files in `folder`."""
+    optimizer_writer(model, optimizer, folder, copy=False)()
+
+
+def optimizer_writer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, *, copy: bool = True
+) -> Callable[[], list[Path]]:
+    """`save_optimizer` in two: the state is taken now, and written by the call that is returned, which may be one of
+    another thread; that gives the files. copy: the state is copied, so that training may go on in between."""
     names = _names(model, optimizer)
     state = optimizer.state_dict()
     tensors = {
-        f"{names[index]}/{key}": value.contiguous()
+        f"{names[index]}/{key}": value.detach().to("cpu", copy=copy).contiguous()
         for index, values in state["state"].items()
         for key, value in values.items()
     }
-    save_file(tensors, folder / TENSORS)
-    write_json(folder / GROUPS, state["param_groups"])
+    groups = json.loads(json.dumps(state["param_groups"]))  # a copy: its learning rate changes with every step
+
+    def write() -> list[Path]:
+        save_file(tensors, folder / TENSORS)
+        write_json(folder / GROUPS, groups)
+        return [folder / TENSORS, folder / GROUPS]
+
+    return write
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -136,6 +156,27 @@ def save_sharded(folder: Path | None, engine: Any, model: nn.Module) -> None:
             writer.add(key, tensor)
     if writer is not None:
         writer.close()
+
+
+def sharded_writer(
+    engine: Any, model: nn.Module, first: int, folder: Path, *, copy: bool = True
+) -> Callable[[], list[Path]]:
+    """As `save_sharded` in two, each rank with a share: the call that is returned writes what is not written yet, and
+    gives the files. All ranks take part now, none then.
+
+    copy: the share is copied to main memory, so that training may go on in between; else it is written now, a few
+    gigabytes at a time. first: bytes that rank 0 has to write besides; ranks get tensors so that all write about as
+    much.
+    """
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    loads = [first] + [0] * (ranks - 1)
+    writer = TensorWriter(folder, f"optimizer-{rank:03d}", math.inf if copy else FILE_BYTES)
+    for key, tensor in _whole_tensors(engine, model):
+        least = loads.index(min(loads))
+        loads[least] += tensor.nbytes
+        if least == rank:
+            writer.add(key, tensor)
+    return writer.close
 
 
 def load_sharded(folder: Path, engine: Any, model: nn.Module) -> None:
@@ -212,12 +253,12 @@ def _make_moments(engine: Any, step: Tensor) -> None:
 class TensorWriter:
     """Writes `stem-00000.safetensors` and so on into `folder`, each of about `file_bytes`."""
 
-    def __init__(self, folder: Path, stem: str, file_bytes: int = FILE_BYTES) -> None:
+    def __init__(self, folder: Path, stem: str, file_bytes: float = FILE_BYTES) -> None:
         self._folder = folder
         self._stem = stem
         self._file_bytes = file_bytes
         self._pending: dict[str, Tensor] = {}
-        self._files = 0
+        self._files: list[Path] = []
         self._error: OSError | SafetensorError | None = None
 
     def add(self, key: str, tensor: Tensor) -> None:
@@ -227,20 +268,25 @@ class TensorWriter:
             if sum(tensor.nbytes for tensor in self._pending.values()) >= self._file_bytes:
                 self._flush()
 
-    def close(self) -> None:
-        """Write what is left. Raises the first error that there was."""
-        if self._error is None and self._pending:
+    def close(self) -> list[Path]:
+        """Write what is left; returns the files. Raises the first error that there was."""
+        while self._error is None and self._pending:
             self._flush()
         if self._error is not None:
             raise self._error
+        return self._files
 
     def _flush(self) -> None:
+        """Write one file of what is pending, of about `FILE_BYTES` at most."""
+        part: dict[str, Tensor] = {}
+        while self._pending and sum(tensor.nbytes for tensor in part.values()) < FILE_BYTES:
+            key = next(iter(self._pending))
+            part[key] = self._pending.pop(key)
+        self._files.append(self._folder / f"{self._stem}-{len(self._files):05d}.safetensors")
         try:
-            save_file(self._pending, self._folder / f"{self._stem}-{self._files:05d}.safetensors")
+            save_file(part, self._files[-1])
         except WRITE_ERRORS as error:
-            self._error = error
-        self._pending = {}
-        self._files += 1
+            self._error, self._pending = error, {}
 
 
 def add_lora(model: Emu3ForCausalLM, rank: int, alpha: float, seed: int) -> Any:

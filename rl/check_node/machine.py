@@ -22,6 +22,7 @@ from transformers import Emu3TextConfig
 
 from emu3.errors import UserError
 from emu3.files import write_speed
+from emu3.mllm.small_memory import main_memory as _main_memory
 from emu3.tokenizer.blocks import StillVQConfig
 from rl.check_node.check import ROOT, Facts, Node, Skipped, command
 from rl.config import Config
@@ -139,24 +140,6 @@ def full_size_estimate(node: Node, *overrides: str, device_bytes: float = 80 * G
     """Of the paper's run on this node's GPUs."""
     device = Device("GPU", device_bytes, None, max(1, node.gpus))
     return estimate(full_sizes(max(1, node.gpus)), paper_config(*overrides), device)
-
-
-def _main_memory(system: Path = Path("/")) -> tuple[int, int]:
-    """Total and available bytes; a control group's limit goes before the machine's."""
-    text = (system / "proc/meminfo").read_text()
-    values = {name: int(number) * 1024 for name, number in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE)}
-    total, available = values["MemTotal"], values["MemAvailable"]
-    for limit, used in (
-        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
-        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most, now = int((system / limit).read_text()), int((system / used).read_text())
-        except (OSError, ValueError):  # another version of control groups, or "max"
-            continue
-        if most < total:
-            total, available = most, min(available, max(0, most - now))
-    return total, available
 
 
 def shared_memory(node: Node) -> tuple[str, Facts]:

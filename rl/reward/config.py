@@ -31,7 +31,11 @@ class JudgeConfig:
 
     base_url: str = setting("address up to and with /v1, or several, separated by commas")
     model: str | None = setting("its name there; none asks the server", None)
-    prompts: str | None = setting("checkout of VIEScore's published texts; none takes this project's", None)
+    prompts: str | None = setting(
+        "checkout of VIEScore's published texts, or a wording of one's own, `module:name` or `file.py:name` "
+        "(docs/extensions.md); none takes this project's",
+        None,
+    )
     concurrency: int = setting("questions in flight", 64, least=1, most=65536)
     attempts: int = setting("tries per request", 5, least=1, most=1000)
     reasks: int = setting("how often a reply that cannot be used is asked for again", 2, least=0, most=1000)
@@ -92,7 +96,11 @@ def add_judge_flags(
     add("--judge-url", "base_url", "OpenAI-compatible address, up to and with /v1", required=required)
     add("--judge-model", "model", "name of the judge (default: the only one that is served)")
     if prompts:
-        add("--prompts", "prompts", "checkout of VIEScore's published prompts (default: this project's)")
+        add(
+            "--prompts",
+            "prompts",
+            "checkout of VIEScore's published prompts, or one's own, file.py:name (default: this project's)",
+        )
     add("--judge-seed", "seed", "another one asks the same judge anew", type=int)
     add("--judge-temperature", "temperature", "none leaves it to the server", type=_float_or_none)
     add("--judge-max-tokens", "max_tokens", "longest reply", type=int)

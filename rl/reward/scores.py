@@ -107,8 +107,8 @@ PartScore = float | Failure
 """One of the numbers that a score is made of, 0 to 10, or why there is none."""
 
 
-def parse_scores(reply: str, count: int = 2) -> tuple[float, ...] | None:
-    """The `count` scores of `reply`, each within 0 to 10, in its order; None if it does not give exactly these."""
+def parse_scores(reply: str, count: int = 2, highest: float = HIGHEST) -> tuple[float, ...] | None:
+    """The `count` scores of `reply`, each 0 to `highest`, in its order; None if it does not give exactly these."""
     *_, text = _THOUGHT_ENDS.split(reply)
     if in_a_thought(text) or text.count("{") > _MOST_BRACES:
         return None
@@ -128,14 +128,14 @@ def parse_scores(reply: str, count: int = 2) -> tuple[float, ...] | None:
         elif not closed:  # a brace in a sentence
             place = start + 1
     if verdict is None:
-        return None if "{" in text else _lone_list(text, count)
+        return None if "{" in text else _lone_list(text, count, highest)
     start, end, scores = verdict
     before, after = text[:start], text[end:]
     if before.rstrip()[-1:] in tuple("[{(,") or after.lstrip()[:1] in tuple("]}),"):
         return None  # the object is a part of something
-    if any(_numbers(_loaded(found), count) for found in _LIST.findall(before) + _LIST.findall(after)):
+    if any(_numbers(_loaded(found), count, highest) for found in _LIST.findall(before) + _LIST.findall(after)):
         return None
-    return None if _in_doubt(before, after) else _numbers(scores, count)
+    return None if _in_doubt(before, after) else _numbers(scores, count, highest)
 
 
 def in_a_thought(reply: str, *, cut_off: bool = False) -> bool:
@@ -201,7 +201,7 @@ def _in_doubt(before: str, after: str) -> bool:
     )
 
 
-def _lone_list(text: str, count: int) -> tuple[float, ...] | None:
+def _lone_list(text: str, count: int, highest: float) -> tuple[float, ...] | None:
     """The scores of a reply without any object: one list, alone, at the start of a line, or behind a label."""
     lists = _LIST.findall(text)
     if len(lists) != 1 or text.count("[") != 1:
@@ -211,15 +211,15 @@ def _lone_list(text: str, count: int) -> tuple[float, ...] | None:
         return None
     if not re.match(r"[ \t`*]*(?:$|[\n.,;。<])", after):  # the sentence goes on: "[7, 8] is the range"
         return None
-    return None if _in_doubt(before, after) else _numbers(_loaded(lists[0]), count)
+    return None if _in_doubt(before, after) else _numbers(_loaded(lists[0]), count, highest)
 
 
-def _numbers(scores: Any, count: int) -> tuple[float, ...] | None:
-    """`scores` as numbers if they are a list of `count` such, each 0 to 10, in quotes or not."""
+def _numbers(scores: Any, count: int, highest: float = HIGHEST) -> tuple[float, ...] | None:
+    """`scores` as numbers if they are a list of `count` such, each 0 to `highest`, in quotes or not."""
     if not isinstance(scores, list) or len(scores) != count:
         return None
     values = [float(x) if isinstance(x, str) and _PLAIN_NUMBER.fullmatch(x.strip()) else x for x in scores]
-    if not all(type(value) in (int, float) and LOWEST <= value <= HIGHEST for value in values):
+    if not all(type(value) in (int, float) and LOWEST <= value <= highest for value in values):
         return None
     return tuple(float(value) for value in values)
 

@@ -37,12 +37,17 @@ from typing import TYPE_CHECKING, Protocol
 from PIL import Image
 
 from emu3.errors import UserError
+from emu3.extensions import is_extension, load_extension
 from rl.reward.scores import Failure, Outcome, PartScore, Score, Unavailable, Unparsable, mean_score, parse_scores
 
 if TYPE_CHECKING:  # who only reads the questions does not wait for the client
     from rl.reward.client import Judge
 
 NAMES = ("edit_success", "overedit", "naturalness", "no_artifacts")
+PARTS_NOTE = (
+    "overedit: higher is better, 10 means that nothing was changed beyond the edit; sc is the lower of edit success "
+    "and overedit, pq that of naturalness and no artifacts"
+)
 PLACEHOLDER = "<instruction>"
 HOW_TO_GET_PROMPTS = "git clone https://github.com/TIGER-AI-Lab/VIEScore"
 _CONTEXT = "context_no_delimit.txt"
@@ -218,7 +223,13 @@ def with_instruction(question: str, instruction: str) -> str:
 
 
 def prompts_from(checkout: Path | str | None) -> EditPrompts:
-    """The authors' wording from a checkout of their repository; ours without one."""
+    """The authors' wording from a checkout of their repository; one's own, an `EditPrompts` that is named as
+    `emu3.extensions` says; ours without either. Raises UserError where there is none."""
+    if is_extension(checkout):
+        own: EditPrompts = load_extension(str(checkout), "the judge's wording", kind=EditPrompts)
+        if PLACEHOLDER not in own.edit:
+            raise UserError(f"the judge's wording {checkout}: `edit` has no place for the instruction ({PLACEHOLDER})")
+        return own
     return load_prompts() if checkout is None else load_published_prompts(Path(checkout))
 
 

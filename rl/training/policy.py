@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import Emu3ForCausalLM
 
 from emu3.mllm.language_model import load_language_model
-from emu3.training.state import ADAPTER, adapters, add_lora, load_optimizer, merged, save_optimizer
+from emu3.training.state import ADAPTER, adapters, add_lora, load_optimizer, merged, optimizer_writer
 from rl.config import Config, OptimizerConfig
 from rl.logprobs import Batch, token_logprobs
 from rl.shared_prefix import ATTENTION
@@ -95,12 +95,14 @@ class Trainer(Protocol):
         """The tensors of the LoRA adapters, as `named_weights`."""
         ...
 
-    def save_optimizer(self, folder: Path | None) -> None:
-        """Write into `folder` all that `load_optimizer` needs to go on bit for bit; None on ranks that do not write."""
+    def optimizer_writer(self, folder: Path, first: int) -> Callable[[], list[Path]]:
+        """Take all that `load_optimizer` needs to go on bit for bit, this rank's share of it: what is returned writes
+        it into `folder`, in any thread, and gives the files. All ranks take part in the taking. first: bytes that rank
+        0 has to write besides."""
         ...
 
     def load_optimizer(self, folder: Path) -> None:
-        """Take up what `save_optimizer` wrote, on any number of ranks. Raises UserError if it does not fit."""
+        """Take up what `optimizer_writer` wrote, on any number of ranks. Raises UserError if it does not fit."""
         ...
 
 
@@ -146,6 +148,7 @@ class WholeTrainer:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = adamw(self._parameters, config.optimizer)
         self._max_grad_norm = config.optimizer.max_grad_norm
+        self._copies = config.compute.save_in_background
         self._accelerator = accelerator
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -173,9 +176,11 @@ class WholeTrainer:
     def named_adapters(self) -> Iterator[tuple[str, Tensor]]:
         return adapters(self.model)
 
-    def save_optimizer(self, folder: Path | None) -> None:
-        if folder is not None:
-            save_optimizer(folder, self.model, self._optimizer)
+    def optimizer_writer(self, folder: Path, first: int) -> Callable[[], list[Path]]:
+        """All ranks hold the same: rank 0 writes it."""
+        if not self._accelerator.is_main_process:
+            return list
+        return optimizer_writer(self.model, self._optimizer, folder, copy=self._copies)
 
     def load_optimizer(self, folder: Path) -> None:
         load_optimizer(folder, self.model, self._optimizer)

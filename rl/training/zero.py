@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import Emu3ForCausalLM
 
 from emu3.training import ranks
-from emu3.training.state import adapters, gathered, load_sharded, merged, save_sharded, start_communication
+from emu3.training.state import adapters, gathered, load_sharded, merged, sharded_writer, start_communication
 from rl.config import Config
 from rl.logprobs import Batch
 from rl.training.policy import ScoreBatch, TokenLogprobs, adamw
@@ -40,6 +40,7 @@ class ZeroTrainer:
         self.model = _without_hooks(model, accelerator.device)
         self._accelerator = accelerator
         self._stage = config.compute.zero
+        self._copies = config.compute.save_in_background
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._engine = _initialize(
             TokenLogprobs(model, config),
@@ -77,8 +78,8 @@ class ZeroTrainer:
         self._meet()
         return adapters(self.model, gathered)
 
-    def save_optimizer(self, folder: Path | None) -> None:
-        save_sharded(folder, self._engine, self.model)
+    def optimizer_writer(self, folder: Path, first: int) -> Callable[[], list[Path]]:
+        return sharded_writer(self._engine, self.model, first, folder, copy=self._copies)
 
     def load_optimizer(self, folder: Path) -> None:
         load_sharded(folder, self._engine, self.model)

@@ -109,6 +109,11 @@ def memory(sizes: Sizes, config: Config, *, gpu: bool, device_bytes: float, rank
     lasting = {**holding.lasting, "image tokenizer": 4.0 * sizes.vision_parameters}
     host: Parts = {name: ranks_here * size for name, size in holding.host.items()}
     host["loading the model"] = ranks_here * model if weight == 4 else 0
+    # Copied, then written while training goes on: by each rank a share of it, without sharding by rank 0.
+    trainable = sizes.trainable(rank)
+    copied = weight * (trainable if rank else sizes.parameters) + (12 if compute.zero else 8) * trainable
+    if compute.save_in_background:
+        host["a checkpoint's copy"] = copied * (ranks_here / sizes.ranks if compute.zero else 1)
     micro_batch = sizes.micro_batch(config)
     scoring = larger(sizes.micro_batch(config, trained=False).forward())
     if config.objective.kl > 0 and compute.reference != "adapter_off":

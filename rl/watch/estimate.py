@@ -220,6 +220,8 @@ def _changes(config: Config) -> list[Change]:
     """What can still be changed, the cheapest first."""
     compute, rollout = config.compute, config.rollout
     found: list[Change] = []
+    if compute.save_in_background:
+        found.append(lambda c: _compute(c, save_in_background=False))
     if not compute.gradient_checkpointing:
         found.append(lambda c: _compute(c, gradient_checkpointing=True))
     if rollout.engine == "local" and rollout.prompts_per_batch > 1:

@@ -2,7 +2,7 @@
 
     python -m rl.watch.report RUN_FOLDER        from metrics.jsonl and config.json alone, at any time
 
-`report.html` stands in the run's folder. The trainer writes an edition every `watch.report_every` steps.
+`report.html` stands in the run's folder. The trainer writes one every `watch.report_every` steps, or more rarely.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from emu3.errors import UserError, run_main
 from emu3.files import read_json
-from emu3.report.charts import lines_chart, running_mean, stacked_chart
+from emu3.report.charts import lines_chart, stacked_chart
 from emu3.report.console import duration, settled_median
 from emu3.report.metrics_file import NAME, read_lines
 from emu3.report.run_page import (
@@ -25,13 +25,17 @@ from emu3.report.run_page import (
     Section,
     StepMetric,
     curves,
+    from_to,
     last_written,
+    named_metrics,
     panels,
-    small_panels,
     unmoved,
     write_page,
 )  # fmt: skip
+from rl.reward.viescore import PARTS_NOTE
 
+SCORES = (0.0, 10.0)
+"""The scale of a reward and of its parts."""
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
@@ -40,12 +44,12 @@ def _judge(line: Line, name: str) -> float | None:
     return value
 
 
-REWARD = StepMetric("Reward", "mean over the rollouts with a score", lambda line: line["reward"])
+REWARD = StepMetric("Reward", "score, mean over the rollouts with one", lambda line: line["reward"], bounds=SCORES)
 LEARNING = (
     StepMetric("KL to the start", "nats per token", lambda line: line["kl"]),
     StepMetric("Entropy", "nats per token", lambda line: line["entropy"]),
     StepMetric("Groups of equal scores", "share", lambda line: line["constant_share"]),
-    StepMetric("Gradient norm", "before clipping", lambda line: line["grad_norm"]),
+    StepMetric("Gradient norm", "without unit, before clipping", lambda line: line["grad_norm"]),
     StepMetric("Completion length", "tokens", lambda line: line["answer_tokens"]),
     StepMetric("Sampler against trainer", "mean distance in nats", lambda line: line["logprob_gap"]),
     StepMetric("Sampler's new weights", "distance on a probe, nats", lambda line: line.get("probe_gap")),
@@ -54,7 +58,7 @@ LEARNING = (
 JUDGING = (
     StepMetric("Rollouts without a score", "share", lambda line: line["failed"] / line["rollouts"]),
     StepMetric("Latency of the judge", "mean seconds per question", lambda line: _judge(line, "latency_mean")),
-    StepMetric("Judge's time hidden by sampling", "share", lambda line: _judge(line, "hidden_share")),
+    StepMetric("Judge's time hidden by other work", "share", lambda line: _judge(line, "hidden_share")),
 )
 
 
@@ -64,6 +68,8 @@ def write_report(run: Path) -> Path:
     if not lines:
         raise UserError(f"{run / NAME} has no step yet")
     config = read_json(run / "config.json")
+    tasks = sorted(named_metrics(lines, "reward_by_task", SCORES), key=lambda metric: metric.title)
+    parts = named_metrics(lines, "parts", SCORES)
     done, steps = lines[-1]["step"] + 1, config["steps"]
     return write_page(
         run / REPORT,
@@ -86,8 +92,11 @@ def write_report(run: Path) -> Path:
         ],
         TEMPLATE,
         reward=panels(lines, [REWARD]),
-        tasks=sorted(small_panels(lines, "reward_by_task"), key=lambda panel: panel.title),
-        parts=small_panels(lines, "parts"),
+        tasks=panels(lines, tasks, small=True),
+        still_tasks=unmoved(lines, tasks),
+        parts=panels(lines, parts, small=True),
+        still_parts=unmoved(lines, parts),
+        parts_note=PARTS_NOTE,
         pictures=[f"pictures/{path.name}" for path in sorted((run / "pictures").glob("step_*.png"), reverse=True)],
     )
 
@@ -97,7 +106,7 @@ def work_panels(lines: Sequence[Line]) -> list[Panel]:
     phases = list(dict.fromkeys(phase for line in lines for phase in line["seconds"]))
     seconds = {phase: [line["seconds"].get(phase, 0.0) for line in lines] for phase in phases}
     stacked = stacked_chart("Seconds per step", [line["step"] for line in lines], seconds)
-    found = [Panel("Seconds per step", "by phase; judge: waiting for it", stacked, phases)]
+    found = [Panel("Seconds per step", "by phase, judge: waiting for it", stacked, phases)]
     rates = [{"step": line["step"], **tokens_per_second(line)} for line in lines]
     metrics = [StepMetric(name, "", lambda rate, name=name: rate[name]) for name in ("sampled", "trained")]  # type: ignore[misc]
     sampled_and_trained = [curve for _, curve in curves(rates, metrics)]
@@ -111,11 +120,10 @@ def work_panels(lines: Sequence[Line]) -> list[Panel]:
 def _facts(lines: Sequence[Mapping[str, Any]], left: int) -> dict[str, str]:
     """The run in a few values, by their names. left: steps to come."""
     rewards = [line["reward"] for line in lines if line["reward"] is not None]
-    smooth = running_mean(rewards) if rewards else []
     rollouts, failed = (sum(line[key] for line in lines) for key in ("rollouts", "failed"))
     each = step_seconds(lines)
     facts = {
-        "Reward": f"{smooth[0]:.2f} → {smooth[-1]:.2f}" if smooth else "–",
+        "Reward": from_to(rewards) if rewards else "–",
         "Rollouts": f"{rollouts:,}",
         "Without a score": f"{failed:,}",
         "A step takes": "–" if each is None else duration(each),

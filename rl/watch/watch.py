@@ -13,6 +13,7 @@ are the main rank's."""
 from __future__ import annotations
 
 import textwrap
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,11 @@ from rl.watch.report import step_seconds, tokens_per_second, write_report
 GRIDS = "pictures"
 GROUPS = 6
 """Rows of a grid at most."""
+REPORT_SHARE = 0.02
+"""Of the run's time, at most, that goes into its report."""
+LOOKED_AT, WAITED_SHARE, WAITED_SECONDS = 3, 0.2, 1.0
+"""Steps whose times are looked at, and the share of a step and the seconds from which waiting for the judge is worth a
+word."""
 
 _SIDE, _GAP, _TITLE = 224, 20, 54
 _TEXT, _TEXT_HEIGHT = 260, 140
@@ -108,6 +114,9 @@ class Watch:
         self._spared = Spared()
         self._tracker = start_tracker(config, run)
         self._table = Table()
+        self._report = threading.Thread()
+        self._next_report = 0.0
+        self._advised = False
 
     def step(self, metrics: dict[str, Any], judged: Sequence[tuple[Episode, Outcome]]) -> None:
         """Record a step. metrics: its line, see rl/README.md. judged: this rank's rollouts, those of a prompt side by
@@ -125,19 +134,52 @@ class Watch:
                 grid = write_grid(self._run, step, judged)
         if self._tracker is not None:
             self._tracker.log({"tokens_per_second": tokens_per_second(metrics), **metrics}, grid)
-        if watch.report_every and step % watch.report_every == 0:
-            self._write_report()
+        due = watch.report_every and step % watch.report_every == 0 and time.monotonic() > self._next_report
+        if due and not self._report.is_alive():
+            self._report = threading.Thread(target=self._write_report, name="report", daemon=True)
+            self._report.start()
+        if (advice := self._advice()) is not None:
+            with self._spared.output("advice"):
+                print(advice, flush=True)
 
     def close(self) -> None:
         """The last edition of the report, and the end of the tracker's run."""
         if self._tracker is not None:
             self._tracker.close()
+        if self._report.is_alive():
+            self._report.join()
         if self._config.watch.report_every and self._file.lines:
             self._write_report()
 
     def _write_report(self) -> None:
+        """Beside training: no rank waits for it. The page grows with the run, so its editions become rarer."""
+        start = time.monotonic()
         with self._spared.output(REPORT):
             write_report(self._run)
+        self._next_report = time.monotonic() + (time.monotonic() - start) / REPORT_SHARE
+
+    def _advice(self) -> str | None:
+        """What to set where the judge is the longer part, once, from the times of `LOOKED_AT` steps."""
+        recent = [line["seconds"] for line in self._file.lines[-LOOKED_AT:]]
+        if self._advised or len(recent) < LOOKED_AT or self._config.rollout.ahead:
+            return None
+        self._advised = True
+        waited, sampled = (
+            sorted(each.get(name, 0.0) for each in recent)[len(recent) // 2] for name in ("judge", "sample")
+        )
+        whole = sorted(sum(each.values()) for each in recent)[len(recent) // 2]
+        if waited < max(WAITED_SHARE * whole, WAITED_SECONDS):
+            return None
+        waves = (
+            f"rollout.vllm.max_sequences={max(1, self._config.rollout.group_size)} samples in waves, which it judges "
+            "beside each other"
+            if self._config.rollout.engine == "vllm"
+            else "rollout.prompts_per_batch=1 hands it one group after the other"
+        )
+        longer = (
+            "; rollout.ahead=1 hides more, at the price of a policy that is one update old" if waited > sampled else ""
+        )
+        return f"note: {waited:.0f} of {whole:.0f} s a step are spent waiting for the judge: {waves}{longer}"
 
 
 def start_tracker(config: Config, run: Path) -> Tracker | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import html.parser
 import json
@@ -14,7 +15,7 @@ import pytest
 
 from baselines import report
 from baselines.page import gallery
-from baselines.page.run_folder import read_curves
+from baselines.page.run_folder import add_label_flag, read_training
 from baselines.report import findings, interval_bar
 from baselines.results.records import Prediction, read_records, write_records
 from baselines.tables.summary import Row, summarise
@@ -38,7 +39,7 @@ def gallery_of(page: Path) -> Any:
 class Elements(html.parser.HTMLParser):
     """Attributes of all elements of a page, by tag; raises on tags that do not nest."""
 
-    VOID = ("meta", "link", "input", "rect", "circle", "path")
+    VOID = ("meta", "link", "input", "img", "rect", "circle", "path")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -77,6 +78,7 @@ def test_one_page_with_everything_in_it(make_run: MakeRun) -> None:
     assert len(gallery["samples"]) == 8 and gallery["models"] == list(values)
     assert (gallery["bounds"], gallery["noEdit"], gallery["groundTruth"]) == ([0, 3], 0, 3)
     assert len(found["table"]) == 3 and "Reward over steps 1 to 29" in text and "Entropy" not in text
+    assert "KL to the reference over" not in text and "The same in every step: KL to the reference 0." in text
 
 
 def test_needs_nothing_from_outside(make_run: MakeRun) -> None:
@@ -114,7 +116,7 @@ def test_text_of_the_data_stays_text(make_run: MakeRun) -> None:
     """Guards against an instruction or an answer that becomes markup or script."""
     text = "<script>alert(1)</script> & \"more\" 'text'"
     page = report.run(make_run({"m</script><b>": [1.0, 2.0]}, instruction=text))
-    assert len(Elements(read(page)).found["script"]) == 2
+    assert len(Elements(read(page)).found["script"]) == 3
     assert gallery_of(page)["samples"][0]["text"] == text
     assert gallery_of(page)["models"] == ["m</script><b>"]
 
@@ -244,6 +246,45 @@ def test_the_headline_names_a_control_that_is_ahead(make_score: Callable[..., ob
     assert "The highest mean is that of control: 8.50" in finding.evidence
 
 
+@pytest.mark.parametrize(
+    ("control", "claim"),
+    [
+        ([4.0, 5.0, 4.1, 5.0, 4.5, 4.4], "GRPO beats the control with the same compute, more SFT: 4.50."),
+        ([5.5, 5.5, 5.5, 5.5, 5.5, 5.5], "GRPO cannot be told apart from the control with the same compute, more SFT"),
+        ([7.0, 7.0, 7.0, 7.0, 7.0, 7.2], "GRPO loses to the control with the same compute, more SFT: 7.03."),
+        ([None] * 6, "GRPO could not be compared with the control with the same compute, more SFT."),
+    ],
+)
+def test_the_headline_sets_the_control_beside_the_winner(
+    make_run: MakeRun, control: list[float | None], claim: str
+) -> None:
+    """Guards a first sentence that says who won over its own start, and not whether that took RL at all; and one in
+    names of folders."""
+    rl = [5.0, 6.0, 5.0, 6.1, 5.5, 5.4]
+    values = {"sft": [2.0, 3.0, 2.0, 3.0, 2.5, 2.5], "rl": rl, "more": control}
+    labels = {"rl": "GRPO", "sft": "SFT", "more": "more SFT"}
+    doubled = {model: [value for value in numbers for _ in range(2)] for model, numbers in values.items()}
+    page = report.run(make_run(doubled), candidate="rl", reference="sft", control="more", labels=labels)
+    heading = re.search("<h1>(.*?)</h1>", read(page), re.DOTALL)
+    assert heading and heading[1].startswith("On complex edits GRPO beats SFT: 5.50 against 2.50. ")
+    assert claim in heading[1]
+    assert '<th scope="row" title="more">more SFT</th>' in read(page) and "GRPO is rl" in read(page)
+    assert gallery_of(page)["labels"] == ["more SFT", "GRPO", "SFT"]
+
+
+def test_labels_and_controls_of_nobody_are_refused(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run({"m": [1.0]})
+    for wrong in ({"labels": {"other": "x"}}, {"control": "other"}):
+        with pytest.raises(UserError, match="no scores of 'other', only of m"):
+            report.run(folder, **wrong)  # type: ignore[arg-type]
+    parser = argparse.ArgumentParser()
+    add_label_flag(parser)
+    assert parser.parse_args(["--label", "a=b=c", "--label", "m=x"]).labels == {"a": "b=c", "m": "x"}
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--label", "a"])
+    assert "expected MODEL=WORDS, not 'a'" in capsys.readouterr().err
+
+
 def test_the_headline_names_what_stands_side_by_side(make_score: Callable[..., Any]) -> None:
     rows = [
         make_score("a", value, model=model, split=split)
@@ -264,11 +305,11 @@ def test_curves_of_a_resumed_and_a_cut_log(tmp_path: Path) -> None:
     """Guards the log of a run that was killed: a repeated step counts once, half a line not at all."""
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 1, "reward": 1}\n{"step": 2, "reward": 9}\n{"step": 2, "reward": 2}\n{"step": 3, "rew')
-    [curve] = read_curves(tmp_path)
+    [curve] = read_training(tmp_path).curves
     assert (curve.steps, curve.values) == ([1.0, 2.0], [1.0, 2.0])
     log.write_text("nonsense\n")
     with pytest.raises(UserError, match="line 1: not a JSON object with a step"):
-        read_curves(tmp_path)
+        read_training(tmp_path)
 
 
 def test_a_bar_is_as_long_as_its_score() -> None:

@@ -193,6 +193,55 @@ def test_the_keyboard_is_enough(opened: Callable[[Path], Any], large_page: Path)
     assert page.locator("#text").input_value() == "jk"
 
 
+def test_an_image_is_enlarged_by_mouse_and_by_keyboard(opened: Callable[[Path], Any], large_page: Path) -> None:
+    """Enter on an image opens it, the arrows go on within the sample, Escape gives the focus back; j is not heard."""
+    page = opened(large_page)
+    dialog = page.locator("#enlarged")
+    page.locator("article").first.locator("a.enlarge").nth(1).click()
+    page.wait_for_function("document.querySelector('#enlarged img').width > 300")
+    assert "edit number 0\nrl" in dialog.locator("figcaption").text_content()
+    page.mouse.click(5, 5)
+    assert not dialog.is_visible()
+    page.keyboard.press("Enter")
+    assert dialog.is_visible()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("j")
+    assert "edit number 0\nsft" in dialog.locator("figcaption").text_content()
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    assert page.evaluate("document.activeElement.matches('article:first-child figure:nth-child(3) a')")
+
+
+def test_the_address_keeps_the_filters(opened: Callable[[Path], Any], large_page: Path) -> None:
+    """Guards a view that is sent to somebody, or found again after a reload; what the page has not is passed over."""
+    page = opened(large_page)
+    page.select_option("#task", "task_2")
+    page.fill("#text", "number 1202")
+    page.wait_for_function("location.search === '?text=number+1202&task=task_2'")
+    page.reload()
+    assert page.locator("#count").inner_text() == "1 of 2000 samples"
+    assert page.locator("#text").input_value() == "number 1202"
+    page.click("#reset")
+    page.wait_for_function("location.search === ''")
+    page.goto(f"{large_page.as_uri()}?split=simple&one=nobody&order=1&x=y&cards=1#gallery")
+    assert page.locator("#count").inner_text() == "1000 of 2000 samples"
+    page.wait_for_function("location.search + location.hash === '?split=simple&order=1#gallery'")
+
+
+@pytest.mark.parametrize("two", ["", "rl"])
+def test_images_of_a_sample_have_one_size_on_a_phone(browser: Any, make_run: Callable[..., Path], two: str) -> None:
+    """The ground truth, alone in its line, was as wide as the screen and twice the size of the edits beside it."""
+    names = ["no-edit", "a", "rl", "ground-truth"]
+    path = report.run(make_run({name: [1.0] for name in names}, size=48))
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(f"{path.as_uri()}?one={two and 'a'}&two={two}")
+    widths = page.eval_on_selector_all("article img", "all => all.map(image => image.getBoundingClientRect().width)")
+    assert len(widths) == 4 and max(widths) - min(widths) < 1 and widths[0] > 140
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("figure").first.locator("figcaption").inner_text().split("\n")[-1] == "if left unedited"
+    page.close()
+
+
 def test_tables_are_there_without_javascript(browser: Any, large_page: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()

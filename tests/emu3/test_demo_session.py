@@ -46,6 +46,31 @@ def test_the_page_gives_the_editors_own_samples(editor: Editor, photo: str, thin
     assert (result.thought(0) is not None) == think
 
 
+def test_an_edit_is_edited_as_it_is(editor: Editor, tmp_path: Path) -> None:
+    """Guards an edit of an edit of an edit, which was scaled to the area and cropped to whole cells each time."""
+    path = tmp_path / "edit.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)  # 384 of 576 pixels
+    Image.fromarray(pixels).save(path)
+    result = edit_image(editor, str(path), "a", SETTINGS, ignore)
+    assert np.array_equal(np.asarray(result.source), pixels)
+    [edits] = editor.edit([Image.fromarray(pixels)], ["a"], n=2, seed=3, image_area=384)
+    assert [edit.image.tobytes() for edit in result.edits] == [edit.image.tobytes() for edit in edits]
+
+
+def test_what_the_progress_raises_ends_the_edit(editor: Editor, photo: str) -> None:
+    """Guards Stop: the model is free at its next token, and nobody listens to it any more."""
+    seen = []
+
+    def stop(done: int, most: int) -> None:
+        seen.append(done)
+        if done == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        edit_image(editor, photo, "a", SETTINGS, stop)
+    assert seen == [1, 2] and not editor.model.model._forward_hooks
+
+
 @pytest.mark.parametrize("think", [False, True])
 def test_progress_counts_tokens(editor: Editor, photo: str, think: bool) -> None:
     """Guards against a bar that stands still, runs past its end, or never reaches it."""

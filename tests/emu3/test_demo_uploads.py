@@ -20,9 +20,13 @@ MARK = {"_type": "gradio.FileData"}
 def ask(url: str, payload: Any) -> str:
     """The page's button, pressed by hand: the server's last message about it."""
     with urlopen(f"{url}/config", timeout=60) as reply:
-        [button] = [each for each in json.load(reply)["dependencies"] if len(each["inputs"]) == 6]
+        [button] = [each for each in json.load(reply)["dependencies"] if len(each["inputs"]) == 8]
     session = uuid.uuid4().hex
-    data = {"data": [payload, "make it red", 1, 1.0, 0, False], "fn_index": button["id"], "session_hash": session}
+    data = {
+        "data": [payload, "make it red", 1, 1.0, 0, False, False, None],
+        "fn_index": button["id"],
+        "session_hash": session,
+    }
     post(f"{url}/gradio_api/queue/join", json.dumps(data).encode(), "application/json")
     with urlopen(f"{url}/gradio_api/queue/data?session_hash={session}", timeout=60) as events:
         for event in events:

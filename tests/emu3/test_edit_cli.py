@@ -135,7 +135,7 @@ def test_a_model_that_is_neither_here_nor_cached(
         ("text.jpg", "a", "out.png", "cannot be read as an image"),
         ("cut.jpg", "a", "out.png", "cannot be read as an image"),
         ("photo.jpg", "", "out.png", "the instruction is empty"),
-        ("photo.jpg", "a", "out.jpg", "the ending .png"),
+        ("photo.jpg", "a", "out.bmp", "the ending .png, .jpg or .webp"),
         ("photo.jpg", "a", "photo.jpg/out.png", "photo.jpg is a file"),
     ],
 )

@@ -37,6 +37,14 @@ def test_what_a_person_can_mend_is_one_line_and_code_2(tmp_path: Path, capsys: p
     ]
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "a\r\nb", "\x1b[31mred", "\u2028", "\x00"])
+def test_a_name_with_a_line_break_is_still_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Keys and paths come from files of others: they broke a message in two, or coloured the terminal."""
+    assert end_of(UserError(f"{name} is not there")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and line.isprintable()
+
+
 def test_an_interrupt_ends_quietly() -> None:
     assert end_of(KeyboardInterrupt()) == 130
 

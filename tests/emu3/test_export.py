@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import Emu3ForCausalLM
@@ -86,6 +88,50 @@ def test_the_card_tells_what_the_run_recorded(run: Path, tmp_path: Path) -> None
     assert "started from: sft_s" in body and "data: simple, mair-lab/earl-datasets" in body
     assert "| rl | 4.5 |" in body and "Its vision tokenizer, org/earl-vision," in body
     assert str(run) not in card and "10.1.2.3" not in card and "secret" not in card
+
+
+def test_the_card_s_head_is_what_the_hub_reads(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base model and the datasets are found through the runs and the tokenized folders behind the checkpoint, as
+    ids without revisions, and the license is the base's, with its name and address where it is none of the known."""
+    write_run(tmp_path, start="BAAI/Emu3-Gen@main", data="TIGER-Lab/OmniEdit@v1")
+    asked = []
+
+    def load(name: str) -> ModelCard:
+        asked.append(name)
+        return ModelCard("---\nlicense: other\nlicense_name: l\nlicense_link: https://l\n---\n")
+
+    monkeypatch.setattr(ModelCard, "load", load)
+    config = json.loads((run / "rl/config.json").read_text()) | {"model": str(tmp_path / "sft_s/final")}
+    (tmp_path / "rl").mkdir()
+    (tmp_path / "rl/config.json").write_text(json.dumps(config))
+    shutil.copytree(run / "rl/final", tmp_path / "rl/final")
+    folders = export(str(tmp_path / "rl/final"), tmp_path / "earl", name="org/earl", vision=str(run / "vision"))
+    card = ModelCard((folders[0] / "README.md").read_text())
+    assert card.data.to_dict() == {
+        "base_model": "BAAI/Emu3-Gen",
+        "datasets": ["TIGER-Lab/OmniEdit", "mair-lab/earl-datasets"],
+        "library_name": "earl",
+        "license": "other",
+        "license_name": "l",
+        "license_link": "https://l",
+        "pipeline_tag": "image-to-image",
+        "tags": ["image-editing", "autoregressive", "emu3", "grpo"],
+    }
+    assert asked == ["BAAI/Emu3-Gen"] and "started from: sft_s, first from BAAI/Emu3-Gen" in card.text
+    assert "@inproceedings" in card.text and re.search(
+        r"Its weights take \S+ GB in bfloat16, \S+ GB in 8bit", card.text
+    )
+    vision = ModelCard((folders[1] / "README.md").read_text())
+    assert vision.data.license == "mit" and "The vision tokenizer of [org/earl]" in vision.text
+
+
+def write_run(folder: Path, start: str, data: str) -> None:
+    """The folder `sft_s` of an SFT run that began with `start`, on a tokenized folder of the dataset `data`."""
+    (folder / "tokens").mkdir()
+    (folder / "tokens/manifest.json").write_text(json.dumps({"data": {"name": data}}))
+    (folder / "sft_s/final").mkdir(parents=True)
+    arguments = {"model_name_or_path": start, "train_data": [str(folder / "tokens")]}
+    (folder / "sft_s/sft_arguments.json").write_text(json.dumps(arguments))
 
 
 def test_without_a_run_folder_the_card_says_so(run: Path, tmp_path: Path) -> None:

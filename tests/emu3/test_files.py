@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emu3.errors import UserError
-from emu3.files import read_json, reading_parquet, whole_file, whole_folder
+from emu3.files import UNTOUCHED, read_json, reading_parquet, whole_file, whole_folder
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,27 @@ def test_what_a_killed_process_left_goes_with_the_next_try(tmp_path: Path, gone:
         pass
     kept = [f".a[1].json.{os.getppid()}.tmp", f".model.{os.getppid()}.tmp", f".other.json.{gone}.tmp"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "a[1].json", "model"])
+
+
+def test_another_machines_files_are_left_to_it_for_a_time(tmp_path: Path, gone: int) -> None:
+    """Several workers of one command share a folder, each on its machine: a process number of another machine was
+    looked up on this one, and what a live worker was writing was removed."""
+    old = time.time() - 2 * UNTOUCHED
+    for name, age in (("live", time.time()), ("dead", old)):
+        (tmp_path / f".manifest.json.{name}-{gone}.tmp").write_text("half")
+        os.utime(tmp_path / f".manifest.json.{name}-{gone}.tmp", (age, age))
+        weights = tmp_path / f".model.{name}-{gone}.tmp/weights"
+        weights.parent.mkdir()
+        weights.write_text("half")
+        os.utime(weights, (age, age))
+        os.utime(weights.parent, (old, old))
+    with whole_file(tmp_path / "manifest.json") as temporary:
+        temporary.write_text("{}")
+        assert temporary.name.removesuffix(".tmp").endswith(f"-{os.getpid()}")
+    with whole_folder(tmp_path / "model"):
+        pass
+    kept = [f".manifest.json.live-{gone}.tmp", f".model.live-{gone}.tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "manifest.json", "model"])
 
 
 def test_the_last_whole_folder_is_not_taken_for_a_leftover(tmp_path: Path, gone: int) -> None:

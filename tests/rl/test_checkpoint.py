@@ -22,11 +22,13 @@ def saved(make_config: Any, tmp_path: Path) -> Path:
     config = make_config(keep_checkpoints=2)
     trainer, _ = make_trainer(config, Accelerator(cpu=True))
     tokenizer = TextTokenizer.from_pretrained(config.model)
+    checkpoints = checkpoint.Checkpoints(tmp_path, trainer, tokenizer, config)
     for step in (1, 2, 3):
         for parameter in trainer.model.parameters():
             parameter.grad = torch.full_like(parameter, float(step))
         trainer.step(0.1)
-        checkpoint.save(tmp_path, step, 10 * step, trainer, tokenizer, config)
+        checkpoints.begin(step, 10 * step)
+    checkpoints.finish()
     return tmp_path
 
 

@@ -80,8 +80,10 @@ def test_a_signal_right_after_a_checkpoint_writes_no_second_one(
     make_config: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
-    save = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda run, step, *rest: (written.append(step), save(run, step, *rest)))
+    begin = checkpoint.Checkpoints.begin
+    monkeypatch.setattr(
+        checkpoint.Checkpoints, "begin", lambda self, step, *rest: (written.append(step), begin(self, step, *rest))
+    )
     with pytest.raises(SystemExit):
         run(make_config(steps=3, save_every=1), Asked(signal.SIGTERM, at=15))
     assert written == [1]

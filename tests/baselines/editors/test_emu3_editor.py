@@ -47,8 +47,8 @@ class Recorder:
     def __init__(self) -> None:
         self.calls = []
 
-    def from_pretrained(self, *parts: Any, engine: str) -> Recorder:
-        self.parts, self.engine = parts, engine
+    def from_pretrained(self, *parts: Any, engine: str, quantization: str | None) -> Recorder:
+        self.parts, self.engine, self.quantization = parts, engine, quantization
         return self
 
     def edit(
@@ -84,6 +84,15 @@ def test_our_models_get_whole_batches_and_keep_their_reasoning(ours: Recorder, t
     sampling = {"temperature": 0.5, "top_k": None, "think": True, "image_area": AREA}
     assert ours.calls == [{"images": 2, "n": 1, "seed": 3, **sampling}]
     assert [str(part) for part in ours.parts[:3]] == list(parts(tmp_path).values()) and ours.engine == "local"
+
+
+def test_quantization_is_passed_on_and_told(ours: Recorder, tmp_path: Path) -> None:
+    """Guards numbers of quantized weights that pass for those of whole ones."""
+    editor = choose_editor("emu3", EditorOptions(**parts(tmp_path), quantization="4bit"), AREA)
+    with editor.load():
+        assert ours.quantization == "4bit" and editor.settings["quantization"] == "4bit"
+    whole = choose_editor("emu3", EditorOptions(**parts(tmp_path)), AREA)
+    assert "quantization" not in whole.settings and editor.name == f"{whole.name} 4bit"
 
 
 def test_the_engine_is_chosen_and_told(ours: Recorder, tmp_path: Path) -> None:

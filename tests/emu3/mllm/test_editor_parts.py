@@ -117,7 +117,7 @@ def test_parts_that_are_nowhere(bare: Path, tiny_model_folder: Path, tiny_vision
 def test_what_is_wrong_is_told_before_the_weights_are_read(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emu3.mllm.editor.load_language_model", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("emu3.mllm.editor.load_for_editing", lambda *_: pytest.fail("weights were read"))
     for vision, tokenizer in ((tmp_path, None), ("no/where/here", None), (None, tmp_path)):
         with pytest.raises(UserError):
             Editor.from_pretrained(tiny_model_folder, vision, tokenizer)

@@ -9,7 +9,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from emu3.report.charts import HEIGHT, Curve, line_chart, lines_chart, nice_ticks, running_mean, stacked_chart
+from emu3.report.charts import (
+    HEIGHT,
+    Curve,
+    first_and_last,
+    line_chart,
+    lines_chart,
+    nice_ticks,
+    running_mean,
+    stacked_chart,
+)  # fmt: skip
 
 
 def paths(svg: str, kind: str) -> list[list[tuple[float, float]]]:
@@ -47,9 +56,27 @@ def test_parts_are_stacked_on_each_other() -> None:
 
 def test_charts_of_one_scale_agree() -> None:
     """A task at 2 of 10 must not look like one at 9."""
-    low, high = (Curve(name, [0, 1], [value, value]) for name, value in (("low", 2.0), ("high", 9.0)))
-    heights = [paths(lines_chart("task", [curve], (0.0, 10.0)), "line")[0][0][1] for curve in (low, high)]
+    charts = [line_chart("task", [0, 1], [value, value], bounds=(0.0, 10.0), small=True) for value in (2.0, 9.0)]
+    heights = [paths(chart, "smooth")[0][0][1] for chart in charts]
     assert HEIGHT > heights[0] > heights[1] > 0
+    assert all(">10</text>" in chart and ">step</text>" in chart and "raw" not in chart for chart in charts)
+
+
+def test_a_score_beyond_its_scale_is_in_the_drawing() -> None:
+    (smooth,) = paths(line_chart("x", [0, 1], [-5.0, 12.0], bounds=(0.0, 10.0)), "smooth")
+    assert all(10 <= y <= 184 for _, y in smooth)
+
+
+def test_where_a_curve_began_and_ended_is_no_single_step() -> None:
+    """Of two noisy steps, the first and the last, a page said "3.1 to 9.8" where nothing had been learnt."""
+    assert first_and_last([0.0, 10.0] * 200) == (5.0, 5.0)
+    assert first_and_last([1.0, 3.0, 5.0, 7.0]) == (2.0, 6.0) and first_and_last([4.0]) == (4.0, 4.0)
+    assert first_and_last([float(value) for value in range(20)]) == (2.0, 17.0)
+
+
+def test_a_short_curve_is_drawn_once() -> None:
+    """Its running mean is itself: a faint line behind it needs no legend."""
+    assert not paths(line_chart("x", range(20), list(range(20))), "raw")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 400, 401, 403])

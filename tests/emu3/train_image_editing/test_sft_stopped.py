@@ -7,11 +7,12 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import sft_world
 from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from emu3.errors import UserError
 from emu3.run_folder import owned
@@ -136,3 +137,29 @@ def test_only_checkpoints_of_its_own_go(model: Path, train_data: Path, tmp_path:
     values: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
     sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1_best", "checkpoint-3"]
+
+
+class GoneService(TrainerCallback):
+    """A tracker of transformers' whose service is gone."""
+
+    calls: ClassVar[list[str]] = []
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        self.calls.append("log")
+        raise ConnectionError("the service is gone")
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("no such artifact")
+
+
+def test_a_tracker_that_fails_costs_its_curves_alone(
+    model: Path, train_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--report_to` of a service that died in the night ended the run."""
+    monkeypatch.setattr(GoneService, "__module__", "transformers.integrations.gone")
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "gone", GoneService)
+    values: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "report_to": ["gone"]}
+    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
+    assert len(losses(tmp_path)) == 3 and (tmp_path / "final").is_dir() and len(GoneService.calls) > 1
+    said = capsys.readouterr().err
+    assert said.count("no line in GoneService: ") == 1 and "the run goes on" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from emu3.errors import UserError
+from emu3.files import sha256_of
 from emu3.train_image_editing import shards
 from emu3.train_image_editing.shard_writer import FailedRow, ShardWriter
 from emu3.train_image_editing.shards import EditRow, check_alike, read_rows
@@ -110,7 +112,8 @@ def test_it_is_removed_before_the_shard_is_there(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(shards.pq, "write_table", write_table)
     write(tmp_path)
-    assert seen[0] == [f".shard-00000-of-00002.parquet.{os.getpid()}.tmp"]
+    assert len(seen[0]) == 1
+    assert re.fullmatch(rf"\.shard-00000-of-00002\.parquet\.\w+-{os.getpid()}\.tmp", seen[0][0])
 
 
 def test_shards_of_another_cut_are_refused(tmp_path: Path) -> None:
@@ -218,3 +221,17 @@ def test_datasets_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
         check_alike([one, other], {})
     with pytest.raises(UserError, match="one has image_area 64, expected 128"):
         check_alike([one], {"image_area": 128})
+
+
+def test_text_that_is_not_utf8_in_a_shard_of_another_program(tmp_path: Path) -> None:
+    """The manifest vouches for the bytes, and the row was read as the Trainer asked for it: a traceback in mid-run."""
+    manifest = write(tmp_path).finish()
+    assert manifest is not None
+    path = tmp_path / manifest["shards"][0]["file"]
+    table = shards.pq.read_table(path)
+    latin1 = pa.array([b"caf\xe9"] * len(table), pa.binary()).view(pa.string())
+    shards.pq.write_table(table.set_column(table.schema.get_field_index("instruction"), "instruction", latin1), path)
+    entry = {**manifest["shards"][0], "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "shards": [entry, *manifest["shards"][1:]]}))
+    with pytest.raises(UserError, match=f"{path.name} is not a Parquet file, or is damaged: .*UTF8"):
+        read_rows(tmp_path)

@@ -123,16 +123,27 @@ def test_state_is_by_parameter_and_not_by_rank(runs: dict[str, Lines], run: Any,
     assert_same(lines, run(one))
 
 
+def test_every_rank_writes_its_share(runs: dict[str, Lines], folder: Path) -> None:
+    """One rank wrote 119 GB while the others waited. The first has the model as well."""
+    checkpoint = folder / "two-whole" / "checkpoints" / "step_000004"
+    names = sorted(path.name for path in checkpoint.glob("optimizer-*"))
+    assert names == ["optimizer-000-00000.safetensors", "optimizer-001-00000.safetensors"]
+    first, second = (sum(tensor.nbytes for tensor in load_file(checkpoint / name).values()) for name in names)
+    model = load_file(checkpoint / "model" / "model.safetensors").values()
+    largest = max(tensor.nbytes for tensor in load_file(checkpoint / names[1]).values())
+    assert abs(first + sum(tensor.nbytes for tensor in model) - second) <= largest
+
+
 def test_state_of_other_parameters_is_refused(runs: dict[str, Lines], folder: Path, tmp_path: Path) -> None:
     """Before anything is set: half a state would train on as if it were whole."""
     run = folder / "two-whole"
     model = load_language_model(run / "final")
-    (path,) = (run / "checkpoints" / "step_000004").glob("optimizer-*.safetensors")
-    tensors = load_file(path)
-    assert tensors["step"].item() == 4
+    parts = [load_file(path) for path in sorted((run / "checkpoints" / "step_000004").glob("optimizer-*.safetensors"))]
+    tensors = {name: tensor for part in parts for name, tensor in part.items()}
+    assert tensors["step"].item() == 4 and len(tensors) == sum(map(len, parts))
     assert {name.rpartition("/")[2] for name in tensors} == {"step", "master", "exp_avg", "exp_avg_sq"}
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.norm.weight")}
-    save_file(rest, tmp_path / path.name)
+    save_file(rest, tmp_path / "optimizer-000-00000.safetensors")
     with pytest.raises(UserError, match="belongs to an optimizer of other parameters"):
         state.load_sharded(tmp_path, None, model)
 

@@ -81,8 +81,10 @@ def test_the_block_names_every_large_part() -> None:
     )
     assert (
         lines[1].endswith(" of 85 GB, most in the reference's pass")
-        and lines[2] == "  main memory: reference 68 of 2000 GB"
+        and lines[2] == "  main memory: reference 68 + a checkpoint's copy 119 = 187 of 2000 GB"
     )
+    written_at_once = settings(compute={"reference": "offloaded", "save_in_background": False})
+    assert estimate(emu3(), written_at_once, H100).lines[2] == "  main memory: reference 68 of 2000 GB"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,10 @@ def test_what_nothing_helps_says_so() -> None:
 def test_main_memory_is_counted_where_things_are_moved_to() -> None:
     """Four quarters of an optimizer with its gradients, 193 GB, beside four references of 17; the machine would swap or
     kill for hours."""
-    config = settings(compute={"offload_optimizer": True, "reference": "offloaded"})
+    config = settings(compute={"offload_optimizer": True, "reference": "offloaded", "save_in_background": False})
+    with_a_copy = settings(compute={"offload_optimizer": True, "reference": "offloaded"})
+    with pytest.raises(UserError, match=r"there are 270 GB; it fits with compute\.save_in_background=false"):
+        refuse(emu3(), with_a_copy, dataclasses.replace(H100, machine_bytes=270e9))
     refuse(emu3(), config, dataclasses.replace(H100, machine_bytes=270e9))
     with pytest.raises(
         UserError, match=r"261 GB of main memory, and there are 200 GB; it fits with compute\.reference=sharded"

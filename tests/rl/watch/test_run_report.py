@@ -36,7 +36,7 @@ def test_the_page_needs_nothing_but_the_images_beside_it(tmp_path: Path) -> None
     page = page_of(run)
     assert "http://" not in page and "https://" not in page and '<link rel="icon" href="data:,">' in page
     assert re.findall(r'src="([^"]*)"', page) == ["pictures/step_000050.png"]
-    assert '<a href="pictures/step_000000.png">0</a>' in page
+    assert '<a class="enlarge" href="pictures/step_000000.png">0</a>' in page
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from test_image_grids import judged
 
 from rl.config_file import record_config
 from rl.reward.scores import Outcome, Score
+from rl.watch import watch as watch_module
 from rl.watch.watch import Watch, start_tracker
 
 SCORES: list[Outcome] = [Score(1.0, {}), Score(2.0, {}), Score(3.0, {})]
@@ -27,6 +29,13 @@ def watched(config: Any, run: Path, start: int, stop: int) -> None:
     for step in range(start, stop):
         watch.step(line(step), judged(1, SCORES))
     watch.close()
+
+
+def written() -> None:
+    """Wait for an edition of the report that is being written."""
+    for thread in threading.enumerate():
+        if thread.name == "report":
+            thread.join()
 
 
 def test_a_run_leaves_lines_images_and_a_report(
@@ -45,8 +54,11 @@ def test_a_run_leaves_lines_images_and_a_report(
     assert [text.split()[-2:] for text in (told[1], told[3], told[8])] == [["1.06k", "-"], ["10", "min"], ["0", "s"]]
 
 
-def test_every_edition_of_the_report_has_its_steps(make_config: Any, tmp_path: Path) -> None:
+def test_every_edition_of_the_report_has_its_steps(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A report that is one edition late, or only written at the end, shows nothing while it is needed."""
+    monkeypatch.setattr(watch_module, "REPORT_SHARE", float("inf"))
     config = make_config(steps=9, watch={"report_every": 2})
     run = tmp_path / "run"
     run.mkdir()
@@ -55,8 +67,55 @@ def test_every_edition_of_the_report_has_its_steps(make_config: Any, tmp_path: P
     seen = []
     for step in range(4):
         watch.step(line(step), [])
+        written()
         seen.append((run / "report.html").read_text().split("step ")[1].split(" ")[0])
     assert seen == ["1", "1", "3", "3"]
+
+
+def test_editions_become_rarer_as_they_become_slow(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20,000 steps spent 27 minutes on a page that grew with them, while every rank waited."""
+    editions: list[Path] = []
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(run: Path) -> None:
+        begun.set()
+        assert may_end.wait(60)
+        editions.append(run)
+
+    monkeypatch.setattr(watch_module, "write_report", slow)
+    monkeypatch.setattr(watch_module, "REPORT_SHARE", 1e-9)
+    (tmp_path / "run").mkdir()
+    watch = Watch(tmp_path / "run", make_config(steps=9, watch={"report_every": 1}), 0)
+    watch.step(line(0), [])
+    assert begun.wait(60) and not editions  # the step did not wait
+    watch.step(line(1), [])
+    may_end.set()
+    written()
+    for step in range(2, 9):
+        watch.step(line(step), [])
+    written()
+    assert len(editions) == 1
+    watch.close()
+    assert len(editions) == 2
+
+
+@pytest.mark.parametrize(
+    ("judged", "engine", "said"),
+    [(0.5, "local", None), (5.5, "local", None), (40.0, "local", "prompts_per_batch=1"), (90.0, "local", "ahead=1"),
+     (40.0, "vllm", "max_sequences=4")],
+)  # fmt: skip
+def test_waiting_for_the_judge_is_said_with_what_hides_it(
+    make_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], judged: float, engine: str, said: str | None
+) -> None:
+    (tmp_path / "run").mkdir()
+    config = make_config(steps=9, rollout={"engine": engine}, watch={"images_every": 0, "report_every": 0})
+    watch = Watch(tmp_path / "run", config, 0)
+    for step in range(5):
+        watch.step(line(step) | {"seconds": {"sample": 43.0, "judge": judged, "train": 62.0}}, [])
+    notes = [text for text in capsys.readouterr().out.splitlines() if text.startswith("note: ")]
+    assert len(notes) == (said is not None) and (said is None or said in notes[0])
 
 
 def test_a_resumed_run_reads_as_an_uninterrupted_one(make_config: Any, tmp_path: Path) -> None:
