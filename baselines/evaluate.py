@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from baselines.benchmarks.samples import Samples, find_rows
 from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark, benchmark_named
@@ -69,7 +70,7 @@ def run(
     leaves out rows without a target. Images depend on `seed` and `batch_size`. Raises `UserError` on bad input and on
     an output folder with another run.
     """
-    image_area = _image_area(editor, options) if image_area is None else image_area
+    image_area = image_area_of(editor, options) if image_area is None else image_area
     if (batch_size is not None and batch_size < 1) or image_area < 1 or seed < 0:
         raise UserError(f"batch size and image area are at least 1, the seed 0: {batch_size}, {image_area}, {seed}")
     if limit is not None and limit < 1:
@@ -79,7 +80,7 @@ def run(
     samples = Samples(benchmark, found, limit)
     if benchmark.rows is not None and samples.rows_in_files != benchmark.rows:
         print(f"note: {benchmark.name} has {benchmark.rows} rows as published, these files {samples.rows_in_files}")
-    rows = samples.rows_with_target() if editor == GROUND_TRUTH else list(range(len(samples)))
+    rows = rows_of(editor, samples)
     if not rows:
         raise UserError(f"no row of {found.files[0]} has a target image (column {benchmark.target!r})")
     chosen = choose_editor(editor, options, image_area)
@@ -104,7 +105,12 @@ def run(
     return write_predictions(samples, rows, chosen, output_dir, settings, share)
 
 
-def _image_area(kind: str, options: EditorOptions) -> int:
+def rows_of(editor: str, samples: Samples) -> list[int]:
+    """The places of the samples that an editor of this kind edits."""
+    return samples.rows_with_target() if editor == GROUND_TRUTH else list(range(len(samples)))
+
+
+def image_area_of(kind: str, options: EditorOptions) -> int:
     facts = read_facts(options.model) if kind == EMU3 and options.model is not None else None
     return DEFAULT_AREA if facts is None or facts.image_area is None else facts.image_area
 
@@ -136,6 +142,11 @@ def choose_editor(kind: str, options: EditorOptions, image_area: int) -> ChosenE
 
 
 def main() -> None:
+    print(run(**arguments_of()))
+
+
+def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """What `run` takes, from a command line."""
     parser = argparse.ArgumentParser(description="Write an editor's images for a benchmark.", allow_abbrev=False)
     parser.add_argument(
         "--editor", required=True, metavar="EDITOR", help=f"{', '.join(EDITORS)}, or your own: file.py:name"
@@ -155,7 +166,7 @@ def main() -> None:
         help="pixels of the images that the judge sees (default: what an emu3 model was trained at, else 65536)",
     )
     parser.add_argument("--shard", help="I/N: do part I of N, from 0 (default: as torchrun says)")
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(words))
     save_dir = arguments.pop("save_dir")
     arguments |= {"output_dir": save_dir or arguments["output_dir"], "by_name": save_dir is not None}
     columns = {key: arguments.pop(key) for key in COLUMNS}
@@ -164,7 +175,7 @@ def main() -> None:
     arguments["judge"] = judge_from_flags(arguments)
     names = [field.name for field in dataclasses.fields(EditorOptions)]
     arguments["options"] = EditorOptions(**{key: arguments.pop(key) for key in names})
-    print(run(**arguments))
+    return arguments
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:

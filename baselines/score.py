@@ -98,8 +98,8 @@ def run(
     kept in `judge.cache`, beside the predictions if not given. `protocol` is one of `PROTOCOLS`; the published one
     takes the settings of `PUBLISHED_SETTINGS` only. `usd_per_million_tokens` are the prices of a question's and a
     reply's tokens. `weights` is a folder of the other metrics' weights, `output` lies beside the predictions if not
-    given. Raises `UserError` for a judge or a metric that cannot be used, missing files, and scores that were made with
-    other settings.
+    given. Raises `UserError` for a judge or a metric that cannot be used, missing files, scores that were made with
+    other settings, and, once the reasons are written, a judge that scored nothing at all.
     """
     file = predictions / PREDICTIONS_FILE if predictions.is_dir() else predictions
     rows = read_records(file, Prediction)
@@ -116,6 +116,9 @@ def run(
         else:
             name = _measure(name, rows, file.parent, weights, scores)
         _print_counts(scores.by_metric[name])
+        if name == VIESCORE and all(score.status != SCORED for score in scores.by_metric[name]):
+            why = scores.by_metric[name][0]
+            raise UserError(f"no sample of {len(rows)} has a score: {why.status}: {(why.detail or '')[:200]}")
     return output
 
 
@@ -152,8 +155,11 @@ def _judge(
     return usage
 
 
-def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path) -> None:
-    """Raise `UserError` where scores by `judge` would not be by the published protocol, though that is asked for."""
+def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path | None) -> None:
+    """Raise `UserError` where scores by `judge` would not be by the published protocol, though that is asked for.
+
+    predictions: the file that is to be scored; None while there is none.
+    """
     if protocol != PUBLISHED:
         return
     if judge.prompts is None:
@@ -170,7 +176,7 @@ def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path) -> None
             )
     if "max_tokens" in judge.omit:
         raise UserError("the published protocol has a limit of tokens: take --protocol ours to leave it out")
-    if UNCROPPED not in pq.read_schema(predictions).names:
+    if predictions is not None and UNCROPPED not in pq.read_schema(predictions).names:
         raise UserError(
             f"{predictions} has no uncropped sources, which the published protocol shows to the judge: it is from an "
             "earlier version, run baselines.evaluate anew"
@@ -334,6 +340,11 @@ def note_usage(folder: Path, usage: Usage) -> None:
 
 
 def main() -> None:
+    print(run(**arguments_of()))
+
+
+def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """What `run` takes, from a command line."""
     parser = argparse.ArgumentParser(description="Score an editor's predictions.", allow_abbrev=False)
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
     parser.add_argument(
@@ -360,9 +371,10 @@ def main() -> None:
         default=argparse.SUPPRESS,
         help=f"file of the judge's replies (default: {REPLIES_FILE} beside the predictions)",
     )
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(words))
     default = PUBLISHED_SETTINGS if arguments["protocol"] == PUBLISHED else DEFAULT
-    print(run(judge=judge_from_flags(arguments, default), **arguments))
+    arguments["judge"] = judge_from_flags(arguments, default)
+    return arguments
 
 
 if __name__ == "__main__":

@@ -63,6 +63,24 @@ def local_folder(name: str | Path, allow: Sequence[str] | None = None) -> Path:
         raise UserError(f"folder {name} does not exist, and as a Hub id: {error}") from error.__cause__
 
 
+def bytes_to_fetch(name: str | Path, allow: Sequence[str] | None = None) -> int:
+    """Bytes that `local_folder` with the same arguments would fetch now; 0 for a folder. Nothing is fetched, and errors
+    are those of `local_folder`."""
+    folder, match = Path(name), HUB_ID.fullmatch(str(name))
+    if folder.exists() or match is None:
+        local_folder(name, allow)
+        return 0
+    with hub_errors(match["repository"], match["revision"]):
+        files = snapshot_download(
+            match["repository"],
+            revision=match["revision"],
+            allow_patterns=list(allow or SAFE_FILES),
+            ignore_patterns=list(UNSAFE_FILES),
+            dry_run=True,
+        )
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
 class HubDataset:
     """One commit of a dataset on the Hub. names: its files, relative to its root. address: of that root, for fsspec.
 

@@ -175,6 +175,16 @@ class Samples(Sequence[Sample]):
         """Width and height of a source as its file says, undecoded; (0, 0) if that is not known."""
         return cell_size(self._values(index)[self.benchmark.source], self.benchmark.source)
 
+    def undecoded(self, index: int) -> tuple[str, bytes, bytes | None]:
+        """A row's instruction, and the files of its source and, where there is one, its target."""
+        values, spec = self._values(index), self.benchmark
+        target = None if spec.target is None else values[spec.target]
+        return (
+            read_instruction(values, self._columns).removeprefix(spec.drop_prefix),
+            image_bytes(values[spec.source], spec.source),
+            None if target is None else image_bytes(target, spec.target or ""),
+        )
+
     def __len__(self) -> int:
         return len(self._numbers)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -109,6 +109,9 @@ def write_predictions(
         if done.keys() >= set(rows):
             os.sync()  # once for all images; they were not synced one by one
             write_records(whole, [done[row] for row in rows], asked)
+            chains = [done[row].reasoning_cut for row in rows if done[row].reasoning_cut is not None]
+            if cut := sum(map(bool, chains)):
+                print(f"{settings.name}: {cut} of {len(chains)} chains of thought were cut at --think-tokens")
         else:
             print(f"{settings.name}: share {share.index} of {share.count} is done, others are not")
     return whole
@@ -248,6 +251,7 @@ class _Worker:
             target_caption=sample.target_caption,
             mask=paths.get("mask"),
             source_uncropped=paths.get("uncropped"),
+            reasoning_cut=None if result.reasoning is None else result.cut,
         )
         log.append(row, prediction, result.candidates)
 
@@ -292,6 +296,11 @@ class SampleLog(AbstractContextManager["SampleLog"]):
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()
+
+
+def count_lines(files: Iterable[Path]) -> int:
+    """Whole lines of files, of which some may not be there."""
+    return sum(file.read_bytes().count(b"\n") for file in files if file.is_file())
 
 
 def finished_samples(output_dir: Path) -> dict[int, Prediction]:

@@ -48,7 +48,8 @@ class Prediction:
 
     `source_set` is the part of a benchmark that a row comes from, "" where there are no parts. `model` is the name of
     the row in the tables, `editor` the kind of editor, `seconds` the sample's share of the time that its batch took.
-    `reasoning` is the chain of thought that the editor wrote before the image, or None. What the data has of captions
+    `reasoning` is the chain of thought that the editor wrote before the image, or None, and `reasoning_cut` whether it
+    ended because there were no more tokens for it. What the data has of captions
     of the image before and after the edit, and of a mask (white where the edit belongs), stands beside it.
     `source_uncropped` is the source before it was cropped to whole cells, None where nothing had to be.
     """
@@ -71,6 +72,7 @@ class Prediction:
     target_caption: str | None = None
     mask: str | None = None
     source_uncropped: str | None = None
+    reasoning_cut: bool | None = None
 
     @property
     def images(self) -> tuple[str | None, ...]:
@@ -134,6 +136,7 @@ _SCHEMAS = {
         + [(name, _TEXT) for name in ("source", "edited", "target", "model", "editor")]
         + [("seed", pa.int64()), ("seconds", _NUMBER)]
         + [(name, _TEXT) for name in ("reasoning", "source_caption", "target_caption", "mask", UNCROPPED)]
+        + [("reasoning_cut", pa.bool_())]
     ),
     ScoredSample: pa.schema(
         [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "source_set")]
@@ -147,7 +150,7 @@ Record = TypeVar("Record", Prediction, ScoredSample)
 
 # Columns that came later, and what they are in a file that was written before.
 _LATER: dict[str, Any] = {"source_set": "", "reasoning": None, "metric": VIESCORE, "answers": {}}
-_LATER |= dict.fromkeys(("source_caption", "target_caption", "mask", UNCROPPED))
+_LATER |= dict.fromkeys(("source_caption", "target_caption", "mask", UNCROPPED, "reasoning_cut"))
 
 
 def write_records(path: Path, records: Sequence[Prediction] | Sequence[ScoredSample], settings: dict[str, Any]) -> None:

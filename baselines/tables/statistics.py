@@ -283,9 +283,9 @@ def stats_name(model: str) -> str:
 def viescore_stats(scores: Sequence[ScoredSample]) -> dict[str, Any]:
     """What the published evaluation writes beside its scores as `NAME_viescore_stats.json`, of one predictions file.
 
-    `{"n", "failed", "mean": {...}, "std": {...}, "per_source": {source: ...}, "per_task_type": {task: ...}}`: its seven
-    statistics under their names, each with mean and standard deviation over the scored samples (ddof 0), over all of
-    them, per source and per task type. Unlike there, failed samples enter none and are counted.
+    `{"VIE_SC": {"mean", "std"}, ..., "n", "failed", "per_source": {source: ...}, "per_task_type": {task: ...}}`: its
+    seven statistics under their names, each with mean and standard deviation over the scored samples (ddof 0), over all
+    of them, per source and per task type. Unlike there, failed samples enter none and are counted.
     """
     return {
         **_mean_and_std(scores),
@@ -307,8 +307,12 @@ def _mean_and_std(scores: Sequence[ScoredSample]) -> dict[str, Any]:
         for name, part in PUBLISHED_STATISTICS.items()
     }
     return {
+        **{
+            name: {"mean": float(np.mean(numbers)), "std": float(np.std(numbers))}
+            if scored
+            else dict.fromkeys(("mean", "std"))
+            for name, numbers in values.items()
+        },
         "n": len(scored),
         "failed": len(scores) - len(scored),
-        "mean": {name: float(np.mean(numbers)) if scored else None for name, numbers in values.items()},
-        "std": {name: float(np.std(numbers)) if scored else None for name, numbers in values.items()},
     }

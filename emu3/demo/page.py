@@ -36,6 +36,11 @@ THEME = gr.themes.Default(
     spacing_size="sm",
     font=["system-ui", "sans-serif"],
     font_mono=["monospace"],
+).set(  # gradio's own greys are too faint to be read
+    body_text_color_subdued="*neutral_500",
+    body_text_color_subdued_dark="*neutral_400",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
 )
 # Whole images at any aspect, in one screen of 1280x900; a long chain of thought scrolls in its own box, as running
 # text (font size 0: gradio's markup has spaces between the pieces).
@@ -60,6 +65,10 @@ CSS = f"""
 #chain .textfield, #chain .textfield * {{ line-height: 21px; }}
 #chain .highlighted .text {{ background: inherit; padding: 1px 2px; white-space: nowrap; }}
 #compare {{ scroll-margin-top: 8px; }}
+@media (max-width: 700px) {{
+  #compare {{ height: 280px !important; }}
+  #compare img {{ max-height: 278px !important; }}
+}}
 """
 # Ctrl+Enter is the button; on a screen of one column what was asked for is brought into view.
 HEAD = """<script>

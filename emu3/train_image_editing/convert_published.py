@@ -42,9 +42,8 @@ from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.commands import Worker, WorkerArguments, parse_flags
 from emu3.train_image_editing.published_pickle import BadFile, read_pickle
 from emu3.train_image_editing.shard_writer import FailedRow
-from emu3.train_image_editing.shards import EditRow
+from emu3.train_image_editing.shards import LIST_FILE, EditRow
 
-LIST_FILE = "tokenized_datalist.json"
 FILE_LIMIT = 2**20  # bytes; a pair of 128x128 grids takes 300 kB
 NAME_LIMIT = 255  # bytes that Linux allows
 # What zipfile raises for a damaged file, whose sizes and places it takes as they are.

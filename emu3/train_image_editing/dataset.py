@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -48,12 +49,20 @@ class Example:
 class EncodedRows:
     """The rows of one dataset that can be trained on, as token ids.
 
-    cot_keys: train to reason first, with these texts; rows that have none of them are dropped, like rows without
-    a target and rows of more than `max_positions` tokens. `dropped` counts them by reason.
+    cot_keys: train to reason first, with these texts. missing: what becomes of rows that have none of them: "plain"
+    edits, counted in `plain`, "drop", or "refuse", an error. Rows without a target and rows of more than
+    `max_positions` tokens are dropped. `dropped` counts them by reason.
     Raises UserError for codes that the tokenizer does not have, and if nothing is left.
     """
 
-    def __init__(self, rows: Rows, tokenizer: TextTokenizer, cot_keys: Sequence[str], max_positions: int) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        tokenizer: TextTokenizer,
+        cot_keys: Sequence[str],
+        max_positions: int,
+        missing: Literal["plain", "drop", "refuse"] = "plain",
+    ) -> None:
         self._rows, self._tokenizer, self._cot_keys = rows, tokenizer, cot_keys
         if rows.codes > tokenizer.layout.codebook_size:
             for row in rows:
@@ -61,7 +70,13 @@ class EncodedRows:
                     self._example(row)
         sizes, (instructions, thoughts) = rows.sizes(), rows.text_bytes(cot_keys)
         reasons = {"without a target": sizes[:, 2] == 0}
-        reasons["without reasoning"] = ~reasons["without a target"] & (thoughts == 0) & bool(cot_keys)
+        unreasoned = ~reasons["without a target"] & (thoughts == 0) & bool(cot_keys)
+        if unreasoned.any() and missing == "refuse":
+            raise UserError(
+                f"{rows.folder}, row {rows[int(unreasoned.argmax())].id}: no reasoning under {', '.join(cot_keys)}; "
+                "--reasoning_missing plain trains such rows as plain edits, drop leaves them out"
+            )
+        reasons["without reasoning"] = unreasoned & (missing == "drop")
         marks = sum(len(text.encode()) for text in (THINK_PREFILL, THINK_END)) + 1
         bounds = prompt_bounds(tokenizer, sizes[:, :2], instructions) + grid_tokens(tokenizer, sizes[:, 2:]) + 1
         bounds += np.where(thoughts > 0, thoughts + marks, 0)
@@ -71,7 +86,9 @@ class EncodedRows:
             too_long[index] = len(self._example(rows[index]).tokens) > max_positions
         reasons[f"longer than {max_positions} tokens"] = too_long
         self.dropped = {reason: int(of.sum()) for reason, of in reasons.items()}
-        self._indices = np.flatnonzero(kept & ~too_long)
+        kept &= ~too_long
+        self.plain = int((unreasoned & kept).sum())
+        self._indices = np.flatnonzero(kept)
         self._bounds = bounds[self._indices]
         if not len(self):
             why = ", ".join(f"{count} are {reason}" for reason, count in self.dropped.items() if count)

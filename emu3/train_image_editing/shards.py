@@ -29,6 +29,8 @@ from emu3.files import read_json, reading_parquet, whole_file
 from emu3.run_folder import check_version
 
 MANIFEST = "manifest.json"
+LIST_FILE = "tokenized_datalist.json"
+"""Which published datasets name their files in."""
 FORMAT = 2
 """Of the manifest; 1 had no version."""
 UNPACKING = min(8, os.cpu_count() or 1)
@@ -109,10 +111,13 @@ def read_rows(folder: Path | str) -> Rows:
     """Read a tokenized dataset, of which every byte was checked against the sha256 of its shard when this machine first
     read it. Processes that come meanwhile wait for the first.
 
+    folder: may be the published list (`LIST_FILE`) of the files that it was converted from, if it lies beside them.
     Raises UserError if the manifest is missing, or a shard is missing, changed, or malformed, or where the cache has no
     room.
     """
     folder = Path(folder)
+    if folder.name == LIST_FILE:
+        folder = folder.parent.parent if folder.parent.name == "list" else folder.parent
     manifest, entries = _entries(folder)
     cache = Path(os.environ.get("EARL_CACHE") or Path.home() / ".cache" / "earl") / "shards-1"
     places = [(path, digest, cache / f"{digest}.arrow", _seen(path, cache / digest)) for path, digest in entries]
@@ -141,6 +146,12 @@ def check_rows(folder: Path) -> Rows:
 
 def _entries(folder: Path) -> tuple[Mapping[str, Any], list[tuple[Path, str]]]:
     """The manifest, and each shard with its sha256."""
+    if not (folder / MANIFEST).is_file() and any((folder / place / LIST_FILE).is_file() for place in ("list", ".")):
+        raise UserError(
+            f"{folder} holds published .pth files; put shards of them beside them, once: python -m "
+            f"emu3.train_image_editing.convert_published --data {folder} --output-path {folder} --model-path "
+            "BAAI/Emu3-VisionTokenizer"
+        )
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder / MANIFEST} does not exist: not a tokenized dataset, or one that is unfinished")
     manifest = read_json(folder / MANIFEST)

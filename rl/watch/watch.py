@@ -52,11 +52,13 @@ _PAPER, _INK, _SOFT = "#ffffff", "#1b1d21", "#5c636e"
 
 @dataclass(frozen=True)
 class JudgedRollout:
-    """One rollout for the log: kind of edit, number of tokens, what the judge said."""
+    """One rollout for the log: kind of edit, number of tokens, what the judge said, and whether its chain of thought
+    was cut, None without one."""
 
     task: str | None
     tokens: int
     outcome: Outcome
+    cut: bool | None = None
 
 
 def reward_metrics(judged: Sequence[JudgedRollout]) -> dict[str, Any]:
@@ -80,6 +82,7 @@ def reward_metrics(judged: Sequence[JudgedRollout]) -> dict[str, Any]:
         "unavailable": len(judged) - len(scores) - unparsable,
         "answer_tokens": _mean([item.tokens for item in judged]),
         "sampled_tokens": sum(item.tokens for item in judged),
+        "cut_chains": None if all(item.cut is None for item in judged) else sum(item.cut is True for item in judged),
     }
 
 

@@ -108,7 +108,7 @@ def checkout(tmp_path: Path, python: str) -> Path:
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     shim = tmp_path / ".venv/bin/python"
     shim.parent.mkdir(parents=True)
-    shim.write_text(f'#!/bin/sh\nexec {python} "$@"\n')
+    shim.write_text(f'#!/bin/sh\nPYTHON_OF_TEST=$0 exec {python} "$@"\n')
     shim.chmod(0o755)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/aurora.parquet").symlink_to(AURORA.resolve())

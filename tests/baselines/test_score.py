@@ -168,12 +168,12 @@ def test_statistics_have_the_published_names(predicted: Path, judge: FakeJudge) 
     scored(predicted, judge)
     stats = json.loads((predicted / "m_viescore_stats.json").read_text())
     names = ["VIE_SC", "VIE_PQ", "VIE_ALL", "EDIT_SUCCESS", "OVEREDIT", "LOOKS_NATURAL", "NO_ARTIFACT"]
-    assert list(stats["mean"]) == list(stats["std"]) == names
+    assert [name for name in stats if isinstance(stats[name], dict) and set(stats[name]) == {"mean", "std"}] == names
     assert (stats["n"], stats["failed"]) == (4, 1)
-    assert stats["mean"]["VIE_SC"] == 5.0 and stats["mean"]["OVEREDIT"] == 9.0
-    assert stats["std"]["EDIT_SUCCESS"] == pytest.approx(math.sqrt(5))
-    assert stats["mean"]["VIE_ALL"] == pytest.approx(sum(math.sqrt(2 * row * 9) for row in range(1, 5)) / 4)
-    assert stats["per_source"]["north"]["n"] == 1 and stats["per_source"]["south"]["mean"]["VIE_SC"] == 6.0
+    assert stats["VIE_SC"]["mean"] == 5.0 and stats["OVEREDIT"]["mean"] == 9.0
+    assert stats["EDIT_SUCCESS"]["std"] == pytest.approx(math.sqrt(5))
+    assert stats["VIE_ALL"]["mean"] == pytest.approx(sum(math.sqrt(2 * row * 9) for row in range(1, 5)) / 4)
+    assert stats["per_source"]["north"]["n"] == 1 and stats["per_source"]["south"]["VIE_SC"]["mean"] == 6.0
     assert set(stats["per_task_type"]) == {"colour", "counting"}
 
 
@@ -363,6 +363,16 @@ def test_a_judge_that_refuses_everything_ends_the_command(predicted: Path, judge
     assert "--judge-omit" in str(caught.value)
     assert not (predicted / "scores.parquet").exists()
     assert judge.questions <= 200
+
+
+def test_a_judge_that_never_gives_a_score_ends_the_command(predicted: Path, judge: FakeJudge) -> None:
+    """Guards: a benchmark without one score, exit code 0, and a pipeline that goes on to its tables."""
+    judge.answers = {f"change number {row}": "I would rather talk about the weather." for row in range(5)}
+    with pytest.raises(UserError, match="no sample of 5 has a score: unparsable: I would rather"):
+        scored(predicted, judge)
+    assert [row.value for row in read_records(predicted / "scores.parquet", ScoredSample)] == [None] * 5
+    judge.answers = {}
+    assert [row.value for row in scored(predicted, judge)] == [9.0] * 5
 
 
 def test_the_servers_reason_stands_in_the_file(predicted: Path, judge: FakeJudge) -> None:

@@ -15,7 +15,6 @@ it: no `finally` is run.
 from __future__ import annotations
 
 import array
-import contextlib
 import json
 import os
 import signal
@@ -35,11 +34,10 @@ def serve(address: str, libraries: list[str]) -> None:
         while True:
             client, _ = listener.accept()
             with client:
-                if os.fork() == 0:
+                if os.fork() == 0:  # a command may start others, and wait for them
                     _answer(client)
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
+            while _reaped():
+                pass
 
 
 def _answer(client: socket.socket) -> None:
@@ -48,8 +46,17 @@ def _answer(client: socket.socket) -> None:
     child = os.fork()
     if child == 0:
         _run(call, output)
+    for descriptor in output:
+        os.close(descriptor)
     client.sendall(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
     os._exit(0)
+
+
+def _reaped() -> bool:
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0] > 0
+    except ChildProcessError:
+        return False
 
 
 def _receive(client: socket.socket) -> tuple[dict, list[int]]:  # type: ignore[type-arg]
@@ -72,6 +79,7 @@ def _run(call: dict, output: list[int]) -> None:  # type: ignore[type-arg]
         os.chdir(call["folder"])
         os.environ.clear()
         os.environ.update(call["environment"])
+        sys.executable = os.environ.get("PYTHON_OF_TEST", sys.executable)
         module, *arguments = call["arguments"][call["arguments"][0] == "-m" :]
         sys.argv = [module, *arguments]
         sys.path[:0] = [str(Path(module).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
