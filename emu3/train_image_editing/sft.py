@@ -49,10 +49,9 @@ from emu3.train_image_editing.shards import MANIFEST, Rows, check_alike, read_ro
 from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint
 from emu3.training import ranks
 from emu3.training.checkpoints import checkpoint_bytes, save_time
-from emu3.training.lora import ADAPTER, add_lora
 from emu3.training.memory import sft_memory, this_device
-from emu3.training.state import start_communication
-from emu3.training.stopping import Stopping, end_run, stopping
+from emu3.training.ranks import Stopping, end_run, stopping
+from emu3.training.state import ADAPTER, add_lora, start_communication
 
 FINAL = "final"
 FINISHED = "finished.json"
@@ -111,7 +110,7 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
 
     Raises UserError for missing or unsuitable data, a wrong checkpoint folder, arguments that do not fit together, and
     an output folder that holds a run with other arguments or is another process's. Ends by SystemExit, with its state
-    saved, when it is asked to by a signal (`emu3.training.stopping`).
+    saved, when it is asked to by a signal (`emu3.training.ranks`).
     """
     assert training.device  # whose look-up makes the ranks known to each other
     with ranks.owned_by_first(output_folder(training)), stopping() as stop:
