@@ -117,7 +117,7 @@ def run(
             about = {"model": rows[0].model, "benchmark": rows[0].benchmark, "judge": usage.judge}
             write_json(output.with_name(stats_name(rows[0].model)), about | viescore_stats(scores.by_metric[name]))
         else:
-            name = _measure(name, rows, file.parent, weights, scores)
+            name = _measure(name, rows, file.parent, weights, scores, evaluation_of(read_settings(file)))
         _print_counts(scores.by_metric[name])
         if name == VIESCORE and all(score.status != SCORED for score in scores.by_metric[name]):
             why = scores.by_metric[name][0]
@@ -187,12 +187,15 @@ def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path | None) 
 
 def evaluation_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What of a predictions file's settings a reader of its scores has to know."""
-    names = ("editor", "seed", "limit", "image_area", "options", "extensions")
+    names = ("editor", "seed", "limit", "part", "image_area", "options", "extensions")
     return {name: settings[name] for name in names if name in settings}
 
 
-def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile) -> str:
-    """Another metric than VIEScore; returns what it is called. Rows stand if they are whole and were made alike."""
+def _measure(
+    name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile, about: dict[str, Any]
+) -> str:
+    """Another metric than VIEScore; returns what it is called. Rows stand if they are whole and were made alike. about:
+    how the images were made."""
     # Imported here: the metrics bring torch and models, which the judge needs nothing of.
     from baselines.metrics.measuring import measure, metric_named
 
@@ -204,7 +207,7 @@ def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | No
     if before is not None and all(score.status == SCORED for score in before):
         scores.check(made)
     else:
-        scores.put(metric.name, measure(metric, rows, folder), made)
+        scores.put(metric.name, measure(metric, rows, folder), made | {"evaluation": about})
     return metric.name
 
 

@@ -53,7 +53,8 @@ class Prediction:
     `reasoning` is the chain of thought that the editor wrote before the image, or None, and `reasoning_cut` whether it
     ended because there were no more tokens for it. What the data has of captions
     of the image before and after the edit, and of a mask (white where the edit belongs), stands beside it.
-    `source_uncropped` is the source before it was cropped to whole cells, None where nothing had to be.
+    `source_uncropped` is the source before it was cropped to whole cells, None where nothing had to be. `source_id`
+    says which image is edited, "" where that is not known: several edits of one image have one (`Sample`).
     """
 
     id: str
@@ -74,6 +75,7 @@ class Prediction:
     target_caption: str | None = None
     mask: str | None = None
     source_uncropped: str | None = None
+    source_id: str = ""
     reasoning_cut: bool | None = None
 
     @property
@@ -89,6 +91,8 @@ class ScoredSample:
     `metric` is VIESCORE or the name of another metric, `parts` holds the numbers that the value is made of. `answers`
     keeps what the judge said, by question; it is empty for other metrics. `detail` says why there is no value, else
     null. A score of a whole benchmark, such as FID, is one row with the id WHOLE_SET, its sample count as `parts["n"]`.
+    `source_id` is the prediction's. `run` is not in the file: it tells several runs of one model apart, once their
+    files are read together (`baselines.tables.conditions.read_scores`).
     """
 
     id: str
@@ -104,6 +108,8 @@ class ScoredSample:
     parts: dict[str, float]
     answers: dict[str, str]
     detail: str | None
+    source_id: str = ""
+    run: str = ""
 
 
 def scored_row(
@@ -117,11 +123,9 @@ def scored_row(
     detail: str | None = None,
 ) -> ScoredSample:
     """The row of a scores file about the prediction `row`."""
-    shared = {
-        name: getattr(row, name) for name in ("id", "benchmark", "split", "task", "source_set", "model", "editor")
-    }
+    names = ("id", "benchmark", "split", "task", "source_set", "model", "editor", "source_id")
     return ScoredSample(
-        **{name: getattr(row, name) for name in shared},
+        **{name: getattr(row, name) for name in names},
         metric=metric,
         status=status,
         value=value,
@@ -137,14 +141,14 @@ _SCHEMAS = {
         [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "source_set", "instruction")]
         + [(name, _TEXT) for name in ("source", "edited", "target", "model", "editor")]
         + [("seed", pa.int64()), ("seconds", _NUMBER)]
-        + [(name, _TEXT) for name in ("reasoning", "source_caption", "target_caption", "mask", UNCROPPED)]
+        + [(name, _TEXT) for name in ("reasoning", "source_caption", "target_caption", "mask", UNCROPPED, "source_id")]
         + [("reasoning_cut", pa.bool_())]
     ),
     ScoredSample: pa.schema(
         [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "source_set")]
         + [(name, _TEXT) for name in ("model", "editor", "metric", "status")]
         + [("value", _NUMBER), ("parts", pa.map_(_TEXT, _NUMBER)), ("answers", pa.map_(_TEXT, _TEXT))]
-        + [("detail", _TEXT)]
+        + [("detail", _TEXT), ("source_id", _TEXT)]
     ),
 }
 
@@ -152,6 +156,7 @@ Record = TypeVar("Record", Prediction, ScoredSample)
 
 # Columns that came later, and what they are in a file that was written before.
 _LATER: dict[str, Any] = {"source_set": "", "reasoning": None, "metric": VIESCORE, "answers": {}}
+_LATER |= {"source_id": "", "run": ""}
 _LATER |= dict.fromkeys(("source_caption", "target_caption", "mask", UNCROPPED, "reasoning_cut"))
 
 

@@ -355,10 +355,12 @@ def test_the_command_line_names_columns(
         f"evaluate --editor no-edit --data {make_data()} --original-image-key input --edit-instruction instruction"
     )
     arguments += f" --id-key id --task-key task --output-dir {tmp_path / 'out'} --limit 1 --image-area {AREA}"
+    arguments += " --benchmark-name mine"
     monkeypatch.setattr("sys.argv", arguments.split())
     evaluate.main()
     [row] = read_records(tmp_path / "out" / "predictions.parquet", Prediction)
-    assert (row.id, row.task, row.model, row.editor) == ("sample-0", "counting", "no-edit", "no-edit")
+    assert (row.id, row.task, row.model, row.editor) == ("sample-4", "counting", "no-edit", "no-edit")
+    assert row.benchmark == "mine"
 
 
 def test_the_image_area_is_the_one_of_the_model(tmp_path: Path) -> None:
