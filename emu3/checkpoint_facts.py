@@ -9,7 +9,7 @@
   "data": [{"name": "simple", "sha256": "..."}],
   "objective": "grpo: corrected",
   "steps": 2000,
-  "versions": {"earl": "0.1.0", "torch": "2.13.0"}
+  "versions": {"earl-image-editing": "0.1.0", "torch": "2.13.0"}
 }
 ```
 
@@ -44,7 +44,7 @@ FORMAT = 1
 DEFAULT_AREA = 65536
 """Pixels of an image where neither a flag nor the checkpoint says: those of the published models."""
 
-LIBRARIES = ("earl", "torch", "transformers", "safetensors")
+LIBRARIES = ("earl-image-editing", "torch", "transformers", "safetensors")
 
 
 @dataclass(frozen=True)

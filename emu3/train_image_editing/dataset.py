@@ -10,9 +10,9 @@ last K inputs. Only those K positions need logits, about half of a sequence. The
 stands on the right, so causal attention never lets a position that counts see it.
 
 With coefficients, set i of a mixture contributes `coefficients[i]` times its rows: whole copies, and for the fraction a
-random subset without repetition. Without, every smaller set is repeated up to the size of the largest, as the paper
-did with its complex sets. The order is a function of (seed, pass over the data), so that a run continues from a
-position alone; no iterator state is saved.
+random subset without repetition, another one in each pass until all rows had their turn. Without, every smaller set is
+repeated up to the size of the largest, as the paper did with its complex sets. Rows and order are functions of (seed,
+pass over the data), so that a run continues from a position alone; no iterator state is saved.
 """
 
 from __future__ import annotations
@@ -146,17 +146,23 @@ def _encode(
 
 
 class MixedRows(Dataset[Example]):
-    """Several encoded datasets in the proportions of a mixture."""
+    """Several encoded datasets in the proportions of a mixture, of the pass that `set_epoch` says."""
 
     def __init__(self, parts: Sequence[EncodedRows], mixture: Mixture) -> None:
         self.parts = parts
         self.mixture = mixture
+        # Shared memory: the workers of a data loader may live longer than a pass.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """epoch: passes over the data before this one."""
+        self._epoch[0] = epoch
 
     def __len__(self) -> int:
         return len(self.mixture)
 
     def __getitem__(self, index: int) -> Example:
-        part, row = self.mixture[index]
+        part, row = self.mixture.at(index, int(self._epoch))
         return self.parts[part][row]
 
 
@@ -196,27 +202,26 @@ class Collator:
 
 
 class Mixture:
-    """`len(mixture)` pairs (dataset, row); `mixture[i]` is one of them, in the order of the sets.
+    """`len(mixture)` pairs (dataset, row) per pass over the data; `mixture.at(i, epoch)` is one of them, in the order
+    of the sets.
 
     sizes: rows of each set. coefficients: one non-negative factor per set, or None to upsample to the largest.
     Raises UserError if they do not fit or nothing is left.
     """
 
     def __init__(self, sizes: Sequence[int], coefficients: Sequence[float] | None = None, seed: int = 0) -> None:
-        counts = _counts(sizes, coefficients)
+        self._sets = list(zip(sizes, _counts(sizes, coefficients), strict=True))
         self.seed = seed
-        self.pairs = np.concatenate(
-            [
-                np.stack([np.full(count, index), _repeat(size, count, np.random.default_rng((seed, index)))], axis=1)
-                for index, (size, count) in enumerate(zip(sizes, counts, strict=True))
-            ]
-        )
+        self._epoch, self._pairs = 0, self._pairs_of(0)
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return sum(count for _, count in self._sets)
 
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        dataset, row = self.pairs[index]
+    def at(self, index: int, epoch: int = 0) -> tuple[int, int]:
+        """Dataset and row number `index` of pass `epoch`."""
+        if epoch != self._epoch:
+            self._epoch, self._pairs = epoch, self._pairs_of(epoch)
+        dataset, row = self._pairs[index]
         return int(dataset), int(row)
 
     def stream(self, position: int = 0) -> Iterator[tuple[int, int]]:
@@ -225,8 +230,13 @@ class Mixture:
             epoch, start = divmod(position, len(self))
             order = np.random.default_rng((self.seed, len(self), epoch)).permutation(len(self))
             for index in order[start:]:
-                yield self[int(index)]
+                yield self.at(int(index), epoch)
             position = (epoch + 1) * len(self)
+
+    def _pairs_of(self, epoch: int) -> np.ndarray:
+        """int (rows of a pass, 2)."""
+        rows = [_rows(size, count, (self.seed, index), epoch) for index, (size, count) in enumerate(self._sets)]
+        return np.concatenate([np.stack([np.full(len(own), index), own], axis=1) for index, own in enumerate(rows)])
 
 
 def _counts(sizes: Sequence[int], coefficients: Sequence[float] | None) -> list[int]:
@@ -244,7 +254,12 @@ def _counts(sizes: Sequence[int], coefficients: Sequence[float] | None) -> list[
     return counts
 
 
-def _repeat(size: int, count: int, generator: np.random.Generator) -> np.ndarray:
+def _rows(size: int, count: int, seed: tuple[int, int], epoch: int) -> np.ndarray:
+    """int (count,): the rows of a set in pass `epoch`. For the fraction, passes take parts of one order in turn, as
+    many as it has, then those of another order."""
     copies, rest = divmod(count, size)
-    subset = np.sort(generator.permutation(size)[:rest])
+    turns = size // rest if rest else 1
+    order, turn = divmod(epoch, turns) if rest else (0, 0)
+    generator = np.random.default_rng((*seed, order) if order else seed)
+    subset = np.sort(generator.permutation(size)[turn * rest : (turn + 1) * rest])
     return np.concatenate([np.tile(np.arange(size), copies), subset])

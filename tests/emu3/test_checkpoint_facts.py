@@ -69,7 +69,7 @@ def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_facts(tmp_path, facts)
     assert read_facts(tmp_path) == facts
     assert json.loads((tmp_path / FACTS_FILE).read_text())["version"] == 1
-    assert {"earl", "torch"} <= facts.versions.keys()
+    assert {"earl-image-editing", "torch"} <= facts.versions.keys()
 
 
 def test_a_run_that_is_moved_as_a_whole_still_finds_its_vision_tokenizer(tree: Path, tmp_path: Path) -> None:
