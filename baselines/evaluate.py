@@ -36,7 +36,9 @@ from baselines.results.records import fingerprint, versions
 from emu3.checkpoint_facts import DEFAULT_AREA, read_facts
 from emu3.errors import UserError, run_main
 from emu3.extensions import is_extension, source_digests
+from emu3.settings import COUNT, SEED
 from emu3.train_image_editing.image_folder import ImageFolder
+from emu3.train_image_editing.row_files import RowSource
 from rl.reward.config import judge_from_flags
 
 COLUMNS = ("source", "instruction", "target", "task", "id", "source_id", "source_caption", "target_caption", "mask")
@@ -77,12 +79,7 @@ def run(
     if limit is not None and limit < 1:
         raise UserError(f"the limit is at least 1: {limit}")
     share = share_of(shard)
-    found = find_rows(benchmark, data, data_dir, split, config=config_name, data_files=data_files)
-    samples = Samples(benchmark, found, limit, part)
-    if limit is not None or part is not None:
-        print(f"{len(samples)} of {samples.rows_in_files} rows, drawn by seed {CHOICE_SEED}")
-    if benchmark.rows is not None and samples.rows_in_files != benchmark.rows:
-        print(f"note: {benchmark.name} has {benchmark.rows} rows as published, these files {samples.rows_in_files}")
+    found, samples = open_samples(benchmark, data, data_dir, split, config_name, data_files, limit, part)
     rows = rows_of(editor, samples)
     if not rows:
         raise UserError(f"no row of {found.files[0]} has a target image (column {benchmark.target!r})")
@@ -107,6 +104,26 @@ def run(
     if by_name:
         output_dir = output_dir / benchmark.name / f"{settings.name.strip('/').replace('/', '--')}-seed{seed}"
     return write_predictions(samples, rows, chosen, output_dir, settings, share)
+
+
+def open_samples(
+    benchmark: Benchmark,
+    data: str | Path | None = None,
+    data_dir: Path | None = None,
+    split: str | None = None,
+    config_name: str | None = None,
+    data_files: Sequence[str] = (),
+    limit: int | None = None,
+    part: str | None = None,
+) -> tuple[RowSource, Samples]:
+    """The rows that a run is about. The arguments are those of `run`, which says the rest."""
+    found = find_rows(benchmark, data, data_dir, split, config=config_name, data_files=data_files)
+    samples = Samples(benchmark, found, limit, part)
+    if limit is not None or part is not None:
+        print(f"{len(samples)} of {samples.rows_in_files} rows, drawn by seed {CHOICE_SEED}")
+    if benchmark.rows is not None and samples.rows_in_files != benchmark.rows:
+        print(f"note: {benchmark.name} has {benchmark.rows} rows as published, these files {samples.rows_in_files}")
+    return found, samples
 
 
 def rows_of(editor: str, samples: Samples) -> list[int]:
@@ -151,7 +168,11 @@ def main() -> None:
 
 def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
     """What `run` takes, from a command line."""
-    parser = argparse.ArgumentParser(description="Write an editor's images for a benchmark.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=None if words is None else "baselines.evaluate",
+        description="Write an editor's images for a benchmark.",
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--editor", required=True, metavar="EDITOR", help=f"{', '.join(EDITORS)}, or your own: file.py:name"
     )
@@ -162,18 +183,18 @@ def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
     _add_data(parser)
     add_options(parser)
     parser.add_argument(
-        "--limit", type=int, help="so many rows, drawn by a fixed seed; each draw holds the smaller ones"
+        "--limit", type=COUNT, help="so many rows, drawn by a fixed seed; each draw holds the smaller ones"
     )
     parser.add_argument(
         "--part",
         choices=(DEV, HELD_OUT),
         help=f"{DEV}: a fifth of the source images, to choose settings on; {HELD_OUT}: the others (default: both)",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, help="default: what suits the editor")
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--batch-size", type=COUNT, help="default: what suits the editor")
     parser.add_argument(
         "--image-area",
-        type=int,
+        type=COUNT,
         help="pixels of the images that the judge sees (default: what an emu3 model was trained at, else 65536)",
     )
     parser.add_argument("--shard", help="I/N: do part I of N, from 0 (default: as torchrun says)")

@@ -58,6 +58,7 @@ from baselines.tables.statistics import stats_name, viescore_stats
 from emu3.errors import UserError, run_main
 from emu3.extensions import source_digests
 from emu3.files import sha256_of, write_json
+from emu3.settings import number_in
 from emu3.tokenizer.images import read_image
 from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
@@ -102,9 +103,12 @@ def run(
     other settings, and, once the reasons are written, a judge that scored nothing at all.
     """
     file = predictions / PREDICTIONS_FILE if predictions.is_dir() else predictions
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: baselines.evaluate writes it when all images are there")
     rows = read_records(file, Prediction)
     output = output or file.with_name(SCORES_FILE)
     scores = ScoreFile(output, {"predictions": sha256_of(file)})
+    scores.settings |= {"evaluation": evaluation_of(read_settings(file))}
     for name in metrics:
         if name == VIESCORE:
             if judge is None or not judge.base_url:
@@ -149,7 +153,6 @@ def _judge(
     about = {
         "judge_served": sorted(client.served),
         "judged_on": today if usage.requests else scores.settings.get("judged_on", today),
-        "evaluation": evaluation_of(read_settings(file)),
     }
     scores.put(VIESCORE, found, made | about)
     return usage
@@ -348,7 +351,11 @@ def main() -> None:
 
 def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
     """What `run` takes, from a command line."""
-    parser = argparse.ArgumentParser(description="Score an editor's predictions.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=None if words is None else "baselines.score",
+        description="Score an editor's predictions.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
     parser.add_argument(
         "--metrics", nargs="+", default=[VIESCORE], help="viescore, l1, psnr, file.py:name (default: viescore)"
@@ -356,10 +363,12 @@ def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default=OURS, help="published: as the paper's scores were made (default: ours)"
     )
-    parser.add_argument("--requests-per-minute", type=float, help="what the judge's provider allows")
+    parser.add_argument(
+        "--requests-per-minute", type=number_in(float, above=0, most=1e9), help="what the judge's provider allows"
+    )
     parser.add_argument(
         "--usd-per-million-tokens",
-        type=float,
+        type=number_in(float, least=0, most=1e9),
         nargs=2,
         metavar=("QUESTION", "REPLY"),
         help="for the cost in usage.jsonl",

@@ -98,12 +98,16 @@ def write_predictions(
     asked = json.loads(json.dumps(asdict(settings)))
     whole = output_dir / PREDICTIONS_FILE
     _check_folder(output_dir, asked, finished=whole.exists())
+    about = f"{settings.name} on {settings.benchmark['name']}"
     if whole.exists():
+        print(f"{about}: all {len(rows)} images are there, none is made")
         return whole
     with owned(output_dir, (share.index, share.count)):
         done = finished_samples(output_dir)
         mine = share.of(make_batches(samples, rows, settings.batch_size, editor.equal_sizes))
         missing = [batch for batch in mine if not done.keys() >= set(batch.rows)]
+        if done:
+            print(f"{about}: {len(done.keys() & set(rows))} of {len(rows)} images are there, it goes on")
         if missing:
             run = _Worker(samples, editor, output_dir, settings, asked, share)
             run.predict(missing, len(rows), set(done))

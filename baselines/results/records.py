@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from emu3.errors import UserError
 from emu3.files import reading_parquet, sha256_of, whole_file
-from emu3.run_folder import refuse_differences
+from emu3.run_folder import check_version, refuse_differences
 
 PREDICTIONS_FILE = "predictions.parquet"
 SCORES_FILE = "scores.parquet"
@@ -36,7 +36,9 @@ NO_EDIT, GROUND_TRUTH = "no-edit", "ground-truth"
 """Kinds of editors that compete with nobody."""
 WHOLE_SET = "*"
 UNCROPPED = "source_uncropped"
-_SETTINGS = b"settings"
+_SETTINGS, _VERSION = b"settings", b"version"
+VERSION = 2
+"""Of both files; 1 had no version. A file of a newer one is refused, since what it says may mean something else."""
 
 LIBRARIES = ("numpy", "pillow", "torch", "transformers", "diffusers", "vllm")
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -160,15 +162,18 @@ _LATER |= dict.fromkeys(("source_caption", "target_caption", "mask", UNCROPPED, 
 
 def write_records(path: Path, records: Sequence[Prediction] | Sequence[ScoredSample], settings: dict[str, Any]) -> None:
     """Write one kind of record, whole or not at all; the same records and settings give the same bytes."""
-    schema = _SCHEMAS[type(records[0])].with_metadata({_SETTINGS: json.dumps(settings, sort_keys=True).encode()})
+    metadata = {_SETTINGS: json.dumps(settings, sort_keys=True).encode(), _VERSION: str(VERSION).encode()}
+    schema = _SCHEMAS[type(records[0])].with_metadata(metadata)
     with whole_file(path) as temporary:
         pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], schema=schema), temporary)
 
 
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
-    """Read a file of `kind`. Raises `UserError` if it is missing or holds something else."""
+    """Read a file of `kind`. Raises `UserError` if it is missing, holds something else, or is of a newer version."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist")
+        fault = "is a folder, expected a Parquet file in it" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {fault}")
+    _metadata(path)
     with reading_parquet(path):
         table = pq.read_table(path)
         found = table.column_names
@@ -201,13 +206,20 @@ def outside_of_folder(row: Prediction) -> str | None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that `write_records` put beside the rows; empty for a file from elsewhere."""
-    with reading_parquet(path):
-        metadata = pq.read_schema(path).metadata or {}
+    """The settings that `write_records` put beside the rows; empty for a file from elsewhere. Raises `UserError` for
+    a file of a newer version."""
     try:
-        return json.loads(metadata.get(_SETTINGS, b"{}"))
+        return json.loads(_metadata(path).get(_SETTINGS, b"{}"))
     except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: the settings in it are not JSON") from None
+
+
+def _metadata(path: Path) -> dict[bytes, bytes]:
+    with reading_parquet(path):
+        metadata: dict[bytes, bytes] = pq.read_schema(path).metadata or {}
+    version = metadata.get(_VERSION, b"1")
+    check_version(path, {"version": int(version) if version.isdigit() else None}, VERSION)
+    return metadata
 
 
 REMEDY = "choose another folder or delete that one"

@@ -52,9 +52,9 @@ CSS = f"""
 .strip .grid-wrap {{ overflow: hidden; }}
 .strip .grid-container {{ padding-top: 22px; grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)); }}
 .strip .thumbnail-item {{ height: {STRIP_HEIGHT - 40}px; aspect-ratio: auto; }}
-.small.strip .thumbnail-item {{ height: {SMALL_STRIP_HEIGHT - 36}px; }}
+.small.strip .thumbnail-item {{ height: {SMALL_STRIP_HEIGHT - 36}px; display: flex; align-items: flex-start; }}
 .small.strip .grid-container {{ display: flex !important; overflow-x: auto; }}
-.small.strip .thumbnail-item {{ flex: 0 0 calc((100% - 2 * var(--spacing-lg)) / 3); }}
+.small.strip .gallery-item {{ flex: 0 0 calc((100% - 12px) / 3); }}
 .small.strip .thumbnail-item img {{ height: calc(100% - 20px) !important; }}
 .small.strip .caption-label {{ max-width: 100%; left: 0; bottom: 0; font-size: 11px; }}
 #chain {{ max-height: {THOUGHT_HEIGHT}px; overflow-y: auto !important; }}

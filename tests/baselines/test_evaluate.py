@@ -366,10 +366,10 @@ def test_the_command_line_names_columns(
 def test_the_image_area_is_the_one_of_the_model(tmp_path: Path) -> None:
     """Guards against images of another size than the model was trained at, which only look bad."""
     options = EditorOptions(model=str(tmp_path))
-    assert evaluate._image_area("emu3", options) == 65536
+    assert evaluate.image_area_of("emu3", options) == 65536
     write_facts(tmp_path, CheckpointFacts(image_area=AREA))
-    assert evaluate._image_area("emu3", options) == AREA
-    assert evaluate._image_area("InstructPix2Pix", options) == 65536
+    assert evaluate.image_area_of("emu3", options) == AREA
+    assert evaluate.image_area_of("InstructPix2Pix", options) == 65536
 
 
 def test_the_judge_of_the_best_is_named_by_flags(monkeypatch: pytest.MonkeyPatch) -> None:
