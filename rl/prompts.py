@@ -46,7 +46,8 @@ class Prompts:
         ]
         for folder, rows, kept in zip(data.sets, self.sets, fitting, strict=True):
             if not kept:
-                raise UserError(f"{folder}: none of {len(rows)} rows fits the model's {max_positions} positions")
+                chain = f" with a chain of thought of rollout.think_tokens={think_tokens}" if think_tokens else ""
+                raise UserError(f"{folder}: none of {len(rows)} rows fits the model's {max_positions} positions{chain}")
             without = sum(rows[index].edited is None for index in kept) if targets else 0
             if without:
                 raise UserError(
