@@ -58,6 +58,7 @@ from baselines.tables.statistics import stats_name, viescore_stats
 from emu3.errors import UserError, run_main
 from emu3.extensions import source_digests
 from emu3.files import sha256_of, write_json
+from emu3.settings import number_in
 from emu3.tokenizer.images import read_image
 from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
@@ -102,9 +103,12 @@ def run(
     other settings, and, once the reasons are written, a judge that scored nothing at all.
     """
     file = predictions / PREDICTIONS_FILE if predictions.is_dir() else predictions
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: baselines.evaluate writes it when all images are there")
     rows = read_records(file, Prediction)
     output = output or file.with_name(SCORES_FILE)
     scores = ScoreFile(output, {"predictions": sha256_of(file)})
+    scores.settings |= {"evaluation": evaluation_of(read_settings(file))}
     for name in metrics:
         if name == VIESCORE:
             if judge is None or not judge.base_url:
@@ -114,7 +118,7 @@ def run(
             about = {"model": rows[0].model, "benchmark": rows[0].benchmark, "judge": usage.judge}
             write_json(output.with_name(stats_name(rows[0].model)), about | viescore_stats(scores.by_metric[name]))
         else:
-            name = _measure(name, rows, file.parent, weights, scores)
+            name = _measure(name, rows, file.parent, weights, scores, evaluation_of(read_settings(file)))
         _print_counts(scores.by_metric[name])
         if name == VIESCORE and all(score.status != SCORED for score in scores.by_metric[name]):
             why = scores.by_metric[name][0]
@@ -149,7 +153,6 @@ def _judge(
     about = {
         "judge_served": sorted(client.served),
         "judged_on": today if usage.requests else scores.settings.get("judged_on", today),
-        "evaluation": evaluation_of(read_settings(file)),
     }
     scores.put(VIESCORE, found, made | about)
     return usage
@@ -185,12 +188,15 @@ def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path | None) 
 
 def evaluation_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What of a predictions file's settings a reader of its scores has to know."""
-    names = ("editor", "seed", "limit", "image_area", "options", "extensions")
+    names = ("editor", "seed", "limit", "part", "image_area", "options", "extensions")
     return {name: settings[name] for name in names if name in settings}
 
 
-def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile) -> str:
-    """Another metric than VIEScore; returns what it is called. Rows stand if they are whole and were made alike."""
+def _measure(
+    name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile, about: dict[str, Any]
+) -> str:
+    """Another metric than VIEScore; returns what it is called. Rows stand if they are whole and were made alike. about:
+    how the images were made."""
     # Imported here: the metrics bring torch and models, which the judge needs nothing of.
     from baselines.metrics.measuring import measure, metric_named
 
@@ -202,7 +208,7 @@ def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | No
     if before is not None and all(score.status == SCORED for score in before):
         scores.check(made)
     else:
-        scores.put(metric.name, measure(metric, rows, folder), made)
+        scores.put(metric.name, measure(metric, rows, folder), made | {"evaluation": about})
     return metric.name
 
 
@@ -345,7 +351,11 @@ def main() -> None:
 
 def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
     """What `run` takes, from a command line."""
-    parser = argparse.ArgumentParser(description="Score an editor's predictions.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=None if words is None else "baselines.score",
+        description="Score an editor's predictions.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
     parser.add_argument(
         "--metrics", nargs="+", default=[VIESCORE], help="viescore, l1, psnr, file.py:name (default: viescore)"
@@ -353,10 +363,12 @@ def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default=OURS, help="published: as the paper's scores were made (default: ours)"
     )
-    parser.add_argument("--requests-per-minute", type=float, help="what the judge's provider allows")
+    parser.add_argument(
+        "--requests-per-minute", type=number_in(float, above=0, most=1e9), help="what the judge's provider allows"
+    )
     parser.add_argument(
         "--usd-per-million-tokens",
-        type=float,
+        type=number_in(float, least=0, most=1e9),
         nargs=2,
         metavar=("QUESTION", "REPLY"),
         help="for the cost in usage.jsonl",

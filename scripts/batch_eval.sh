@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Quick look at a model: its edits of the first rows of a dataset, K_SAMPLE of each, as PNG files. Without variables:
+# Quick look at a model: its edits of some rows of a dataset, K_SAMPLE of each, as PNG files. Without variables:
 # EARL on the 700 rows of OmniEdit's split dev, as published.
 #
 #   . ./scripts/batch_eval.sh
@@ -25,7 +25,7 @@ SPLIT=${SPLIT:-}              # takes the files that are named for it; empty: al
 MODE=${MODE:-E}               # E: edit; CE: write a chain of thought, then edit; mixed: the model decides
 NEW_TOKENS=${NEW_TOKENS:-}    # of a chain of thought, at most; an image has as many as it has
 IMAGE_AREA=${IMAGE_AREA:-}    # pixels; empty: what the model was trained at, else 65,536
-VAL_SIZE=${VAL_SIZE:-700}     # rows
+VAL_SIZE=${VAL_SIZE:-700}     # rows, drawn by a fixed seed
 BS=${BS:-100}                 # images at once
 K_SAMPLE=${K_SAMPLE:-1}       # edits of each image
 RANDOM_SEED=${RANDOM_SEED:-42}

@@ -20,8 +20,8 @@ install_project() {
     PATH=$venv/bin:$PATH
     echo "installing packages into .venv, which takes some minutes the first time"
     pip install --quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
-        "$(grep --only-matching --max-count=1 'torch==[0-9.]*' "$root/pyproject.toml")"
-    pip install --quiet --editable "$root${extra:+[$extra]}"
+        --constraint "$root/requirements.txt" torch
+    pip install --quiet --constraint "$root/requirements.txt" --editable "$root${extra:+[$extra]}"
     cp "$root/pyproject.toml" "$venv/installed.toml"
 }
 

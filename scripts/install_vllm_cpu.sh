@@ -13,7 +13,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 install_project
-version=$(grep --only-matching --max-count=1 'vllm==[0-9.]*' "$root/pyproject.toml")
+version=$(grep --only-matching --max-count=1 'vllm==[0-9.]*' "$root/requirements.txt")
 if ! python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
     echo "error: .venv has torch for CUDA: remove .venv, set TORCH_INDEX=https://download.pytorch.org/whl/cpu" >&2
     exit 2

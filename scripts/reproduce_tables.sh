@@ -18,8 +18,11 @@
 # baselines.score: only such scores have a difference to them in the tables (docs/evaluation.md).
 #
 # Variables, their defaults, and what they are:
+[ "${BASH_SOURCE[0]-}" = "$0" ] || [ "${apart-}" ] || { # sourced: in a shell of its own, whose code it returns
+    (apart=1; [ -z "${ZSH_VERSION-}" ] || exec bash "$0" "$@"; . "${BASH_SOURCE[0]}" "$@"); return
+}
 set -euo pipefail
-source "$(dirname "$0")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 MODELS=${MODELS:-$root/scripts/paper_models.txt}     # a line per model: NAME EDITOR [options]
 BENCHMARKS=${BENCHMARKS:-omniedit emuedit aurora magicbrush vismin i2ebench}    # names, in one string
@@ -47,8 +50,8 @@ own=() more=()
 for argument in "$@"; do
     case $argument in
         -h | --help)
-            sed -n -e '/^#!/d' -e '/^set -/,$d' -e 's/^# \{0,1\}//p' "$0"
-            sed -n 's/^\([A-Z_]*\)=\${[A-Z_]*:\{0,1\}-\(.*\)} *# \(.*\)$/\1|\2|\3/p' "$0" |
+            sed -n -e '/^#!/d' -e '/^set -/,$d' -e 's/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+            sed -n 's/^\([A-Z_]*\)=\${[A-Z_]*:\{0,1\}-\(.*\)} *# \(.*\)$/\1|\2|\3/p' "${BASH_SOURCE[0]}" |
                 awk -F '|' '{ printf "  %-23s %s%s\n", $1, $3, $2 == "" ? "" : " [" $2 "]" }'
             exit 0
             ;;
@@ -63,7 +66,7 @@ if [ "$PROTOCOL" = published ] && [ -z "$PROMPTS" ] && [[ " $METRICS " == *" vie
 fi
 
 # shellcheck disable=SC2086  # BENCHMARKS, METRICS and the prices are lists
-exec python -m baselines.reproduce --models "$MODELS" --benchmarks $BENCHMARKS --metrics $METRICS \
+python -m baselines.reproduce --models "$MODELS" --benchmarks $BENCHMARKS --metrics $METRICS \
     ${DATA_DIR:+--data-dir "$DATA_DIR"} --results "$RESULTS" --seed "$SEED" --gpus "$GPUS" "${own[@]}" \
     ${REFERENCE:+--reference "$REFERENCE"} \
     ${USD_PER_MILLION_TOKENS:+--usd-per-million-tokens $USD_PER_MILLION_TOKENS} \

@@ -15,13 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from inspect import signature
 from operator import add
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from baselines import evaluate, score
-from baselines.benchmarks.samples import Samples, find_rows
 from baselines.benchmarks.spec import benchmark_named
 from baselines.editors.editing import DIFFUSERS, EDITORS, EMU3, EditorOptions
 from baselines.reproduce.left import (
@@ -35,6 +34,7 @@ from baselines.reproduce.left import (
     measured_reply,
 )
 from baselines.results.records import VIESCORE
+from emu3.checkpoint_facts import DEFAULT_AREA
 from emu3.errors import UserError
 from emu3.extensions import is_extension, load_extension
 from emu3.hub import SAFE_FILES, SMALL_FILES, bytes_to_fetch
@@ -147,36 +147,34 @@ def plan_of(
             )
     rates = measured_rates({cell.folder for cell in cells})
     weights: dict[tuple[str, tuple[str, ...], tuple[str, ...]], None] = {}
-    opened: tuple[str, Benchmarked] | None = None
+    opened: tuple[str, Benchmarked | None] = ("", None)
     for cell in sorted(cells, key=lambda cell: cell.benchmark):
         arguments = evaluate.arguments_of(cell.evaluate)
-        options: EditorOptions = arguments["options"]
+        editor, options = arguments["editor"], arguments["options"]
+        data = {name: arguments[name] for name in signature(evaluate.open_samples).parameters}
+        if opened[0] != repr(data):
+            opened = repr(data), None  # a benchmark at a time is in memory
+            with _noted(plan.missing, f"benchmark {cell.benchmark}"):
+                opened = repr(data), Benchmarked(evaluate.open_samples(**data)[1])
+        left = None
         with _noted(plan.missing, f"{cell.model} on {cell.benchmark}"):
-            options.check(arguments["editor"])
-            data = {
-                name: arguments[name] for name in ("data", "data_dir", "split", "config_name", "data_files", "limit")
-            }
-            where = repr((arguments["benchmark"], data))
-            if opened is None or opened[0] != where:
-                opened = None  # a benchmark at a time is in memory
-                opened = where, Benchmarked(_samples(arguments["benchmark"], **data))
-            area = arguments["image_area"]
-            measured = rates.get(cell.model)
-            left = left_of(
-                cell.folder,
-                arguments["editor"],
-                options,
-                opened[1],
-                evaluate.rows_of(arguments["editor"], opened[1].samples),
-                evaluate.image_area_of(arguments["editor"], options) if area is None else area,
-                asking,
-                seconds_per_image if measured is None else measured[0],
-                plan.reply[0],
-            )
-            plan.sizes[cell.folder] = left.of
-            plan.left[cell.model] = plan.left.get(cell.model, Left()) + left
-            if left.images:
-                weights |= dict.fromkeys(_weights(arguments["editor"], options))
+            options.check(editor)
+            if opened[1] is not None:
+                left = left_of(
+                    cell.folder,
+                    editor,
+                    options,
+                    opened[1],
+                    evaluate.rows_of(editor, opened[1].samples),
+                    _area(arguments["image_area"], editor, options, plan.missing),
+                    asking,
+                    rates.get(cell.model, (seconds_per_image, 0))[0],
+                    plan.reply[0],
+                )
+                plan.sizes[cell.folder] = left.of
+                plan.left[cell.model] = plan.left.get(cell.model, Left()) + left
+            if left is None or left.images:
+                weights |= dict.fromkeys(_weights(editor, options))
     for name, patterns, needed in weights:
         with _noted(plan.missing, "checkpoint"):
             plan.fetch += bytes_to_fetch(name, patterns)
@@ -193,9 +191,12 @@ def plan_of(
     return plan
 
 
-def _samples(benchmark: Any, **data: Any) -> Samples:
-    config, limit = data.pop("config_name"), data["limit"]
-    return Samples(benchmark, find_rows(benchmark, config=config, **data), limit)
+def _area(given: int | None, editor: str, options: EditorOptions, missing: list[str]) -> int:
+    """Pixels of the judged images; the usual ones where the checkpoint that would say so is missing."""
+    if given is None:
+        with _noted(missing, "checkpoint"):
+            return evaluate.image_area_of(editor, options)
+    return given or DEFAULT_AREA
 
 
 def _asking(judge: JudgeConfig, protocol: str, image_tokens: int | None) -> tuple[Asking, list[str]]:

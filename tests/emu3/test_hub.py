@@ -69,8 +69,17 @@ def test_what_a_fetch_would_bring_is_known_before(hub: FakeHub, tmp_path: Path) 
     assert hub.fetched == []
     local_folder("org/open", ["*.json"])
     assert bytes_to_fetch("org/open", ["*.json"]) == 0 == bytes_to_fetch(tmp_path)
-    with pytest.raises(UserError, match="org/none"):
+    with pytest.raises(UserError, match="folder org/none does not exist, and as a Hub id"):
         bytes_to_fetch("org/none")
+
+
+def test_offline_nothing_would_be_fetched(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a plan without a network: what the cache has whole is there, what it lacks is missing."""
+    local_folder("org/open", ["*.json"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert bytes_to_fetch("org/open", ["*.json"]) == 0
+    with pytest.raises(UserError, match=r"org/open does not exist, .* offline \(HF_HUB_OFFLINE is set\)"):
+        bytes_to_fetch("org/open")
 
 
 def test_a_caller_cannot_ask_for_code(hub: FakeHub) -> None:

@@ -14,7 +14,7 @@ SCRIPTS = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in ("scripts", "baselines/scripts", "rl/scripts")
     for path in (ROOT / folder).glob("*.sh")
-    if path.name not in ("environment.sh", "reproduce_tables.sh")
+    if path.name != "environment.sh"
 )
 STATE = """state() {
     set +o; shopt -p; trap -p; declare -F; pwd; umask

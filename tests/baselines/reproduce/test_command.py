@@ -90,7 +90,7 @@ def test_a_plan_is_no_run(
     """Guards `--plan`, and what it says where nothing is known: no price, no rule for an image, no rate."""
     call(monkeypatch, folder, judge, "--plan")
     said = capsys.readouterr().out
-    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines()[1:4]}
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.split()}
     assert rows["floor"] == ["3", "0", "6", "unknown", "–", "0.00", rows["floor"][-1]]
     assert rows["earl"][:6] == ["3", "0", "6", "unknown", "–", "unknown"]
     assert rows["all"][:6] == ["6", "0", "12", "unknown", "–", "unknown"]
@@ -126,7 +126,7 @@ def test_all_that_is_missing_is_said_at_once(
     for words in (
         "mine on aurora: folder nowhere of finished images does not exist",
         "other on aurora: editor omnigen does not take --think",
-        "neither a folder magicbrush nor files magicbrush*.parquet",
+        f"benchmark magicbrush: {folder}/data holds neither a folder magicbrush nor files magicbrush*.parquet",
         f"checkpoint: {folder}/model has no *.safetensors",
         "judge: OPENAI_API_KEY is not set, which api.openai.com asks for",
     ):

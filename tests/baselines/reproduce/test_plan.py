@@ -134,13 +134,20 @@ def test_on_photographs(table: Table, protocol: str) -> None:
     hold_against_what_was_used(table, protocol, *(() if os.environ.get("EARL_SLOW") else ("--limit", "40")))
 
 
-def test_what_is_there_is_left_out(table: Table, make_data: Callable[..., Path]) -> None:
+def test_what_is_there_is_left_out(
+    table: Table, make_data: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Guards a plan in the middle: images without scores are known by their pixels, replies by their questions, rates
     and lengths of replies by what was measured."""
     (table.folder / "data").mkdir()
     make_data(6, source=["ag"] * 6).rename(table.folder / "data/aurora.parquet")
     cells = table.cells("ours", "floor no-edit\n")
     evaluate.run(**evaluate.arguments_of(cells[0].evaluate))
+    (cells[0].folder / "predictions.parquet").unlink()
+    evaluate.run(**evaluate.arguments_of(cells[0].evaluate))
+    assert "floor on aurora: 6 of 6 images are there, it goes on" in capsys.readouterr().out
+    evaluate.run(**evaluate.arguments_of(cells[0].evaluate))
+    assert "floor on aurora: all 6 images are there, none is made" in capsys.readouterr().out
     made = table.plan(cells).whole
     assert (made.images, made.made, made.questions) == (0, 6, 12)
     run(cells)

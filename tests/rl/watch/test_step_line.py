@@ -21,6 +21,8 @@ def test_failures_are_counted_and_never_averaged() -> None:
     assert metrics["reward"] == 5.0
     assert metrics["reward_by_task"] == {"add": 8.0, "count": 2.0}
     assert metrics["parts"] == {"sc": 5.5}
+    assert metrics["failed_by_task"] == {"add": 1, "count": 1}
+    assert metrics["rollouts_by_task"] == {"add": 2, "count": 2}
     assert (metrics["failed"], metrics["unparsable"], metrics["unavailable"]) == (2, 1, 1)
     assert (metrics["answer_tokens"], metrics["sampled_tokens"], metrics["cut_chains"]) == (15.0, 60, 1)
     plain = reward_metrics([JudgedRollout("add", 10, Unavailable("late"))])
