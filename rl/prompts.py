@@ -47,7 +47,7 @@ class Prompts:
             # A text has no more tokens than bytes: only rows that are near the limit by their bytes are tokenized.
             most = prompt_bounds(tokenizer, grids[:, :2], rows.text_bytes()[0]) + grid_tokens(tokenizer, grids[:, :2])
             fits = most + len(self._prefill) + 1 + think_tokens <= max_positions
-            for index in np.flatnonzero(~fits):
+            for index in np.flatnonzero(~fits).tolist():
                 fits[index] = self._tokens(rows[index]) + think_tokens <= max_positions
             fitting.append(np.flatnonzero(fits))
         for folder, rows, grids, kept in zip(data.sets, self.sets, sizes, fitting, strict=True):

@@ -82,7 +82,7 @@ class EncodedRows:
         bounds += np.where(thoughts > 0, thoughts + marks, 0)
         kept = ~(reasons["without a target"] | reasons["without reasoning"])
         too_long = np.zeros(len(rows), dtype=bool)
-        for index in np.flatnonzero(kept & (bounds > max_positions)):
+        for index in np.flatnonzero(kept & (bounds > max_positions)).tolist():
             too_long[index] = len(self._example(rows[index]).tokens) > max_positions
         reasons[f"longer than {max_positions} tokens"] = too_long
         self.dropped = {reason: int(of.sum()) for reason, of in reasons.items()}
