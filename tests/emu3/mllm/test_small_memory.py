@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from emu3.errors import UserError
-from emu3.mllm import language_model as loading
 from emu3.mllm import head, small_memory
+from emu3.mllm import language_model as loading
 from emu3.mllm.editor import Editor
 from emu3.mllm.generate import Request, generate
 from emu3.mllm.language_model import load_for_editing, load_language_model, new_language_model, save_checkpoint
