@@ -103,9 +103,12 @@ def run(
     other settings, and, once the reasons are written, a judge that scored nothing at all.
     """
     file = predictions / PREDICTIONS_FILE if predictions.is_dir() else predictions
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: baselines.evaluate writes it when all images are there")
     rows = read_records(file, Prediction)
     output = output or file.with_name(SCORES_FILE)
     scores = ScoreFile(output, {"predictions": sha256_of(file)})
+    scores.settings |= {"evaluation": evaluation_of(read_settings(file))}
     for name in metrics:
         if name == VIESCORE:
             if judge is None or not judge.base_url:
@@ -150,7 +153,6 @@ def _judge(
     about = {
         "judge_served": sorted(client.served),
         "judged_on": today if usage.requests else scores.settings.get("judged_on", today),
-        "evaluation": evaluation_of(read_settings(file)),
     }
     scores.put(VIESCORE, found, made | about)
     return usage

@@ -171,7 +171,8 @@ def write_records(path: Path, records: Sequence[Prediction] | Sequence[ScoredSam
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
     """Read a file of `kind`. Raises `UserError` if it is missing, holds something else, or is of a newer version."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist")
+        fault = "is a folder, expected a Parquet file in it" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {fault}")
     _metadata(path)
     with reading_parquet(path):
         table = pq.read_table(path)

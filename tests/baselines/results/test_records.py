@@ -31,6 +31,8 @@ def test_a_newer_file_is_refused_and_one_without_a_version_read(
     assert pq.read_schema(path).metadata[b"version"] == b"2"
     for file in (path, rewritten(path, None), rewritten(path, b"1")):
         assert read_records(file, ScoredSample) == scores and read_settings(file) == {"judge": "j"}
+    with pytest.raises(UserError, match="is a folder, expected a Parquet file in it"):
+        read_records(tmp_path, ScoredSample)
     newer = rewritten(path, b"3")
     for read in (lambda: read_records(newer, ScoredSample), lambda: read_settings(newer)):
         with pytest.raises(UserError, match=r"parquet has format 3, this version of the project reads up to 2"):
