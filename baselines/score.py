@@ -103,9 +103,12 @@ def run(
     other settings, and, once the reasons are written, a judge that scored nothing at all.
     """
     file = predictions / PREDICTIONS_FILE if predictions.is_dir() else predictions
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: baselines.evaluate writes it when all images are there")
     rows = read_records(file, Prediction)
     output = output or file.with_name(SCORES_FILE)
     scores = ScoreFile(output, {"predictions": sha256_of(file)})
+    scores.settings |= {"evaluation": evaluation_of(read_settings(file))}
     for name in metrics:
         if name == VIESCORE:
             if judge is None or not judge.base_url:
@@ -115,7 +118,7 @@ def run(
             about = {"model": rows[0].model, "benchmark": rows[0].benchmark, "judge": usage.judge}
             write_json(output.with_name(stats_name(rows[0].model)), about | viescore_stats(scores.by_metric[name]))
         else:
-            name = _measure(name, rows, file.parent, weights, scores)
+            name = _measure(name, rows, file.parent, weights, scores, evaluation_of(read_settings(file)))
         _print_counts(scores.by_metric[name])
         if name == VIESCORE and all(score.status != SCORED for score in scores.by_metric[name]):
             why = scores.by_metric[name][0]
@@ -150,14 +153,16 @@ def _judge(
     about = {
         "judge_served": sorted(client.served),
         "judged_on": today if usage.requests else scores.settings.get("judged_on", today),
-        "evaluation": evaluation_of(read_settings(file)),
     }
     scores.put(VIESCORE, found, made | about)
     return usage
 
 
-def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path) -> None:
-    """Raise `UserError` where scores by `judge` would not be by the published protocol, though that is asked for."""
+def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path | None) -> None:
+    """Raise `UserError` where scores by `judge` would not be by the published protocol, though that is asked for.
+
+    predictions: the file that is to be scored; None while there is none.
+    """
     if protocol != PUBLISHED:
         return
     if judge.prompts is None:
@@ -174,7 +179,7 @@ def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path) -> None
             )
     if "max_tokens" in judge.omit:
         raise UserError("the published protocol has a limit of tokens: take --protocol ours to leave it out")
-    if UNCROPPED not in pq.read_schema(predictions).names:
+    if predictions is not None and UNCROPPED not in pq.read_schema(predictions).names:
         raise UserError(
             f"{predictions} has no uncropped sources, which the published protocol shows to the judge: it is from an "
             "earlier version, run baselines.evaluate anew"
@@ -183,12 +188,15 @@ def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path) -> None
 
 def evaluation_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What of a predictions file's settings a reader of its scores has to know."""
-    names = ("editor", "seed", "limit", "image_area", "options", "extensions")
+    names = ("editor", "seed", "limit", "part", "image_area", "options", "extensions")
     return {name: settings[name] for name in names if name in settings}
 
 
-def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile) -> str:
-    """Another metric than VIEScore; returns what it is called. Rows stand if they are whole and were made alike."""
+def _measure(
+    name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile, evaluation: dict[str, Any]
+) -> str:
+    """Another metric than VIEScore; returns what it is called. Rows stand if they are whole and were made alike.
+    evaluation: how the images were made."""
     # Imported here: the metrics bring torch and models, which the judge needs nothing of.
     from baselines.metrics.measuring import measure, metric_named
 
@@ -200,7 +208,7 @@ def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | No
     if before is not None and all(score.status == SCORED for score in before):
         scores.check(made)
     else:
-        scores.put(metric.name, measure(metric, rows, folder), made)
+        scores.put(metric.name, measure(metric, rows, folder), made | {"evaluation": evaluation})
     return metric.name
 
 
@@ -338,7 +346,16 @@ def note_usage(folder: Path, usage: Usage) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Score an editor's predictions.", allow_abbrev=False)
+    print(run(**arguments_of()))
+
+
+def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """What `run` takes, from a command line."""
+    parser = argparse.ArgumentParser(
+        prog=None if words is None else "baselines.score",
+        description="Score an editor's predictions.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
     parser.add_argument(
         "--metrics", nargs="+", default=[VIESCORE], help="viescore, l1, psnr, file.py:name (default: viescore)"
@@ -366,9 +383,10 @@ def main() -> None:
         default=argparse.SUPPRESS,
         help=f"file of the judge's replies (default: {REPLIES_FILE} beside the predictions)",
     )
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(words))
     default = PUBLISHED_SETTINGS if arguments["protocol"] == PUBLISHED else DEFAULT
-    print(run(judge=judge_from_flags(arguments, default), **arguments))
+    arguments["judge"] = judge_from_flags(arguments, default)
+    return arguments
 
 
 if __name__ == "__main__":

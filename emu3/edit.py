@@ -28,6 +28,7 @@ from PIL import Image
 
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
+from emu3.mllm.layout import THINK_TOKENS
 from emu3.settings import COUNT, SEED, number_in
 from emu3.tokenizer.images import fit_image, read_image
 
@@ -118,6 +119,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=("local", "vllm"), default="local", help="what samples (default: %(default)s)"
     )
+    parser.add_argument(
+        "--think-tokens",
+        type=int,
+        default=THINK_TOKENS,
+        help="most tokens of a chain of thought (default: %(default)s)",
+    )
 
 
 def load_editor(arguments: argparse.Namespace) -> Editor:
@@ -126,7 +133,9 @@ def load_editor(arguments: argparse.Namespace) -> Editor:
 
     from emu3 import Editor
 
-    return Editor.from_pretrained(
+    if arguments.think_tokens < 1:
+        raise UserError(f"--think-tokens is {arguments.think_tokens}; it is 1 or more")
+    editor = Editor.from_pretrained(
         arguments.model,
         arguments.vision,
         arguments.tokenizer,
@@ -137,6 +146,8 @@ def load_editor(arguments: argparse.Namespace) -> Editor:
         arguments.quantization,
         arguments.device_map,
     )
+    editor.think_tokens = arguments.think_tokens
+    return editor
 
 
 def main() -> None:
@@ -305,7 +316,8 @@ def _edit(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
         for edit, path in zip(edits, jobs[index].outputs, strict=True):
             save_image(edit.image, path)
             # `write` of tqdm keeps the line clear of the bar.
-            tqdm.write(str(path) if edit.reasoning is None else f"{path}: {edit.reasoning}")
+            cut = " [cut: there were no more tokens, see --think-tokens]" if edit.cut else ""
+            tqdm.write(str(path) if edit.reasoning is None else f"{path}: {edit.reasoning}{cut}")
         if arguments.grid:
             source = fit_image(read_image(jobs[index].image, "image"), editor.image_area, editor.codec.factor)
             first = jobs[index].outputs[0]

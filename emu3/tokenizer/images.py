@@ -363,17 +363,23 @@ def scale_image(image: Image.Image, area: int, factor: int) -> Image.Image:
     Scaled (bicubic) to round(side * sqrt(area / pixels)); not cropped and not rounded to multiples of `factor`. Raises
     UserError where a side would be shorter than one cell, and for an area above `MAX_AREA`.
     """
+    size = scaled_size(image.size, area, factor)
+    scaled = to_rgb(image)
+    return scaled if scaled.size == size else scaled.resize(size, Image.Resampling.BICUBIC)
+
+
+def scaled_size(size: tuple[int, int], area: int, factor: int) -> tuple[int, int]:
+    """Width and height after `scale_image`, which says the rest."""
     if area > MAX_AREA:
         raise UserError(f"an image area of {area} pixels is more than {MAX_AREA}")
-    scale = sqrt(area / (image.width * image.height))
-    width, height = round(image.width * scale), round(image.height * scale)
+    scale = sqrt(area / (size[0] * size[1]))
+    width, height = round(size[0] * scale), round(size[1] * scale)
     if min(width, height) < factor:
         raise UserError(
-            f"a {image.width}x{image.height} image becomes {width}x{height} at an area of {area} pixels, "
+            f"a {size[0]}x{size[1]} image becomes {width}x{height} at an area of {area} pixels, "
             f"less than one cell of {factor}x{factor}"
         )
-    scaled = to_rgb(image)
-    return scaled if scaled.size == (width, height) else scaled.resize((width, height), Image.Resampling.BICUBIC)
+    return width, height
 
 
 def fit_image(image: Image.Image, area: int, factor: int) -> Image.Image:

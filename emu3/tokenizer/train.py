@@ -29,8 +29,8 @@ from tqdm import tqdm
 from emu3.errors import UserError, run_main
 from emu3.files import reading_parquet
 from emu3.settings import COUNT, SEED, number_in
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.codec import to_tensor
-from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.images import read_image
 from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing.image_rows import BadRow, image_bytes

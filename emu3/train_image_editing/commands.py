@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ from transformers.hf_argparser import DataClassType, HfArgumentParser
 from emu3.errors import UserError
 from emu3.settings import Number, check_numbers, setting
 from emu3.tokenizer.images import MAX_AREA
-from emu3.train_image_editing.shards import ShardWriter
+from emu3.train_image_editing.shard_writer import ShardWriter
 
 
 class _Parser(HfArgumentParser):
@@ -36,22 +36,47 @@ class _Parser(HfArgumentParser):
         raise UserError(f"{message} (--help lists all options)")
 
 
-def parse_flags(classes: Sequence[type], description: str | None) -> list[Any]:
+Renamed = Mapping[str, tuple[str, Callable[[str], str]]]
+"""By a flag's older name, without its dashes: the present flag, and what becomes of a value."""
+
+
+def parse_flags(classes: Sequence[type], description: str | None, renamed: Renamed | None = None) -> list[Any]:
     """One instance of each of the dataclasses `classes`, filled from the command line.
 
-    description: of the command; its first line is shown by --help. Raises UserError for an unknown flag, a missing
-    or wrong value, and whatever a class itself refuses.
+    description: of the command; its first line is shown by --help. renamed: flags under names of before, which are
+    taken with a line on standard error. Raises UserError for an unknown flag, a missing or wrong value, and whatever a
+    class itself refuses.
     """
     parser = _Parser([DataClassType(kind) for kind in classes], description=(description or "").splitlines()[0])
     try:
         *instances, unknown = parser.parse_args_into_dataclasses(
-            sys.argv[1:], return_remaining_strings=True, look_for_args_file=False
+            present_flags(sys.argv[1:], renamed or {}), return_remaining_strings=True, look_for_args_file=False
         )
     except (ValueError, ImportError) as error:  # what TrainingArguments refuses, or lacks a package for
         raise UserError(" ".join(str(error).split())) from error
     if unknown:
         raise UserError(f"unknown option {unknown[0]} (--help lists all options)")
     return instances
+
+
+def present_flags(arguments: Sequence[str], renamed: Renamed) -> list[str]:
+    """`arguments` under the present names, with one line on standard error if there were others."""
+    found: list[str] = []
+    said: dict[str, str] = {}
+    change: Callable[[str], str] | None = None  # of the value that comes next
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in renamed:
+            now, becomes = renamed[name]
+            said[flag] = now
+            argument, change = (f"{now}={becomes(value)}", None) if equals else (now, becomes)
+        elif change is not None:
+            argument, change = change(argument), None
+        found.append(argument)
+    if said and os.environ.get("RANK", "0") == "0":
+        print(f"note: {', '.join(f'{flag} is {now} here' for flag, now in said.items())}", file=sys.stderr)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,17 +42,16 @@ from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.run_folder import VERSION, SettingsFile, check_version, refuse_differences
 from emu3.settings import Number, check_numbers, setting
 from emu3.tensor_files import TensorFiles
-from emu3.train_image_editing.commands import parse_flags
+from emu3.train_image_editing.commands import Renamed, parse_flags
 from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows, Mixture
 from emu3.train_image_editing.metrics import ARGUMENTS, output_folder
 from emu3.train_image_editing.shards import MANIFEST, Rows, check_alike, read_rows
 from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint
 from emu3.training import ranks
 from emu3.training.checkpoints import checkpoint_bytes, save_time
-from emu3.training.lora import ADAPTER, add_lora
 from emu3.training.memory import sft_memory, this_device
-from emu3.training.state import start_communication
-from emu3.training.stopping import Stopping, end_run, stopping
+from emu3.training.ranks import Stopping, end_run, stopping
+from emu3.training.state import ADAPTER, add_lora, start_communication
 
 FINAL = "final"
 FINISHED = "finished.json"
@@ -74,6 +73,12 @@ class SftArguments:
         most=1e6,
     )
     cot_keys: list[str] = field(default_factory=list, metadata={"help": "train to reason first, with these texts"})
+    reasoning_missing: Literal["plain", "drop", "refuse"] = field(
+        default="plain",
+        metadata={
+            "help": "rows that have none of --cot_keys: plain edits, as published, or left out, or the end of the run"
+        },
+    )
     changed_token_weight: float = setting(
         "loss weight of target codes that differ from the source", 1.0, above=0, most=1e6
     )
@@ -105,7 +110,7 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
 
     Raises UserError for missing or unsuitable data, a wrong checkpoint folder, arguments that do not fit together, and
     an output folder that holds a run with other arguments or is another process's. Ends by SystemExit, with its state
-    saved, when it is asked to by a signal (`emu3.training.stopping`).
+    saved, when it is asked to by a signal (`emu3.training.ranks`).
     """
     assert training.device  # whose look-up makes the ranks known to each other
     with ranks.owned_by_first(output_folder(training)), stopping() as stop:
@@ -128,7 +133,7 @@ def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping)
         return output / FINAL
 
     checkpoint = _checkpoint(training, output)
-    settings["inputs"] = ranks.on_first(partial(_inputs, arguments))
+    settings["inputs"] = ranks.on_first(partial(_inputs, arguments, [*train_rows, *eval_rows]))
     ranks.on_first(partial(_settings_file(output).check, settings))
     if training.deepspeed:
         start_communication(training.device)
@@ -146,14 +151,14 @@ def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping)
         model.config.max_position_embeddings = arguments.max_position_embeddings
 
     def encoded(datasets: Sequence[Rows]) -> list[EncodedRows]:
-        limit = model.config.max_position_embeddings
-        return [EncodedRows(rows, tokenizer, arguments.cot_keys, limit) for rows in datasets]
+        limit, missing = model.config.max_position_embeddings, arguments.reasoning_missing
+        return [EncodedRows(rows, tokenizer, arguments.cot_keys, limit, missing) for rows in datasets]
 
     seed = training.seed if training.data_seed is None else training.data_seed
     train_parts, eval_parts = encoded(train_rows), encoded(eval_rows)
     mixture = Mixture([len(part) for part in train_parts], arguments.coefficients, seed)
     first = training.process_index == 0  # which alone writes
-    facts = trained_facts(arguments.model_name_or_path, arguments.train_data, "sft") if first else None
+    facts = trained_facts(arguments.model_name_or_path, [rows.folder for rows in train_rows], "sft") if first else None
     trainer = EditTrainer(
         model=model,
         args=training,
@@ -171,7 +176,8 @@ def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping)
         _settings_file(output).record(settings)
         for rows, part in zip([*train_rows, *eval_rows], [*train_parts, *eval_parts], strict=True):
             dropped = ", ".join(f"{count} {why}" for why, count in part.dropped.items() if count)
-            print(f"{rows.folder}: {len(part)} rows" + (f", dropped {dropped}" if dropped else ""), flush=True)
+            plain = f", of which {part.plain} without reasoning are plain edits" if part.plain else ""
+            print(f"{rows.folder}: {len(part)} rows{plain}" + (f", dropped {dropped}" if dropped else ""), flush=True)
         size = checkpoint_bytes(model, sharded=bool(training.deepspeed))
         lines = [*_needed(arguments, training, model.config, train_parts), save_time(output, size)]
         print("\n".join(line for line in lines if line is not None), flush=True)
@@ -208,12 +214,11 @@ def _has_schedule(training: TrainingArguments) -> bool:
     return SchedulerType(training.lr_scheduler_type) not in constant
 
 
-def _inputs(arguments: SftArguments) -> dict[str, Any]:
+def _inputs(arguments: SftArguments, datasets: Sequence[Rows]) -> dict[str, Any]:
     """Digests of what a run is made from."""
-    folders = [*arguments.train_data, *arguments.eval_data]
     return {
         "model": TensorFiles.of(arguments.model_name_or_path).digest(),
-        "data": [sha256_of(Path(folder) / MANIFEST) for folder in folders],
+        "data": [sha256_of(rows.folder / MANIFEST) for rows in datasets],
     }
 
 
@@ -325,6 +330,9 @@ _WITHOUT_EFFECT = (
 )
 """Flags of the Trainer that its loss, its metrics or its checkpoints would read, which are replaced here."""
 
+_MISSING_BEFORE = "drop"
+"""What became of rows without reasoning before it could be said."""
+
 _SAME_IN_A_RESUMED_RUN = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "weight_decay"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed"),
@@ -338,13 +346,17 @@ def _settings(arguments: SftArguments, training: TrainingArguments) -> dict[str,
     trainer = {name: values[name] for name in _SAME_IN_A_RESUMED_RUN}
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     schedule = {"schedule_length": _length(training)} if _has_schedule(training) else {}
-    return {**asdict(arguments), **trainer, "rows_per_step": rows, **schedule}
+    settings = {**asdict(arguments), **trainer, "rows_per_step": rows, **schedule}
+    if not arguments.cot_keys:  # of which no row lacks any: the same run, whatever is said
+        settings["reasoning_missing"] = _MISSING_BEFORE
+    return settings
 
 
 def _settings_file(output: Path) -> SettingsFile:
     """A run continues what lies in its output folder, so that has to be the same run. What a run of an older version
     did not know yet had its default."""
     later = {item.name: item.default for item in fields(SftArguments) if item.default is not MISSING}
+    later["reasoning_missing"] = _MISSING_BEFORE
     return SettingsFile(
         output / ARGUMENTS,
         version=FORMAT,
@@ -365,8 +377,19 @@ def _checkpoint(training: TrainingArguments, output: Path) -> Path | None:
     return checkpoint
 
 
+PUBLISHED_FLAGS: Renamed = {
+    "data_paths": ("--train_data", str),
+    "validation_paths": ("--eval_data", str),
+    "evaluation_strategy": ("--eval_strategy", str),
+    "random_seed": ("--data_seed", str),
+    "attn_type": ("--attn_implementation", lambda kind: "flash_attention_2" if kind == "fa2" else "sdpa"),
+    "min_learning_rate": ("--lr_scheduler_kwargs", '{{"min_lr": {}}}'.format),
+}
+"""What the published command calls them."""
+
+
 def main() -> None:
-    train(*parse_flags([SftArguments, TrainingArguments], __doc__))
+    train(*parse_flags([SftArguments, TrainingArguments], __doc__, PUBLISHED_FLAGS))
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from emu3.errors import run_main
 from emu3.files import write_json
 from emu3.mllm.layout import TokenLayout
 from emu3.settings import COUNT
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.model import StillVQ
-from emu3.training.lora import add_lora
+from emu3.training.state import add_lora
 from rl.check_node.arithmetic import random_group
 from rl.check_node.check import Facts
 from rl.check_node.machine import paper_config

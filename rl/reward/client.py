@@ -23,7 +23,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,8 +148,7 @@ class Judge:
         mode = self._token if one_token else self._words
         rgb = [to_rgb(image) for image in images]
         digests = [pixel_digest(image) for image in rgb]
-        question = [[model, text, digests, self._encoder.image_format], mode.identity]
-        key = hashlib.sha256(json.dumps(question).encode()).hexdigest()
+        key = reply_key(model, text, digests, self._encoder.image_format, mode)
         reply: Reply | Unavailable
         kept = None if self._cache is None else self._cache.get(key)
         if kept is not None and accept(kept):
@@ -251,6 +250,12 @@ class Judge:
     def _unavailable(self, reason: str, refused: bool = False) -> Unavailable:
         self.counters.unavailable += 1
         return Unavailable(reason, refused)
+
+
+def reply_key(model: str, text: str, digests: Sequence[str], image_format: str, mode: RequestMode) -> str:
+    """The key by which a `ReplyCache` keeps the reply to a question. digests: of the images' pixels, in their order."""
+    question = [[model, text, list(digests), image_format], mode.identity]
+    return hashlib.sha256(json.dumps(question).encode()).hexdigest()
 
 
 def in_words(config: JudgeConfig) -> RequestMode:
