@@ -44,6 +44,7 @@ from baselines.tables.summary import (
 )
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file, write_json
+from emu3.settings import number_in
 
 CSV_COLUMNS = (
     *("metric", "model", "split", "n", "failed", "mean", "ci95_low", "ci95_high"),
@@ -296,7 +297,9 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--reference", help="model that differences are taken to")
     parser.add_argument(
-        "--margin", type=float, help="points of the score within which a difference is called equal (default: none is)"
+        "--margin",
+        type=number_in(float, least=0, most=10),
+        help="points of the score within which a difference is called equal (default: none is)",
     )
     add_resampling_flags(parser)
     options = vars(parser.parse_args())

@@ -25,6 +25,7 @@ from baselines.reproduce.progress import Progress
 from baselines.results.records import SCORES_FILE, VIESCORE
 from baselines.tables.conditions import OURS, PROTOCOLS
 from emu3.errors import PARENT, UserError, run_main
+from emu3.settings import COUNT, SEED, number_in
 
 NOTHING_OF_THE_PAPER = 2
 """Exit code of baselines.paper_tables where no model is one of the paper's; the report is written all the same."""
@@ -110,20 +111,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metrics", nargs="+", default=[VIESCORE], help=f"default: {VIESCORE}")
     parser.add_argument("--protocol", choices=PROTOCOLS, default=OURS, help=f"of the judge (default: {OURS})")
     parser.add_argument("--data-dir", type=Path, help="a folder with the benchmarks' files (default: the Hub)")
-    parser.add_argument("--seed", type=int, default=0, help="of the editors (default: 0)")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the editors (default: 0)")
     parser.add_argument(
-        "--gpus", type=int, default=0, help="processes that evaluate, one per GPU (default: 0, the CPU)"
+        "--gpus",
+        type=number_in(int, least=0, most=4096),
+        default=0,
+        help="processes that evaluate, one per GPU (default: 0, the CPU)",
     )
     parser.add_argument("--reference", help="the model that differences are taken to (default: none)")
     parser.add_argument("--plan", action="store_true", help="say what it takes, and end")
     parser.add_argument("--yes", action="store_true", help="do not ask whether to go on")
     parser.add_argument(
-        "--usd-per-million-tokens", type=float, nargs=2, metavar=("QUESTION", "REPLY"), help="prices (default: none)"
+        "--usd-per-million-tokens",
+        type=number_in(float, least=0, most=1e9),
+        nargs=2,
+        metavar=("QUESTION", "REPLY"),
+        help="prices (default: none)",
     )
-    parser.add_argument("--reply-tokens", type=float, help="of a reply (default: as measured here, else the most)")
-    parser.add_argument("--judge-image-tokens", type=int, help="of an image (default: the judge's rule, where known)")
     parser.add_argument(
-        "--seconds-per-image", type=float, help="for models without images here (default: unknown until measured)"
+        "--reply-tokens",
+        type=number_in(float, above=0, most=1e9),
+        help="of a reply (default: as measured here, else the most)",
+    )
+    parser.add_argument("--judge-image-tokens", type=COUNT, help="of an image (default: the judge's rule, where known)")
+    parser.add_argument(
+        "--seconds-per-image",
+        type=number_in(float, above=0, most=1e6),
+        help="for models without images here (default: unknown until measured)",
     )
     return parser
 
