@@ -41,6 +41,7 @@ from baselines.tables.statistics import Interval, add_resampling_flags, cluster_
 from baselines.tables.summary import by_benchmark, by_source, of_metric
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, reading_parquet, whole_file, write_json
+from emu3.settings import COUNT
 
 EQUAL = 0.5
 """Two scores from 0 to 10 that differ by no more than this count as equal."""
@@ -264,7 +265,7 @@ def main() -> None:
     parser.add_argument("--benchmark-key", default="benchmark", help="used where the file has it")
     parser.add_argument("--output", type=Path, required=True, help="folder of agreement.json and agreement.md")
     parser.add_argument("--part", help="compare a part of the score: sc, pq, edit_success, ...")
-    parser.add_argument("--subset", type=int, help="compare a fixed subset of so many scores")
+    parser.add_argument("--subset", type=COUNT, help="compare a fixed subset of so many scores")
     add_resampling_flags(parser, CORRELATION_RESAMPLES)
     options = vars(parser.parse_args())
     columns = RatingColumns(**{name: options.pop(f"{name}_key") for name in ("id", "model", "rating", "benchmark")})

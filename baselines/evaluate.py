@@ -36,6 +36,7 @@ from baselines.results.records import fingerprint, versions
 from emu3.checkpoint_facts import DEFAULT_AREA, read_facts
 from emu3.errors import UserError, run_main
 from emu3.extensions import is_extension, source_digests
+from emu3.settings import COUNT, SEED
 from emu3.train_image_editing.image_folder import ImageFolder
 from emu3.train_image_editing.row_files import RowSource
 from rl.reward.config import judge_from_flags
@@ -182,18 +183,18 @@ def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
     _add_data(parser)
     add_options(parser)
     parser.add_argument(
-        "--limit", type=int, help="so many rows, drawn by a fixed seed; each draw holds the smaller ones"
+        "--limit", type=COUNT, help="so many rows, drawn by a fixed seed; each draw holds the smaller ones"
     )
     parser.add_argument(
         "--part",
         choices=(DEV, HELD_OUT),
         help=f"{DEV}: a fifth of the source images, to choose settings on; {HELD_OUT}: the others (default: both)",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, help="default: what suits the editor")
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--batch-size", type=COUNT, help="default: what suits the editor")
     parser.add_argument(
         "--image-area",
-        type=int,
+        type=COUNT,
         help="pixels of the images that the judge sees (default: what an emu3 model was trained at, else 65536)",
     )
     parser.add_argument("--shard", help="I/N: do part I of N, from 0 (default: as torchrun says)")

@@ -58,6 +58,7 @@ from baselines.tables.statistics import stats_name, viescore_stats
 from emu3.errors import UserError, run_main
 from emu3.extensions import source_digests
 from emu3.files import sha256_of, write_json
+from emu3.settings import number_in
 from emu3.tokenizer.images import read_image
 from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
@@ -359,10 +360,12 @@ def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default=OURS, help="published: as the paper's scores were made (default: ours)"
     )
-    parser.add_argument("--requests-per-minute", type=float, help="what the judge's provider allows")
+    parser.add_argument(
+        "--requests-per-minute", type=number_in(float, above=0, most=1e9), help="what the judge's provider allows"
+    )
     parser.add_argument(
         "--usd-per-million-tokens",
-        type=float,
+        type=number_in(float, least=0, most=1e9),
         nargs=2,
         metavar=("QUESTION", "REPLY"),
         help="for the cost in usage.jsonl",

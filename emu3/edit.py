@@ -29,6 +29,7 @@ from PIL import Image
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
 from emu3.mllm.layout import THINK_TOKENS
+from emu3.settings import COUNT, SEED, number_in
 from emu3.tokenizer.images import fit_image, read_image
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
     parser.add_argument(
-        "--image-area", type=int, help="pixels of the edit (default: what the model was trained at, else 65536)"
+        "--image-area", type=COUNT, help="pixels of the edit (default: what the model was trained at, else 65536)"
     )
     parser.add_argument("--device", help="such as cuda:1 or cpu (default: the first GPU, else the CPU)")
     parser.add_argument(
@@ -169,11 +170,21 @@ def main() -> None:
     parser.add_argument(
         "--format", choices=("png", "jpg", "webp"), default="png", help="of files in a folder (default: %(default)s)"
     )
-    parser.add_argument("--n", type=int, default=1, help="number of edits of an image (default: %(default)s)")
+    parser.add_argument("--n", type=COUNT, default=1, help="number of edits of an image (default: %(default)s)")
     parser.add_argument("--grid", action="store_true", help="also one image with the source and its edits in a row")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other edits (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
-    parser.add_argument("--top-k", type=int, default=2048, help="codes to draw among, 0 is all (default: %(default)s)")
+    parser.add_argument("--seed", type=SEED, default=0, help="another seed gives other edits (default: %(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=number_in(float, least=0, most=1e6),
+        default=1.0,
+        help="0 is greedy (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=number_in(int, least=0),
+        default=2048,
+        help="codes to draw among, 0 is all (default: %(default)s)",
+    )
     parser.add_argument("--think", action="store_true", help="write a chain of thought first, and print it")
     arguments = parser.parse_intermixed_args()
 

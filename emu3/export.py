@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, whole_folder
+from emu3.settings import COUNT
 
 if TYPE_CHECKING:
     from emu3.tokenizer.model import StillVQ
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="folder of the training run (default: the parent of --model)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the weights (default: %(default)s)")
     parser.add_argument(
-        "--image-area", type=int, help="pixels of an image (default: what the model was trained at, else 65536)"
+        "--image-area", type=COUNT, help="pixels of an image (default: what the model was trained at, else 65536)"
     )
     parser.add_argument("--license", dest="license_name", help="(default: that of the base model, mit without one)")
     parser.add_argument("--max-shard-size", default="5GB", help="largest weights file (default: %(default)s)")

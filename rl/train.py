@@ -42,8 +42,8 @@ from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.shards import check_alike
 from emu3.training import ranks as all_ranks
 from emu3.training.checkpoints import checkpoint_bytes, save_time
+from emu3.training.ranks import Stopping, end_run, stopping
 from emu3.training.state import WRITE_ERRORS
-from emu3.training.stopping import Stopping, end_run, stopping
 from rl import checkpoint
 from rl.config import Config
 from rl.config_file import inputs_of, load_config, record_config
@@ -65,7 +65,7 @@ POLL_SECONDS = 0.02
 def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: Scorer) -> None:
     """Run or continue a run; leaves checkpoints, `metrics.jsonl` and the model `final` in its folder.
 
-    Ends by SystemExit, with its state saved, when it is asked to by a signal (`emu3.training.stopping`).
+    Ends by SystemExit, with its state saved, when it is asked to by a signal (`emu3.training.ranks`).
     """
     run = checkpoint.folder_of(config)
     with all_ranks.owned_by_first(run), stopping() as stop:

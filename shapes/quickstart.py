@@ -26,6 +26,7 @@ from emu3.errors import run_main
 from emu3.files import write_json
 from emu3.mllm.vllm.llm_engine import check_installed
 from emu3.run_folder import SettingsFile, owned
+from emu3.settings import SEED
 from shapes.scene import HEIGHT, WIDTH
 from shapes.stages import Command, Stages, module
 from shapes.write_data import DataSpec
@@ -223,7 +224,7 @@ def _summarize(folder: Path, names: list[str], stages: Stages, seed: int) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="full")
-    parser.add_argument("--seed", type=int, default=0, help="changes data, weights and samples (default 0)")
+    parser.add_argument("--seed", type=SEED, default=0, help="changes data, weights and samples (default 0)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--engine", choices=("local", "vllm"), default="local", help="what samples in RL")
     options = parser.parse_args()

@@ -34,6 +34,7 @@ from baselines.results.records import GROUND_TRUTH, NO_EDIT
 from emu3.errors import UserError
 from emu3.extensions import is_extension
 from emu3.mllm.layout import THINK_TOKENS
+from emu3.settings import COUNT, number_in
 from emu3.tokenizer.images import fit_image, scale_image, to_rgb
 from rl.reward.config import JudgeConfig, add_judge_flags
 
@@ -164,19 +165,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", help="folder or Hub id, ORG/NAME@REVISION (default: the published one, if any)")
     group.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one that the model names)")
     group.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
-    group.add_argument("--temperature", type=float, help="0 is greedy (default: 1)")
-    group.add_argument("--top-k", type=int, help="codes to draw among, 0 is all (default: 2048)")
+    group.add_argument("--temperature", type=number_in(float, least=0, most=1e6), help="0 is greedy (default: 1)")
+    group.add_argument("--top-k", type=number_in(int, least=0), help="codes to draw among, 0 is all (default: 2048)")
     group.add_argument("--engine", choices=("local", "vllm"), help="what samples (default: local, the model itself)")
     group.add_argument("--quantization", choices=("8bit", "4bit"), help="bits per weight of the layers (default: none)")
     group.add_argument("--think", action="store_true", help="write a chain of thought before each image")
     group.add_argument("--mixed", action="store_true", help="let the model decide whether to (published MODE=mixed)")
-    group.add_argument("--think-tokens", type=int, help=f"most tokens of a chain (default: {THINK_TOKENS})")
-    group.add_argument("--best-of", type=int, help="make so many edits and keep the one that a judge likes best")
-    group.add_argument("--steps", type=int, help="of a diffusion model (default: as published)")
+    group.add_argument("--think-tokens", type=COUNT, help=f"most tokens of a chain (default: {THINK_TOKENS})")
+    group.add_argument("--best-of", type=COUNT, help="make so many edits and keep the one that a judge likes best")
+    group.add_argument("--steps", type=COUNT, help="of a diffusion model (default: as published)")
     group.add_argument(
         "--command", help="a program with {input}, {output}, {instruction}: see baselines/editors/fixed.py"
     )
-    group.add_argument("--time-limit", type=float, help=f"seconds for one image of it (default: {TIME_LIMIT:g})")
+    group.add_argument(
+        "--time-limit",
+        type=number_in(float, above=0, most=1e6),
+        help=f"seconds for one image of it (default: {TIME_LIMIT:g})",
+    )
     group.add_argument("--images", "--pictures", dest="images", type=Path, help="folder of finished images, ID.png")
     add_judge_flags(parser.add_argument_group("judge", "of --best-of; it has to be named"))
 

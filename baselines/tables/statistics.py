@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from baselines.results.records import ScoredSample
+from emu3.settings import SEED, number_in
 
 Interval = tuple[float, float]
 
@@ -46,8 +47,13 @@ PUBLISHED_STATISTICS = {
 
 def add_resampling_flags(parser: argparse.ArgumentParser, resamples: int = RESAMPLES) -> None:
     """`--resamples` and `--seed` of the bootstrap."""
-    parser.add_argument("--resamples", type=int, default=resamples, help=f"of the bootstrap (default: {resamples})")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling")
+    parser.add_argument(
+        "--resamples",
+        type=number_in(int, least=1, most=10**6),
+        default=resamples,
+        help=f"of the bootstrap (default: {resamples})",
+    )
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the resampling")
 
 
 def mean_interval(

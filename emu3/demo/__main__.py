@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from emu3.checkpoint_facts import short_name
 from emu3.edit import add_model_flags, load_editor
 from emu3.errors import UserError, run_main
+from emu3.settings import number_in
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -73,7 +74,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m emu3.demo", description="A page that edits images.")
     add_model_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument(
+        "--port",
+        type=number_in(int, least=0, most=65535),
+        default=7860,
+        help="0 takes a free one (default: %(default)s)",
+    )
     parser.add_argument(
         "--share",
         action="store_true",

@@ -27,10 +27,9 @@ from torch import Tensor
 from transformers import Emu3ForCausalLM
 
 from emu3.errors import UserError
-from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.head import choose, draws_on, head_logits, uniform_numbers
 from emu3.mllm.lanes import Lanes
-from emu3.mllm.layout import THINK_TOKENS, TokenLayout
-from emu3.mllm.sampling import choose, draws_on, head_logits, uniform_numbers
+from emu3.mllm.layout import THINK_TOKENS, GridGrammar, TokenLayout
 
 # Lanes see nothing of each other, yet their scores are computed: larger groups repeat the prompt instead.
 MAX_LANES = 16

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.layout import GridGrammar
 from emu3.mllm.text_tokenizer import TextTokenizer
 
 THINK_PREFILL = " Let's think step by step. <|start thinking|>"

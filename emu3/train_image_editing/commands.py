@@ -24,7 +24,7 @@ from transformers.hf_argparser import DataClassType, HfArgumentParser
 from emu3.errors import UserError
 from emu3.settings import Number, check_numbers, setting
 from emu3.tokenizer.images import MAX_AREA
-from emu3.train_image_editing.shards import ShardWriter
+from emu3.train_image_editing.shard_writer import ShardWriter
 
 
 class _Parser(HfArgumentParser):

@@ -1,8 +1,9 @@
 """Tokenized rows as training sequences, in the proportions of a mixture, and batches of them.
 
-Every row is turned into token ids once, before training, and lies in flat arrays: a step then only slices and pads.
-That costs 5 bytes a token (11 kB for a pair of 32x32 grids) on each rank and saves the text tokenizer and the grid
-code from running in every epoch.
+A row is turned into token ids when its batch is made, which takes 0.12 ms. Nothing of a dataset is held but the
+numbers of the rows that can be trained on; the rows themselves are mapped (`shards.read_rows`). Which of them are too
+long is known without tokenizing all texts: none has more tokens than bytes, so only rows that are near the limit by
+their bytes are tokenized for it.
 
 A batch holds what the model reads and what it has to say, already shifted: `targets[b, j]` follows the j-th of the
 last K inputs. Only those K positions need logits, about half of a sequence. There is no attention mask: padding
@@ -25,14 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from emu3.errors import UserError
-from emu3.mllm.sequence import edit_prompt, edit_target, reasoning_text
+from emu3.mllm.sequence import THINK_END, THINK_PREFILL, edit_prompt, edit_target, grid_grammar, reasoning_text
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.train_image_editing.shards import EditRow, Rows
 
 IGNORED = -100
+LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
@@ -62,50 +63,65 @@ class EncodedRows:
         max_positions: int,
         missing: Literal["plain", "drop", "refuse"] = "plain",
     ) -> None:
-        self.plain = 0
-        too_long = f"longer than {max_positions} tokens"
-        self.dropped = {"without a target": 0, "without reasoning": 0, too_long: 0}
-        examples = []
-        for row in tqdm(rows, desc=f"encoding {rows.folder.name}", unit="row", disable=None):
-            if row.edited is None:
-                self.dropped["without a target"] += 1
-                continue
-            unreasoned = bool(cot_keys) and reasoning_text(row.cot, cot_keys) is None
-            if unreasoned and missing == "refuse":
-                raise UserError(
-                    f"{rows.folder}, row {row.id}: no reasoning under {', '.join(cot_keys)}; --reasoning_missing plain "
-                    "trains such rows as plain edits, drop leaves them out"
-                )
-            if unreasoned and missing == "drop":
-                self.dropped["without reasoning"] += 1
-                continue
-            example = _encode(row, row.edited, tokenizer, cot_keys, rows)
-            if len(example.tokens) <= max_positions:
-                examples.append(example)
-                self.plain += unreasoned
-            else:
-                self.dropped[too_long] += 1
-        if not examples:
+        self._rows, self._tokenizer, self._cot_keys = rows, tokenizer, cot_keys
+        if rows.codes > tokenizer.layout.codebook_size:
+            for row in rows:
+                if row.edited is not None:
+                    self._example(row)
+        sizes, (instructions, thoughts) = rows.sizes(), rows.text_bytes(cot_keys)
+        reasons = {"without a target": sizes[:, 2] == 0}
+        unreasoned = ~reasons["without a target"] & (thoughts == 0) & bool(cot_keys)
+        if unreasoned.any() and missing == "refuse":
+            raise UserError(
+                f"{rows.folder}, row {rows[int(unreasoned.argmax())].id}: no reasoning under {', '.join(cot_keys)}; "
+                "--reasoning_missing plain trains such rows as plain edits, drop leaves them out"
+            )
+        reasons["without reasoning"] = unreasoned & (missing == "drop")
+        marks = sum(len(text.encode()) for text in (THINK_PREFILL, THINK_END)) + 1
+        bounds = prompt_bounds(tokenizer, sizes[:, :2], instructions) + grid_tokens(tokenizer, sizes[:, 2:]) + 1
+        bounds += np.where(thoughts > 0, thoughts + marks, 0)
+        kept = ~(reasons["without a target"] | reasons["without reasoning"])
+        too_long = np.zeros(len(rows), dtype=bool)
+        for index in np.flatnonzero(kept & (bounds > max_positions)).tolist():
+            too_long[index] = len(self._example(rows[index]).tokens) > max_positions
+        reasons[f"longer than {max_positions} tokens"] = too_long
+        self.dropped = {reason: int(of.sum()) for reason, of in reasons.items()}
+        kept &= ~too_long
+        self.plain = int((unreasoned & kept).sum())
+        self._indices = np.flatnonzero(kept)
+        self._bounds = bounds[self._indices]
+        if not len(self):
             why = ", ".join(f"{count} are {reason}" for reason, count in self.dropped.items() if count)
-            more = "; --max_position_embeddings sets that length" if self.dropped[too_long] else ""
+            more = "; --max_position_embeddings sets that length" if too_long.any() else ""
             raise UserError(f"{rows.folder} has no row to train on: of {len(rows)}, {why}{more}")
-        self._tokens = np.concatenate([example.tokens for example in examples])
-        self._changed = np.concatenate([example.changed for example in examples])
-        self._starts = np.array([example.start for example in examples])
-        self._ends = np.cumsum([len(example.tokens) for example in examples])
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._indices)
 
     @property
     def longest(self) -> tuple[int, int]:
-        """Tokens of the longest row, and targets of the row that has most."""
-        lengths = np.diff(self._ends, prepend=0)
-        return int(lengths.max()), int((lengths - self._starts).max())
+        """Tokens of the longest row, and targets of the row that has most, of the 1,000 rows with most bytes."""
+        examples = [self[index] for index in np.argsort(-self._bounds, kind="stable")[:LOOKED_AT]]
+        return max(len(one.tokens) for one in examples), max(len(one.tokens) - one.start for one in examples)
 
     def __getitem__(self, index: int) -> Example:
-        span = slice(self._ends[index - 1] if index else 0, self._ends[index])
-        return Example(self._tokens[span], int(self._starts[index]), self._changed[span])
+        return self._example(self._rows[int(self._indices[index])])
+
+    def _example(self, row: EditRow) -> Example:
+        assert row.edited is not None
+        return _encode(row, row.edited, self._tokenizer, self._cot_keys, self._rows)
+
+
+def grid_tokens(tokenizer: TextTokenizer, sizes: np.ndarray) -> np.ndarray:
+    """Tokens of image blocks, `boi` and `eoi` included: int64 (N,). sizes: heights and widths in codes, (N, 2)."""
+    shapes, numbers = np.unique(sizes, axis=0, return_inverse=True)
+    lengths = [grid_grammar(tokenizer, int(height), int(width)).length for height, width in shapes]
+    return np.array(lengths, dtype=np.int64)[numbers.reshape(-1)]
+
+
+def prompt_bounds(tokenizer: TextTokenizer, sizes: np.ndarray, instructions: np.ndarray) -> np.ndarray:
+    """At most so many tokens have prompts with sources of `sizes` (N, 2) and instructions of so many bytes (N,)."""
+    return 1 + grid_tokens(tokenizer, sizes) + instructions
 
 
 def _encode(

@@ -40,7 +40,7 @@ from emu3.files import read_json, sha256_of, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.run_folder import VERSION, SettingsFile, check_version, refuse_differences
-from emu3.settings import check_numbers, setting
+from emu3.settings import Number, check_numbers, setting
 from emu3.tensor_files import TensorFiles
 from emu3.train_image_editing.commands import Renamed, parse_flags
 from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows, Mixture
@@ -49,10 +49,9 @@ from emu3.train_image_editing.shards import MANIFEST, Rows, check_alike, read_ro
 from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint
 from emu3.training import ranks
 from emu3.training.checkpoints import checkpoint_bytes, save_time
-from emu3.training.lora import ADAPTER, add_lora
 from emu3.training.memory import sft_memory, this_device
-from emu3.training.state import start_communication
-from emu3.training.stopping import Stopping, end_run, stopping
+from emu3.training.ranks import Stopping, end_run, stopping
+from emu3.training.state import ADAPTER, add_lora, start_communication
 
 FINAL = "final"
 FINISHED = "finished.json"
@@ -111,7 +110,7 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
 
     Raises UserError for missing or unsuitable data, a wrong checkpoint folder, arguments that do not fit together, and
     an output folder that holds a run with other arguments or is another process's. Ends by SystemExit, with its state
-    saved, when it is asked to by a signal (`emu3.training.stopping`).
+    saved, when it is asked to by a signal (`emu3.training.ranks`).
     """
     assert training.device  # whose look-up makes the ranks known to each other
     with ranks.owned_by_first(output_folder(training)), stopping() as stop:
@@ -270,6 +269,10 @@ def _validation(parts: Sequence[EncodedRows], size: int | None, seed: int) -> Mi
 def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> None:
     """Refuse at once what would otherwise show when data and model are loaded and files are written."""
     check_numbers(arguments, lambda name: f"--{name}")
+    for name, bounds in TRAINER_NUMBERS.items():
+        value = getattr(training, name)
+        if value is not None and value not in bounds:
+            raise UserError(f"--{name}: expected {bounds}, got {value}")
     if arguments.early_stopping_patience is not None and training.eval_strategy == "no":
         raise UserError("--early_stopping_patience needs --eval_data and --eval_strategy steps")
     if training.eval_strategy != "no" and not arguments.eval_data:
@@ -290,6 +293,36 @@ def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> No
     except (TypeError, ValueError) as error:
         raise UserError(f"--lr_scheduler_type with --lr_scheduler_kwargs {options}: {error}") from error
 
+
+_COUNT, _SEED, _INTERVAL = Number(least=1, most=2**31), Number(least=0, most=2**32 - 1), Number(above=0, most=2**53)
+TRAINER_NUMBERS = {
+    "per_device_train_batch_size": _COUNT,
+    "per_device_eval_batch_size": _COUNT,
+    "gradient_accumulation_steps": _COUNT,
+    "eval_accumulation_steps": _COUNT,
+    "torch_empty_cache_steps": _COUNT,
+    "save_total_limit": _COUNT,
+    "num_train_epochs": Number(above=0, most=1e9),
+    "max_steps": Number(least=-1, most=2**53),
+    "learning_rate": Number(least=0, most=1e6),
+    "warmup_steps": Number(least=0, most=2**53),
+    "weight_decay": Number(least=0, most=1e6),
+    "adam_beta1": Number(least=0, below=1),
+    "adam_beta2": Number(least=0, below=1),
+    "adam_epsilon": Number(above=0, most=1),
+    "max_grad_norm": Number(least=0, most=1e9),
+    "logging_steps": _INTERVAL,
+    "eval_steps": _INTERVAL,
+    "save_steps": _INTERVAL,
+    "eval_delay": Number(least=0, most=2**53),
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "dataloader_num_workers": Number(least=0, most=1024),
+    "dataloader_prefetch_factor": _COUNT,
+    "ddp_bucket_cap_mb": _COUNT,
+    "ddp_timeout": _COUNT,
+}
+"""The ranges of the Trainer's own numbers, which it takes as they are; max_steps -1 counts in epochs."""
 
 _WITHOUT_EFFECT = (
     *("label_smoothing_factor", "label_names", "average_tokens_across_devices", "neftune_noise_alpha"),

@@ -50,17 +50,19 @@ from emu3.train_image_editing.metrics import MetricsLog, output_folder
 from emu3.train_image_editing.objective import Dropout, TargetLosses, mean_per_row, weighted_sum
 from emu3.training import ranks
 from emu3.training.checkpoints import fault_of, numbered, rotate, write_note
-from emu3.training.lora import ADAPTER, adapters, merged
+from emu3.training.ranks import Stopping
 from emu3.training.state import (
+    ADAPTER,
     WRITE_ERRORS,
+    adapters,
     collected,
     gathered,
     load_optimizer,
     load_sharded,
+    merged,
     save_optimizer,
     save_sharded,
 )
-from emu3.training.stopping import Stopping
 
 STEM, WHOLE, SCHEDULE = f"{PREFIX_CHECKPOINT_DIR}-", "whole.json", "schedule.json"
 

@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 
 from emu3.errors import run_main
+from emu3.settings import COUNT
 from rl.annotate.run import AnnotateArguments, annotate
 from rl.reward.config import ANNOTATE, add_judge_flags, judge_from_flags
 
@@ -43,9 +44,9 @@ def main() -> None:
     parser.add_argument("--id-key", help="column of the row's id (default: its number, in a new column id)")
     parser.add_argument("--task-key", help="column of the kind of edit")
     parser.add_argument("--cot-key", "--CoT-key", default=usual.cot_key, help="column to write")
-    parser.add_argument("--limit", type=int, help="take the first rows only")
-    parser.add_argument("--image-area", type=int, default=usual.image_area, help="pixels that the judge sees")
-    parser.add_argument("--part-rows", type=int, default=usual.part_rows, help="rows of one output file")
+    parser.add_argument("--limit", type=COUNT, help="take the first rows only")
+    parser.add_argument("--image-area", type=COUNT, default=usual.image_area, help="pixels that the judge sees")
+    parser.add_argument("--part-rows", type=COUNT, default=usual.part_rows, help="rows of one output file")
     group = parser.add_argument_group("judge")
     add_judge_flags(group, ANNOTATE, required=True, prompts=False)
     group.add_argument(

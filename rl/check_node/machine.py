@@ -23,7 +23,7 @@ from transformers import Emu3TextConfig
 from emu3.errors import UserError
 from emu3.files import write_speed
 from emu3.mllm.small_memory import main_memory as _main_memory
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from rl.check_node.check import ROOT, Facts, Node, Skipped, command
 from rl.config import Config
 from rl.config_file import load_config, stand_in

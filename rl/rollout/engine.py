@@ -17,7 +17,7 @@ import torch
 from transformers import Emu3ForCausalLM
 
 from emu3.mllm.generate import Completion, Request, generate
-from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.layout import GridGrammar
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.training import ranks
 from rl.config import Config, RolloutConfig

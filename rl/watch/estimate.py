@@ -23,6 +23,7 @@ from emu3.files import read_json
 from emu3.hub import local_folder
 from emu3.mllm.language_model import read_config
 from emu3.report.console import duration
+from emu3.settings import COUNT, number_in
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import CONFIG_FILE, layout_of
 from emu3.training.memory import GB, Device, Memory, gb, this_device
@@ -251,13 +252,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Estimate memory and time of a run.", allow_abbrev=False)
     parser.add_argument("config", type=Path, help="jsonnet file, for example rl/configs/shapes.jsonnet")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example compute.zero=3")
-    parser.add_argument("--ranks", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--device-memory", type=float, metavar="GB", help="of each GPU; default: this machine's device")
+    parser.add_argument("--ranks", type=COUNT, default=1, help="default: %(default)s")
+    parser.add_argument(
+        "--device-memory",
+        type=number_in(float, above=0, most=1e6),
+        metavar="GB",
+        help="of each GPU; default: this machine's device",
+    )
     parser.add_argument("--device", default="GPU", help="its name, for the time, such as H100; with --device-memory")
-    parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS, help="default: %(default)s")
+    parser.add_argument("--prompt-tokens", type=COUNT, default=PROMPT_TOKENS, help="default: %(default)s")
     parser.add_argument(
         *("--completion-tokens", "--answer-tokens"),
-        type=int,
+        type=COUNT,
         help=f"thinking included; default: {COMPLETION_TOKENS} and the config's longest chain of thought",
     )
     arguments = parser.parse_intermixed_args()

@@ -17,8 +17,8 @@ from emu3.mllm import editor as editor_module
 from emu3.mllm.editor import EditedImage, Editor
 from emu3.mllm.generate import Request, generate
 from emu3.mllm.sequence import THINK_PREFILL, edit_prompt
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.codec import ImageCodec
-from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.images import fit_image, scale_image
 from emu3.tokenizer.model import StillVQ
 

@@ -16,9 +16,8 @@ from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from emu3.errors import UserError
 from emu3.mllm.generate import MAX_LANES, Completion, Request, generate
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
-from emu3.mllm.sampling import choose, uniform_numbers
+from emu3.mllm.head import choose, uniform_numbers
+from emu3.mllm.layout import GridGrammar, TokenLayout
 
 LAYOUT = TokenLayout(text_ranks=12, codebook_size=16)
 GRID = GridGrammar(LAYOUT, 3, 2, size_ids=(3, 9, 2))

@@ -25,6 +25,36 @@ def encoded(
     return EncodedRows(read_rows(folder), sft_world.tokenizer(tmp_path), cot_keys, limit, **how)
 
 
+@pytest.mark.parametrize(("cot_keys", "missing"), [((), "plain"), (("why", "how"), "plain"), (("why", "how"), "drop")])
+def test_examples_are_those_of_the_plain_way(tmp_path: Path, cot_keys: tuple[str, ...], missing: Any) -> None:
+    """Guards rows that are dropped by a bound on their length, or kept by one: each is tokenized here. NFC makes the
+    Devanagari letter two of three bytes each."""
+    texts = ["", "a", "sky, please " * 9, "\u0958" * 40, "é" * 60, "x" * 90]
+    rows = []
+    for number, row in enumerate(sft_world.edits(60)):
+        text = texts[number % len(texts)]
+        cot = [{}, {"why": text}, {"how": text, "why": "because"}, {"other": "b"}][number % 4]
+        edited = None if number % 7 == 3 else row.edited
+        rows.append(replace(row, instruction=f"go {text}", cot=cot, edited=edited))
+    tokenizer, stored = sft_world.tokenizer(tmp_path), read_rows(sft_world.data(tmp_path / "data", rows))
+    plain = []
+    for row in rows:
+        reasoning = reasoning_text(row.cot, cot_keys)
+        if row.edited is not None and (missing == "plain" or reasoning is not None):
+            prompt = edit_prompt(tokenizer, row.source, row.instruction)
+            plain.append((prompt, prompt + edit_target(tokenizer, row.edited, reasoning)))
+    lengths = sorted(len(tokens) for _, tokens in plain)
+    for limit in {lengths[0], *lengths[:: len(lengths) // 6], lengths[-1]}:
+        data = EncodedRows(stored, tokenizer, cot_keys, limit, missing)
+        expected = [(len(prompt), tokens) for prompt, tokens in plain if len(tokens) <= limit]
+        assert [(one.start, one.tokens.tolist()) for one in (data[index] for index in range(len(data)))] == expected
+        assert data.dropped[f"longer than {limit} tokens"] == len(plain) - len(expected)
+        assert sum(data.dropped.values()) == len(rows) - len(expected)
+        assert data.longest == tuple(
+            max(size) for size in zip(*((len(t), len(t) - s) for s, t in expected), strict=True)
+        )
+
+
 def test_a_batch_asks_for_the_target_and_nothing_else(tmp_path: Path) -> None:
     """A shift by one, or a label on the prompt, trains without any error."""
     rows = sft_world.edits(6)
