@@ -193,10 +193,10 @@ def evaluation_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(
-    name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile, about: dict[str, Any]
+    name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile, evaluation: dict[str, Any]
 ) -> str:
-    """Another metric than VIEScore; returns what it is called. Rows stand if they are whole and were made alike. about:
-    how the images were made."""
+    """Another metric than VIEScore; returns what it is called. Rows stand if they are whole and were made alike.
+    evaluation: how the images were made."""
     # Imported here: the metrics bring torch and models, which the judge needs nothing of.
     from baselines.metrics.measuring import measure, metric_named
 
@@ -208,7 +208,7 @@ def _measure(
     if before is not None and all(score.status == SCORED for score in before):
         scores.check(made)
     else:
-        scores.put(metric.name, measure(metric, rows, folder), made | {"evaluation": about})
+        scores.put(metric.name, measure(metric, rows, folder), made | {"evaluation": evaluation})
     return metric.name
 
 
