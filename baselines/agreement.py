@@ -21,7 +21,6 @@ correlations, the mean difference with its interval, and the share of equal scor
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import math
@@ -47,6 +46,7 @@ from baselines.tables.statistics import (
 from baselines.tables.summary import by_benchmark, by_source, of_metric
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, reading_parquet, whole_file, write_json
+from emu3.flags import CommandParser
 
 EQUAL = 0.5
 """Two scores from 0 to 10 that differ by no more than this count as equal."""
@@ -258,9 +258,7 @@ def _grid(found: Sequence[Agreement], names: Sequence[str], part: str | None) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Agreement of a judge with another or with people.", allow_abbrev=False
-    )
+    parser = CommandParser(description="Agreement of a judge with another or with people.")
     parser.add_argument("--scores", type=Path, required=True, help="a scores.parquet")
     parser.add_argument("--other", type=Path, help="scores of the same predictions by another judge, or by this again")
     parser.add_argument("--ratings", type=Path, help="people's ratings: CSV, JSON or Parquet")

@@ -35,6 +35,7 @@ from baselines.results.records import fingerprint, versions
 from emu3.checkpoint_facts import DEFAULT_AREA, read_facts
 from emu3.errors import UserError, run_main
 from emu3.extensions import is_extension, source_digests
+from emu3.flags import CommandParser
 from emu3.train_image_editing.image_folder import ImageFolder
 from rl.reward.config import judge_from_flags
 
@@ -136,13 +137,13 @@ def choose_editor(kind: str, options: EditorOptions, image_area: int) -> ChosenE
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write an editor's images for a benchmark.", allow_abbrev=False)
+    parser = CommandParser(old={"--output-dir": "--output"}, description="Write an editor's images for a benchmark.")
     parser.add_argument(
         "--editor", required=True, metavar="EDITOR", help=f"{', '.join(EDITORS)}, or your own: file.py:name"
     )
     parser.add_argument("--name", help="the model's row in the tables (default: what it is called)")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--output-dir", type=Path, help="folder of this run")
+    where.add_argument("--output", dest="output_dir", type=Path, help="folder of this run")
     where.add_argument("--save-dir", type=Path, help="folder of runs; this one is named by benchmark, name and seed")
     _add_data(parser)
     add_options(parser)

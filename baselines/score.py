@@ -58,6 +58,7 @@ from baselines.tables.statistics import stats_name, viescore_stats
 from emu3.errors import UserError, run_main
 from emu3.extensions import source_digests
 from emu3.files import sha256_of, write_json
+from emu3.flags import CommandParser
 from emu3.tokenizer.images import read_image
 from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
@@ -334,7 +335,7 @@ def note_usage(folder: Path, usage: Usage) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Score an editor's predictions.", allow_abbrev=False)
+    parser = CommandParser(description="Score an editor's predictions.")
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
     parser.add_argument(
         "--metrics", nargs="+", default=[VIESCORE], help="viescore, l1, psnr, file.py:name (default: viescore)"

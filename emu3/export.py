@@ -11,12 +11,12 @@ written beside it, as OUTPUT-vision, for a repository of its own.
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, whole_file
+from emu3.flags import CommandParser
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -98,7 +98,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a checkpoint as a folder for the Hub.", allow_abbrev=False)
+    parser = CommandParser(description="Write a checkpoint as a folder for the Hub.")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--name", required=True, help="repository it is for, org/name")
     parser.add_argument(

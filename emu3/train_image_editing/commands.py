@@ -1,6 +1,4 @@
-"""What the commands of this package share: flags from dataclasses, and the work of one of several workers.
-
-transformers' parser makes the flags; its own usage text for a wrong one is two hundred lines long, here it is one line.
+"""The work of one of several workers.
 
 A dataset of codes is cut into shards of `shard_rows` input rows; shard k belongs to worker k modulo the number of
 workers, which are plain processes that know nothing of each other (torchrun and `emu3.launch` set RANK and
@@ -9,67 +7,17 @@ WORLD_SIZE). The worker that finds every shard there writes the manifest.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
-from transformers.hf_argparser import DataClassType, HfArgumentParser
 
-from emu3.errors import UserError
-from emu3.settings import Number, check_numbers, setting
-from emu3.tokenizer.images import MAX_AREA
+from emu3.train_image_editing.arguments import WorkerArguments
 from emu3.train_image_editing.shards import ShardWriter
-
-
-class _Parser(HfArgumentParser):
-    def add_argument(self, *names: Any, number: Number | None = None, **options: Any) -> argparse.Action:
-        """number: a field's range, which `check_numbers` reads."""
-        return super().add_argument(*names, **options)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help lists all options)")
-
-
-def parse_flags(classes: Sequence[type], description: str | None) -> list[Any]:
-    """One instance of each of the dataclasses `classes`, filled from the command line.
-
-    description: of the command; its first line is shown by --help. Raises UserError for an unknown flag, a missing
-    or wrong value, and whatever a class itself refuses.
-    """
-    parser = _Parser([DataClassType(kind) for kind in classes], description=(description or "").splitlines()[0])
-    try:
-        *instances, unknown = parser.parse_args_into_dataclasses(
-            sys.argv[1:], return_remaining_strings=True, look_for_args_file=False
-        )
-    except (ValueError, ImportError) as error:  # what TrainingArguments refuses, or lacks a package for
-        raise UserError(" ".join(str(error).split())) from error
-    if unknown:
-        raise UserError(f"unknown option {unknown[0]} (--help lists all options)")
-    return instances
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerArguments:
-    """The flags of every command that writes shards; these names with dashes. Raises UserError for wrong values."""
-
-    output_path: str = field(metadata={"help": "folder for shards and manifest"})
-    image_area: int = setting("pixels of a resized image", 65536, least=1, most=MAX_AREA)
-    shard_rows: int = setting(
-        "input rows of one shard, the most that a worker that is killed loses", 4096, least=1, most=2**31
-    )
-    rank: int = setting("this worker", lambda: int(os.environ.get("RANK", "0")), least=0)
-    world_size: int = setting("number of workers", lambda: int(os.environ.get("WORLD_SIZE", "1")), least=1)
-
-    def __post_init__(self) -> None:
-        check_numbers(self, lambda name: f"--{name.replace('_', '-')}")
-        if not 0 <= self.rank < self.world_size:
-            raise UserError(f"--rank {self.rank} is not below --world-size {self.world_size}")
 
 
 class Worker:

@@ -1,10 +1,11 @@
 """Supervised fine-tuning: source and instruction in, edited image out.
 
-    python -m emu3.train_image_editing.sft --model_name_or_path MODEL --train_data A B --eval_data C \\
-        --output_dir OUT --learning_rate 1e-4 --lr_scheduler_type cosine_with_min_lr \\
+    python -m emu3.train_image_editing.sft --model MODEL --data A B --eval_data C \\
+        --output OUT --learning_rate 1e-4 --lr_scheduler_type cosine_with_min_lr \\
         --lr_scheduler_kwargs '{"min_lr": 1e-5}' --max_steps 1000 --bf16
 
-Everything that is not listed in `SftArguments` is a flag of transformers' Trainer (`--deepspeed` included). The
+Everything that is not listed in `SftArguments` is a flag of transformers' Trainer (`--deepspeed` included;
+`--help-all` lists them). The
 order of the rows depends on `--data_seed` (or `--seed`) alone. A run that finds whole checkpoints in its output
 folder continues from the last one and ends as if it had never stopped; the final model is OUT/final, the metrics are
 OUT/metrics.jsonl. From Python: `train(SftArguments(...), TrainingArguments(...))`.
@@ -23,7 +24,7 @@ the checkpoint with the smallest one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,9 @@ from emu3.files import read_json, sha256_of, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.run_folder import VERSION, SettingsFile, check_version, refuse_differences
-from emu3.settings import check_numbers, setting
+from emu3.settings import check_numbers
 from emu3.tensor_files import TensorFiles
-from emu3.train_image_editing.commands import parse_flags
+from emu3.train_image_editing.arguments import SftArguments, parse_sft
 from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows, Mixture
 from emu3.train_image_editing.metrics import ARGUMENTS, output_folder
 from emu3.train_image_editing.shards import MANIFEST, Rows, check_alike, read_rows
@@ -58,46 +59,6 @@ FINAL = "final"
 FINISHED = "finished.json"
 FORMAT = 2
 """Of the settings; 1 had no version."""
-
-
-@dataclass(frozen=True)
-class SftArguments:
-    """What decides the training besides the Trainer's own arguments."""
-
-    model_name_or_path: str = field(metadata={"help": "checkpoint folder to start from"})
-    train_data: list[str] = field(metadata={"help": "folders written by prepare_data"})
-    eval_data: list[str] = field(default_factory=list, metadata={"help": "folders for the evaluation loss"})
-    coefficients: list[float] | None = setting(
-        "share of each training set, above 1 repeats; left out: smaller sets are upsampled to the largest",
-        None,
-        above=0,
-        most=1e6,
-    )
-    cot_keys: list[str] = field(default_factory=list, metadata={"help": "train to reason first, with these texts"})
-    changed_token_weight: float = setting(
-        "loss weight of target codes that differ from the source", 1.0, above=0, most=1e6
-    )
-    prompt_token_weight: float = setting(
-        "loss weight of the prompt's tokens; 0: loss on the target only", 0.0, least=0, most=1e6
-    )
-    dropout: float = setting(
-        "rate on embeddings, attention and both branches of each layer; the published models had 0.1",
-        0.0,
-        least=0,
-        below=1,
-    )
-    lora_rank: int = setting("train adapters of this rank alone; 0: all weights", 0, least=0, most=65536)
-    lora_alpha: float = setting("adapters are scaled by alpha / rank", 64.0, above=0, most=1e6)
-    early_stopping_patience: int | None = setting(
-        "end after this many evaluations without a smaller loss; default: do not", None, least=1
-    )
-    tokenizer_path: str | None = field(default=None, metadata={"help": "text tokenizer folder; default: the model's"})
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "sdpa, eager (faster for short sequences on a CPU), flash_attention_2, ..."}
-    )
-    max_position_embeddings: int | None = setting("longest sequence in tokens; default: the model's", None, least=1)
-    image_area: int | None = setting("refuse data of another image area", None, least=1)
-    validation_size: int | None = setting("evaluate on this many random rows", None, least=1)
 
 
 def train(arguments: SftArguments, training: TrainingArguments) -> Path:
@@ -332,7 +293,7 @@ def _checkpoint(training: TrainingArguments, output: Path) -> Path | None:
 
 
 def main() -> None:
-    train(*parse_flags([SftArguments, TrainingArguments], __doc__))
+    train(*parse_sft(TrainingArguments))
 
 
 if __name__ == "__main__":

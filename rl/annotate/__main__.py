@@ -1,8 +1,8 @@
 """Chains of thought for a dataset of edits: rows with images in, the same rows with a text column out.
 
-    python -m rl.annotate --dataset-name pairs.parquet --source local --output-path data/annotated \\
+    python -m rl.annotate --data pairs.parquet --source local --output data/annotated \\
         --judge-url http://127.0.0.1:8000/v1 --original-image-key input --edited-image-key output
-    bash scripts/tokenize.sh --source local --dataset-name data/annotated --cot-keys reasoning_verbose ...
+    bash scripts/tokenize.sh --source local --data data/annotated --cot-keys reasoning_verbose ...
 
 The judge is a vision-language model behind an OpenAI address that counts boxes as Qwen2.5-VL does
 (`rl.annotate.steps`). Options are called as those of `prepare_data`, which reads the Parquet files: the columns keep
@@ -16,15 +16,21 @@ import argparse
 from pathlib import Path
 
 from emu3.errors import run_main
+from emu3.flags import CommandParser
 from rl.annotate.run import AnnotateArguments, annotate
 from rl.reward.config import ANNOTATE, add_judge_flags, judge_from_flags
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write chains of thought for a dataset.", allow_abbrev=False)
+    parser = CommandParser(
+        old={"--dataset-name": "--data", "--output-path": "--output"},
+        description="Write chains of thought for a dataset.",
+    )
     usual = AnnotateArguments
-    parser.add_argument("--dataset-name", required=True, help="Hub id, Parquet file, folder of them, or image folder")
-    parser.add_argument("--output-path", type=Path, required=True, help="folder of the annotated rows")
+    parser.add_argument(
+        "--data", dest="dataset_name", required=True, help="Hub id, Parquet file, folder of them, or image folder"
+    )
+    parser.add_argument("--output", dest="output_path", type=Path, required=True, help="folder of the annotated rows")
     parser.add_argument("--source", choices=("HF", "local"), default=usual.source, help="where the dataset is")
     parser.add_argument("--split", help="files whose path names it")
     parser.add_argument("--original-image-key", default=usual.original_image_key, help="column of the source")
