@@ -45,5 +45,5 @@ for ((sample = 0; sample < K_SAMPLE; sample++)); do
         --original-image-key "$original_image_key" --edit-instruction "$edit_instruction" \
         ${edited_image:+--edited-image "$edited_image"} ${edit_type_key:+--edit-type-key "$edit_type_key"} \
         --batch-size "$BS" --seed $((RANDOM_SEED + sample)) "${think[@]}" \
-        --output-dir "$SAVE_DIR/sample-$((RANDOM_SEED + sample))" "$@"
+        --output "$SAVE_DIR/sample-$((RANDOM_SEED + sample))" "$@"
 done

@@ -48,7 +48,7 @@ while read -r -u 3 name editor options; do
     for benchmark in $BENCHMARKS; do
         run=$RESULTS/$benchmark/$name-seed$SEED
         "${launch[@]}" baselines.evaluate --editor "$editor" --name "$name" "${options[@]}" \
-            --benchmark "$benchmark" ${DATA_DIR:+--data-dir "$DATA_DIR"} --seed "$SEED" --output-dir "$run" "$@"
+            --benchmark "$benchmark" ${DATA_DIR:+--data-dir "$DATA_DIR"} --seed "$SEED" --output "$run" "$@"
         # shellcheck disable=SC2086  # METRICS is a list
         python -m baselines.score --predictions "$run" --metrics $METRICS \
             --protocol "$PROTOCOL" --judge-url "$JUDGE_URL" ${JUDGE_MODEL:+--judge-model "$JUDGE_MODEL"} \
@@ -61,7 +61,7 @@ while read -r -u 3 name editor options; do
     done
 done 3<"$MODELS"
 
-python -m baselines.table --scores "${scores[@]}" --output-dir "$RESULTS" ${REFERENCE:+--reference "$REFERENCE"}
+python -m baselines.table --scores "${scores[@]}" --output "$RESULTS" ${REFERENCE:+--reference "$REFERENCE"}
 # Where no model is one of the paper's it says so, and the report is written all the same.
 python -m baselines.paper_tables --protocol "$PROTOCOL" --results "$RESULTS" --output "$RESULTS/paper" || [ $? -eq 2 ]
 python -m baselines.report --run-dir "$RESULTS" ${REFERENCE:+--reference "$REFERENCE"}

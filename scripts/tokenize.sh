@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Images -> shards of codes and a manifest. Call it again after an interruption: finished shards are kept.
 #
-#   bash scripts/tokenize.sh --dataset-name TIGER-Lab/OmniEdit-Filtered-1.2M --source HF --split train \
-#       --output-path data/omniedit --model-path models/vision --original-image-key src_img \
+#   bash scripts/tokenize.sh --data TIGER-Lab/OmniEdit-Filtered-1.2M --source HF --split train \
+#       --output data/omniedit --vision models/vision --original-image-key src_img \
 #       --edited-image edited_img --edit-instruction edited_prompt_list --id-key omni_edit_id --task-key task
-#   bash scripts/tokenize.sh --dataset-name pairs.parquet --source local --output-path data/pairs ...
+#   bash scripts/tokenize.sh --data pairs.parquet --source local --output data/pairs ...
 #
 #   WORKERS   processes on this machine, each with its own shards and progress bar (default: one for each GPU, or one)
 #
