@@ -12,7 +12,8 @@ The paper's check against the ratings of AURORA-Bench is this one per source, wi
 
 Scores of several models are compared three times: all pairs alike, within each model, and by the models' means. The
 first is high already where both sides know which model is better; whether a judge tells good edits of one model from
-bad ones is the second. Intervals draw all models' edits of a sample together.
+bad ones is the second. Intervals draw all models' edits of a source image together, or of a sample where the files
+do not know its image.
 
 Only samples that both sides have a score for are compared. `--subset N` fixes the same N of them for every comparison,
 by a hash of their ids. Writes agreement.json and agreement.md: over all, per benchmark, per source, each with n, the
@@ -33,20 +34,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from baselines.results.records import VIESCORE, ScoredSample, read_records, read_settings
+from baselines.tables.correlations import CORRELATION_RESAMPLES, Correlation, Level, correlations
 from baselines.tables.grid import UNKNOWN, Grid, cell, code, to_markdown
-from baselines.tables.statistics import (
-    CORRELATION_RESAMPLES,
-    Correlation,
-    Interval,
-    Level,
-    add_resampling_flags,
-    correlations,
-    mean_interval,
-)
+from baselines.tables.statistics import Interval, add_resampling_flags, cluster_of, mean_interval
 from baselines.tables.summary import by_benchmark, by_source, of_metric
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, reading_parquet, whole_file, write_json
 from emu3.flags import CommandParser
+from emu3.settings import COUNT
 
 EQUAL = 0.5
 """Two scores from 0 to 10 that differ by no more than this count as equal."""
@@ -121,7 +116,7 @@ def run(
         agreement
         for name, members in groups.items()
         for agreement in _agreements(
-            name, [(_key(score), *pairs[_key(score)]) for score in members], other is not None, resamples, seed
+            name, [(score, *pairs[_key(score)]) for score in members], other is not None, resamples, seed
         )
     ]
     names = [_name(scores), _name(other) if other is not None else f"people, {ratings}"]
@@ -214,17 +209,17 @@ def _ratings(path: Path) -> list[dict[str, Any]]:
 
 
 def _agreements(
-    name: str, pairs: Sequence[tuple[EditKey, Any, Any]], one_scale: bool, resamples: int, seed: int
+    name: str, pairs: Sequence[tuple[ScoredSample, Any, Any]], one_scale: bool, resamples: int, seed: int
 ) -> list[Agreement]:
     """The group's agreement over all pairs and, where it has several models, within and between them."""
     one, other = np.array([pair[1:] for pair in pairs], dtype=np.float64).T
-    models = [key.model for key, *_ in pairs]
-    samples = [(key.benchmark, key.id) for key, *_ in pairs]
+    models = [score.model for score, *_ in pairs]
+    images = [cluster_of(score) for score, *_ in pairs]
 
     def coefficients(level: Level) -> list[Correlation]:
-        return correlations(one, other, models=models, level=level, clusters=samples, resamples=resamples, seed=seed)
+        return correlations(one, other, models=models, level=level, clusters=images, resamples=resamples, seed=seed)
 
-    interval = mean_interval(one - other, clusters=samples, resamples=resamples, seed=seed)
+    interval = mean_interval(one - other, clusters=images, resamples=resamples, seed=seed)
     whole = Agreement(
         group=name,
         n=len(pairs),
@@ -268,7 +263,7 @@ def main() -> None:
     parser.add_argument("--benchmark-key", default="benchmark", help="used where the file has it")
     parser.add_argument("--output", type=Path, required=True, help="folder of agreement.json and agreement.md")
     parser.add_argument("--part", help="compare a part of the score: sc, pq, edit_success, ...")
-    parser.add_argument("--subset", type=int, help="compare a fixed subset of so many scores")
+    parser.add_argument("--subset", type=COUNT, help="compare a fixed subset of so many scores")
     add_resampling_flags(parser, CORRELATION_RESAMPLES)
     options = vars(parser.parse_args())
     columns = RatingColumns(**{name: options.pop(f"{name}_key") for name in ("id", "model", "rating", "benchmark")})

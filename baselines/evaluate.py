@@ -17,8 +17,9 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from baselines.benchmarks.samples import Samples, find_rows
+from baselines.benchmarks.samples import CHOICE_SEED, DEV, HELD_OUT, Samples, find_rows
 from baselines.benchmarks.spec import BENCHMARKS, GENERIC, Benchmark, benchmark_named
 from baselines.editors.editing import (
     DIFFUSERS,
@@ -36,10 +37,12 @@ from emu3.checkpoint_facts import DEFAULT_AREA, read_facts
 from emu3.errors import UserError, run_main
 from emu3.extensions import is_extension, source_digests
 from emu3.flags import CommandParser
+from emu3.settings import COUNT, SEED
 from emu3.train_image_editing.image_folder import ImageFolder
+from emu3.train_image_editing.row_files import RowSource
 from rl.reward.config import judge_from_flags
 
-COLUMNS = ("source", "instruction", "target", "task", "id", "source_caption", "target_caption", "mask")
+COLUMNS = ("source", "instruction", "target", "task", "id", "source_id", "source_caption", "target_caption", "mask")
 
 
 def run(
@@ -56,6 +59,7 @@ def run(
     data_files: Sequence[str] = (),
     options: EditorOptions = EditorOptions(),  # noqa: B008
     limit: int | None = None,
+    part: str | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     image_area: int | None = None,
@@ -65,22 +69,19 @@ def run(
 
     `editor` is one of `EDITORS`, `name` its row in the tables (what it is called by itself if not given). The run goes
     to `output_dir`, with `by_name` to a folder in it that is named by benchmark, name and seed. `data`, `data_dir`,
-    `split`, `config_name` and `data_files` as `find_rows` takes them, `shard` as `share_of` does. `limit` takes the
-    first rows, `image_area` is in pixels, by default what an `emu3` model was trained at, else 65,536. The ground truth
-    leaves out rows without a target. Images depend on `seed` and `batch_size`. Raises `UserError` on bad input and on
-    an output folder with another run.
+    `split`, `config_name` and `data_files` as `find_rows` takes them, `shard` as `share_of` does, `limit` and `part`
+    as `Samples`. `image_area` is in pixels, by default what an `emu3` model was trained at, else 65,536. The ground
+    truth leaves out rows without a target. Images depend on `seed` and `batch_size`. Raises `UserError` on bad input
+    and on an output folder with another run.
     """
-    image_area = _image_area(editor, options) if image_area is None else image_area
+    image_area = image_area_of(editor, options) if image_area is None else image_area
     if (batch_size is not None and batch_size < 1) or image_area < 1 or seed < 0:
         raise UserError(f"batch size and image area are at least 1, the seed 0: {batch_size}, {image_area}, {seed}")
     if limit is not None and limit < 1:
         raise UserError(f"the limit is at least 1: {limit}")
     share = share_of(shard)
-    found = find_rows(benchmark, data, data_dir, split, config=config_name, data_files=data_files, limit=limit)
-    samples = Samples(benchmark, found, limit)
-    if benchmark.rows is not None and samples.rows_in_files != benchmark.rows:
-        print(f"note: {benchmark.name} has {benchmark.rows} rows as published, these files {samples.rows_in_files}")
-    rows = samples.rows_with_target() if editor == GROUND_TRUTH else list(range(len(samples)))
+    found, samples = open_samples(benchmark, data, data_dir, split, config_name, data_files, limit, part)
+    rows = rows_of(editor, samples)
     if not rows:
         raise UserError(f"no row of {found.files[0]} has a target image (column {benchmark.target!r})")
     chosen = choose_editor(editor, options, image_area)
@@ -92,7 +93,8 @@ def run(
         # Of an image folder the files are the table alone, its contents the images as well; of one's own reader
         # nobody knows what they are.
         data=found.contents if isinstance(found, ImageFolder) or is_extension(str(data)) else fingerprint(found.files),
-        limit=limit,
+        limit=None if limit is None else f"{limit} by seed {CHOICE_SEED}",
+        part=part,
         seed=seed,
         batch_size=batch_size or chosen.batch_size,
         image_area=image_area,
@@ -105,7 +107,32 @@ def run(
     return write_predictions(samples, rows, chosen, output_dir, settings, share)
 
 
-def _image_area(kind: str, options: EditorOptions) -> int:
+def open_samples(
+    benchmark: Benchmark,
+    data: str | Path | None = None,
+    data_dir: Path | None = None,
+    split: str | None = None,
+    config_name: str | None = None,
+    data_files: Sequence[str] = (),
+    limit: int | None = None,
+    part: str | None = None,
+) -> tuple[RowSource, Samples]:
+    """The rows that a run is about. The arguments are those of `run`, which says the rest."""
+    found = find_rows(benchmark, data, data_dir, split, config=config_name, data_files=data_files)
+    samples = Samples(benchmark, found, limit, part)
+    if limit is not None or part is not None:
+        print(f"{len(samples)} of {samples.rows_in_files} rows, drawn by seed {CHOICE_SEED}")
+    if benchmark.rows is not None and samples.rows_in_files != benchmark.rows:
+        print(f"note: {benchmark.name} has {benchmark.rows} rows as published, these files {samples.rows_in_files}")
+    return found, samples
+
+
+def rows_of(editor: str, samples: Samples) -> list[int]:
+    """The places of the samples that an editor of this kind edits."""
+    return samples.rows_with_target() if editor == GROUND_TRUTH else list(range(len(samples)))
+
+
+def image_area_of(kind: str, options: EditorOptions) -> int:
     facts = read_facts(options.model) if kind == EMU3 and options.model is not None else None
     return DEFAULT_AREA if facts is None or facts.image_area is None else facts.image_area
 
@@ -137,7 +164,16 @@ def choose_editor(kind: str, options: EditorOptions, image_area: int) -> ChosenE
 
 
 def main() -> None:
-    parser = CommandParser(old={"--output-dir": "--output"}, description="Write an editor's images for a benchmark.")
+    print(run(**arguments_of()))
+
+
+def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """What `run` takes, from a command line."""
+    parser = CommandParser(
+        old={"--output-dir": "--output"},
+        prog=None if words is None else "baselines.evaluate",
+        description="Write an editor's images for a benchmark.",
+    )
     parser.add_argument(
         "--editor", required=True, metavar="EDITOR", help=f"{', '.join(EDITORS)}, or your own: file.py:name"
     )
@@ -147,25 +183,34 @@ def main() -> None:
     where.add_argument("--save-dir", type=Path, help="folder of runs; this one is named by benchmark, name and seed")
     _add_data(parser)
     add_options(parser)
-    parser.add_argument("--limit", type=int, help="take the first rows only")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, help="default: what suits the editor")
+    parser.add_argument(
+        "--limit", type=COUNT, help="so many rows, drawn by a fixed seed; each draw holds the smaller ones"
+    )
+    parser.add_argument(
+        "--part",
+        choices=(DEV, HELD_OUT),
+        help=f"{DEV}: a fifth of the source images, to choose settings on; {HELD_OUT}: the others (default: both)",
+    )
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--batch-size", type=COUNT, help="default: what suits the editor")
     parser.add_argument(
         "--image-area",
-        type=int,
+        type=COUNT,
         help="pixels of the images that the judge sees (default: what an emu3 model was trained at, else 65536)",
     )
     parser.add_argument("--shard", help="I/N: do part I of N, from 0 (default: as torchrun says)")
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(words))
     save_dir = arguments.pop("save_dir")
     arguments |= {"output_dir": save_dir or arguments["output_dir"], "by_name": save_dir is not None}
     columns = {key: arguments.pop(key) for key in COLUMNS}
     given = {key: column for key, column in columns.items() if column is not None}
-    arguments["benchmark"] = dataclasses.replace(benchmark_named(arguments["benchmark"]), **given)
+    benchmark = dataclasses.replace(benchmark_named(arguments["benchmark"]), **given)
+    own_name = arguments.pop("benchmark_name")
+    arguments["benchmark"] = benchmark if own_name is None else benchmark.called(own_name)
     arguments["judge"] = judge_from_flags(arguments)
     names = [field.name for field in dataclasses.fields(EditorOptions)]
     arguments["options"] = EditorOptions(**{key: arguments.pop(key) for key in names})
-    print(run(**arguments))
+    return arguments
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -176,6 +221,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         metavar="BENCHMARK",
         help=f"rules and columns to begin with: {', '.join(BENCHMARKS)}, or your own: file.py:name (default: data)",
     )
+    group.add_argument("--benchmark-name", help="what tables call it, for data of one's own (default: data)")
     group.add_argument("--data", help="a file or folder as prepare_data takes, or a Hub id (default: the benchmark's)")
     group.add_argument("--data-dir", type=Path, help="a folder with a subfolder or files named as the benchmark")
     group.add_argument("--split", help="of --data, take the files that are named for it, such as test-00000.parquet")
@@ -186,6 +232,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--edited-image-key", "--edited-image", dest="target", help="of the target image")
     group.add_argument("--task-key", "--edit-type-key", dest="task", help="of the task")
     group.add_argument("--id-key", dest="id", help="of the id (default: the row number)")
+    group.add_argument("--source-id-key", dest="source_id", help="of the source image, where several rows edit one")
     group.add_argument("--source-caption-key", dest="source_caption", help="of what the source shows, for CLIP")
     group.add_argument("--target-caption-key", dest="target_caption", help="of what the edited image should show")
     group.add_argument("--mask-key", dest="mask", help="of the mask, white where the edit belongs")

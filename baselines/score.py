@@ -59,6 +59,7 @@ from emu3.errors import UserError, run_main
 from emu3.extensions import source_digests
 from emu3.files import sha256_of, write_json
 from emu3.flags import CommandParser
+from emu3.settings import number_in
 from emu3.tokenizer.images import read_image
 from rl.reward.cache import ReplyCache
 from rl.reward.client import Judge
@@ -99,13 +100,16 @@ def run(
     kept in `judge.cache`, beside the predictions if not given. `protocol` is one of `PROTOCOLS`; the published one
     takes the settings of `PUBLISHED_SETTINGS` only. `usd_per_million_tokens` are the prices of a question's and a
     reply's tokens. `weights` is a folder of the other metrics' weights, `output` lies beside the predictions if not
-    given. Raises `UserError` for a judge or a metric that cannot be used, missing files, and scores that were made with
-    other settings.
+    given. Raises `UserError` for a judge or a metric that cannot be used, missing files, scores that were made with
+    other settings, and, once the reasons are written, a judge that scored nothing at all.
     """
     file = predictions / PREDICTIONS_FILE if predictions.is_dir() else predictions
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: baselines.evaluate writes it when all images are there")
     rows = read_records(file, Prediction)
     output = output or file.with_name(SCORES_FILE)
     scores = ScoreFile(output, {"predictions": sha256_of(file)})
+    scores.settings |= {"evaluation": evaluation_of(read_settings(file))}
     for name in metrics:
         if name == VIESCORE:
             if judge is None or not judge.base_url:
@@ -115,8 +119,11 @@ def run(
             about = {"model": rows[0].model, "benchmark": rows[0].benchmark, "judge": usage.judge}
             write_json(output.with_name(stats_name(rows[0].model)), about | viescore_stats(scores.by_metric[name]))
         else:
-            name = _measure(name, rows, file.parent, weights, scores)
+            name = _measure(name, rows, file.parent, weights, scores, evaluation_of(read_settings(file)))
         _print_counts(scores.by_metric[name])
+        if name == VIESCORE and all(score.status != SCORED for score in scores.by_metric[name]):
+            why = scores.by_metric[name][0]
+            raise UserError(f"no sample of {len(rows)} has a score: {why.status}: {(why.detail or '')[:200]}")
     return output
 
 
@@ -147,14 +154,16 @@ def _judge(
     about = {
         "judge_served": sorted(client.served),
         "judged_on": today if usage.requests else scores.settings.get("judged_on", today),
-        "evaluation": evaluation_of(read_settings(file)),
     }
     scores.put(VIESCORE, found, made | about)
     return usage
 
 
-def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path) -> None:
-    """Raise `UserError` where scores by `judge` would not be by the published protocol, though that is asked for."""
+def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path | None) -> None:
+    """Raise `UserError` where scores by `judge` would not be by the published protocol, though that is asked for.
+
+    predictions: the file that is to be scored; None while there is none.
+    """
     if protocol != PUBLISHED:
         return
     if judge.prompts is None:
@@ -171,7 +180,7 @@ def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path) -> None
             )
     if "max_tokens" in judge.omit:
         raise UserError("the published protocol has a limit of tokens: take --protocol ours to leave it out")
-    if UNCROPPED not in pq.read_schema(predictions).names:
+    if predictions is not None and UNCROPPED not in pq.read_schema(predictions).names:
         raise UserError(
             f"{predictions} has no uncropped sources, which the published protocol shows to the judge: it is from an "
             "earlier version, run baselines.evaluate anew"
@@ -180,12 +189,15 @@ def check_protocol(protocol: str, judge: JudgeConfig, predictions: Path) -> None
 
 def evaluation_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What of a predictions file's settings a reader of its scores has to know."""
-    names = ("editor", "seed", "limit", "image_area", "options", "extensions")
+    names = ("editor", "seed", "limit", "part", "image_area", "options", "extensions")
     return {name: settings[name] for name in names if name in settings}
 
 
-def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile) -> str:
-    """Another metric than VIEScore; returns what it is called. Rows stand if they are whole and were made alike."""
+def _measure(
+    name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile, about: dict[str, Any]
+) -> str:
+    """Another metric than VIEScore; returns what it is called. Rows stand if they are whole and were made alike. about:
+    how the images were made."""
     # Imported here: the metrics bring torch and models, which the judge needs nothing of.
     from baselines.metrics.measuring import measure, metric_named
 
@@ -197,7 +209,7 @@ def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | No
     if before is not None and all(score.status == SCORED for score in before):
         scores.check(made)
     else:
-        scores.put(metric.name, measure(metric, rows, folder), made)
+        scores.put(metric.name, measure(metric, rows, folder), made | {"evaluation": about})
     return metric.name
 
 
@@ -335,7 +347,15 @@ def note_usage(folder: Path, usage: Usage) -> None:
 
 
 def main() -> None:
-    parser = CommandParser(description="Score an editor's predictions.")
+    print(run(**arguments_of()))
+
+
+def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """What `run` takes, from a command line."""
+    parser = CommandParser(
+        prog=None if words is None else "baselines.score",
+        description="Score an editor's predictions.",
+    )
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
     parser.add_argument(
         "--metrics", nargs="+", default=[VIESCORE], help="viescore, l1, psnr, file.py:name (default: viescore)"
@@ -343,10 +363,12 @@ def main() -> None:
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default=OURS, help="published: as the paper's scores were made (default: ours)"
     )
-    parser.add_argument("--requests-per-minute", type=float, help="what the judge's provider allows")
+    parser.add_argument(
+        "--requests-per-minute", type=number_in(float, above=0, most=1e9), help="what the judge's provider allows"
+    )
     parser.add_argument(
         "--usd-per-million-tokens",
-        type=float,
+        type=number_in(float, least=0, most=1e9),
         nargs=2,
         metavar=("QUESTION", "REPLY"),
         help="for the cost in usage.jsonl",
@@ -361,9 +383,10 @@ def main() -> None:
         default=argparse.SUPPRESS,
         help=f"file of the judge's replies (default: {REPLIES_FILE} beside the predictions)",
     )
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(words))
     default = PUBLISHED_SETTINGS if arguments["protocol"] == PUBLISHED else DEFAULT
-    print(run(judge=judge_from_flags(arguments, default), **arguments))
+    arguments["judge"] = judge_from_flags(arguments, default)
+    return arguments
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """The pages as images for a README, taken in a headless Chromium: the demo in use, the reports of a training and of an
 evaluation.
 
+    python -m dev.screenshots quickstart runs/quickstart -o assets --looks looks      all that the README shows
+
     bash scripts/demo.sh --model MODEL --vision VISION &
     python -m dev.screenshots demo http://127.0.0.1:7860 photo.png "make the sky purple" -o assets/demo.png
     python -m dev.screenshots training runs/x/report.html -o assets/rl_report.png
     python -m dev.screenshots evaluation runs/x/report.html --one sft_s__rl_sc --two sft_s -o assets/report.png
+
+`--looks` also takes each page at the width of a desk and of a phone, light and dark, for somebody to look at.
 
 A report is shown by its head beside its images. Those of an evaluation are sorted by nothing: the samples are the first
 ones of the data that the filters let through.
@@ -17,13 +21,18 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow.parquet as pq
 from PIL import Image
 from playwright.sync_api import Error as BrowserError
 from playwright.sync_api import Page, Route, sync_playwright
@@ -36,6 +45,7 @@ VIEWPORT_WIDTH, VIEWPORT_HEIGHT = 1280, 900
 MARGIN = 24  # pixels below the page's last part
 WIDTH, SCALE, GAP = 1000, 1.4, 24
 """Of a report: CSS pixels of each half, device pixels per CSS pixel, and CSS pixels between the halves."""
+LOOKS = {1280: "desk", 390: "phone"}
 TRAINING_HEIGHT, EVALUATION_HEIGHT = 1060, 1130
 
 
@@ -167,6 +177,62 @@ def evaluation(report: Path, output: Path, *, one: str, two: str, split: str = "
     return _report(report, EVALUATION_HEIGHT, to_gallery, output)
 
 
+def quickstart(run: Path, output: Path, looks: Path | None = None) -> Path:
+    """Write all images of a README of a quickstart's folder into the folder `output`, which is returned. looks: a
+    folder for each page at two widths in two schemes. Raises UserError as the others, and for an unfinished run."""
+    model, start = "sft_s__rl_sc", "sft_s"
+    held_out = run / "data/held_out.parquet"
+    if not (held_out.is_file() and (run / "figure.png").is_file()):
+        raise UserError(f"{run} is no finished quickstart: run scripts/quickstart.sh first")
+    output.mkdir(parents=True, exist_ok=True)
+    evaluation(run / "report.html", output / "report.png", one=model, two=start, split="complex")
+    training(run / model / "report.html", output / "rl_report.png")
+    shutil.copyfile(run / "figure.png", output / "quickstart.png")
+    row = pq.read_table(held_out, columns=["input", "instruction"]).slice(0, 1).to_pylist()[0]
+    with TemporaryDirectory() as folder, _served(run / model / "final") as url:
+        source = Path(folder) / "source.png"
+        source.write_bytes(row["input"]["bytes"])
+        demo(url, source, row["instruction"], output / "demo.png")
+        if looks is not None:
+            looks.mkdir(parents=True, exist_ok=True)
+            for (width, device), scheme in itertools.product(LOOKS.items(), ("light", "dark")):
+                name = f"{device}-{scheme}.png"
+                for report, of in ((run / "report.html", "report"), (run / model / "report.html", "rl_report")):
+                    _look(report.resolve().as_uri(), looks / f"{of}-{name}", width, scheme)
+                viewport = {"width": width, "height": VIEWPORT_HEIGHT}
+                with opened(url, viewport=viewport, color_scheme=scheme) as (page, _):
+                    ask(page, row["instruction"], source)
+                    wait_for_edits(page, 4)
+                    page.screenshot(path=looks / f"demo-{name}", full_page=True, animations="disabled")
+    return output
+
+
+@contextmanager
+def _served(model: Path) -> Iterator[str]:
+    """The address of a demo of `model`, for the length of a `with` block."""
+    command = [sys.executable, "-m", "emu3.demo", "--model", str(model), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            line = server.stdout.readline()
+            if not line.startswith("open "):
+                raise UserError(f"the demo of {model} did not start")
+            yield line.split()[1]
+        finally:
+            server.terminate()
+
+
+def _look(url: str, output: Path, width: int, scheme: Any) -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=_browser(), args=["--no-sandbox"])
+        try:
+            page = browser.new_page(viewport={"width": width, "height": VIEWPORT_HEIGHT}, color_scheme=scheme)
+            page.goto(url)
+            page.screenshot(path=output, full_page=True)
+        finally:
+            browser.close()
+
+
 def _report(report: Path, height: int, to_images: Callable[[Page], bool], output: Path) -> Path:
     """The head of a page and, where `to_images` has gone to them, its images."""
     browser_path = _browser()
@@ -214,6 +280,11 @@ def main() -> None:
     of_evaluation.add_argument("--one", required=True, help="model that is shown first")
     of_evaluation.add_argument("--two", required=True, help="model that is shown beside it")
     of_evaluation.add_argument("--split", default="", help="show samples of this split only")
+    of_quickstart = pages.add_parser("quickstart", help="all of a quickstart's folder, the demo served for it")
+    of_quickstart.set_defaults(take=quickstart)
+    of_quickstart.add_argument("run", type=Path)
+    of_quickstart.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+    of_quickstart.add_argument("--looks", type=Path, help="folder for each page at two widths in two schemes")
     for of_report in (of_training, of_evaluation):
         of_report.add_argument("report", type=Path)
     for of_page in (of_demo, of_training, of_evaluation):

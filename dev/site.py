@@ -12,8 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "index.md": ("README.md", "", ("", "Two commands", "What came out", "Speed", "Citation", "License")),
-    "edit.md": ("README.md", "Edit a photo", ()),
+    "index.md": ("README.md", "", ("", "Two commands", "Edit a photo", "What came out", "Citation", "License")),
     "tokenize.md": ("README.md", "Data", ()),
     "sft.md": ("README.md", "Training on your own", ()),
     "scale.md": ("README.md", "Going to 4xH100", ()),

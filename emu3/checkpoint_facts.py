@@ -9,7 +9,7 @@
   "data": [{"name": "simple", "sha256": "..."}],
   "objective": "grpo: corrected",
   "steps": 2000,
-  "versions": {"earl": "0.1.0", "torch": "2.13.0"}
+  "versions": {"earl-image-editing": "0.1.0", "torch": "2.13.0"}
 }
 ```
 
@@ -36,14 +36,15 @@ from typing import Any
 from emu3.errors import UserError
 from emu3.files import path_from, place_from, read_json, sha256_of, write_json
 from emu3.hub import HUB_ID, SMALL_FILES, local_folder
+from emu3.run_folder import VERSION, check_version
 
 FACTS_FILE = "earl.json"
 MANIFEST = "manifest.json"  # of a tokenized dataset
-VERSION = 1
+FORMAT = 1
 DEFAULT_AREA = 65536
 """Pixels of an image where neither a flag nor the checkpoint says: those of the published models."""
 
-LIBRARIES = ("earl", "torch", "transformers", "safetensors")
+LIBRARIES = ("earl-image-editing", "torch", "transformers", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def write_facts(folder: Path, facts: CheckpointFacts) -> None:
     """Write `earl.json` into the checkpoint's folder, or into a temporary one beside it."""
     if facts.vision is not None and facts.vision.name is not None and Path(facts.vision.name).is_absolute():
         facts = replace(facts, vision=replace(facts.vision, name=path_from(folder, facts.vision.name)))
-    write_json(folder / FACTS_FILE, {"version": VERSION, **asdict(facts)})
+    write_json(folder / FACTS_FILE, {VERSION: FORMAT, **asdict(facts)})
 
 
 def read_facts(name: Path | str) -> CheckpointFacts | None:
@@ -98,11 +99,8 @@ def read_facts(name: Path | str) -> CheckpointFacts | None:
     if not path.is_file():
         return None
     values = read_json(path)
+    check_version(path, values, FORMAT)
     try:
-        if values["version"] > VERSION:
-            raise UserError(
-                f"{path} has version {values['version']}, this program reads versions up to {VERSION}: update it"
-            )
         facts = CheckpointFacts(
             image_area=values["image_area"],
             vision=_origin(values["vision"]),
@@ -118,7 +116,9 @@ def read_facts(name: Path | str) -> CheckpointFacts | None:
             place = place_from(path.parent, facts.vision.name)
             facts = replace(facts, vision=replace(facts.vision, name=place))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not what this program wrote ({type(error).__name__}: {error}); remove it") from None
+        raise UserError(
+            f"{path} is not what this command writes ({type(error).__name__}: {error}); remove it"
+        ) from None
     return facts
 
 

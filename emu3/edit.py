@@ -29,6 +29,8 @@ from PIL import Image
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
 from emu3.flags import CommandParser
+from emu3.mllm.layout import THINK_TOKENS
+from emu3.settings import COUNT, SEED, number_in
 from emu3.tokenizer.images import fit_image, read_image
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
     parser.add_argument(
-        "--image-area", type=int, help="pixels of the edit (default: what the model was trained at, else 65536)"
+        "--image-area", type=COUNT, help="pixels of the edit (default: what the model was trained at, else 65536)"
     )
     parser.add_argument("--device", help="such as cuda:1 or cpu (default: the first GPU, else the CPU)")
     parser.add_argument(
@@ -118,6 +120,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=("local", "vllm"), default="local", help="what samples (default: %(default)s)"
     )
+    parser.add_argument(
+        "--think-tokens",
+        type=int,
+        default=THINK_TOKENS,
+        help="most tokens of a chain of thought (default: %(default)s)",
+    )
 
 
 def load_editor(arguments: argparse.Namespace) -> Editor:
@@ -126,7 +134,9 @@ def load_editor(arguments: argparse.Namespace) -> Editor:
 
     from emu3 import Editor
 
-    return Editor.from_pretrained(
+    if arguments.think_tokens < 1:
+        raise UserError(f"--think-tokens is {arguments.think_tokens}; it is 1 or more")
+    editor = Editor.from_pretrained(
         arguments.model,
         arguments.vision,
         arguments.tokenizer,
@@ -137,6 +147,8 @@ def load_editor(arguments: argparse.Namespace) -> Editor:
         arguments.quantization,
         arguments.device_map,
     )
+    editor.think_tokens = arguments.think_tokens
+    return editor
 
 
 def main() -> None:
@@ -159,11 +171,21 @@ def main() -> None:
     parser.add_argument(
         "--format", choices=("png", "jpg", "webp"), default="png", help="of files in a folder (default: %(default)s)"
     )
-    parser.add_argument("--n", type=int, default=1, help="number of edits of an image (default: %(default)s)")
+    parser.add_argument("--n", type=COUNT, default=1, help="number of edits of an image (default: %(default)s)")
     parser.add_argument("--grid", action="store_true", help="also one image with the source and its edits in a row")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other edits (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
-    parser.add_argument("--top-k", type=int, default=2048, help="codes to draw among, 0 is all (default: %(default)s)")
+    parser.add_argument("--seed", type=SEED, default=0, help="another seed gives other edits (default: %(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=number_in(float, least=0, most=1e6),
+        default=1.0,
+        help="0 is greedy (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=number_in(int, least=0),
+        default=2048,
+        help="codes to draw among, 0 is all (default: %(default)s)",
+    )
     parser.add_argument("--think", action="store_true", help="write a chain of thought first, and print it")
     arguments = parser.parse_intermixed_args()
 
@@ -295,7 +317,8 @@ def _edit(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
         for edit, path in zip(edits, jobs[index].outputs, strict=True):
             save_image(edit.image, path)
             # `write` of tqdm keeps the line clear of the bar.
-            tqdm.write(str(path) if edit.reasoning is None else f"{path}: {edit.reasoning}")
+            cut = " [cut: there were no more tokens, see --think-tokens]" if edit.cut else ""
+            tqdm.write(str(path) if edit.reasoning is None else f"{path}: {edit.reasoning}{cut}")
         if arguments.grid:
             source = fit_image(read_image(jobs[index].image, "image"), editor.image_area, editor.codec.factor)
             first = jobs[index].outputs[0]

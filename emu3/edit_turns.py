@@ -51,6 +51,7 @@ def main(arguments: argparse.Namespace) -> None:
             top_k=arguments.top_k or None,
             seed=seed,
             think=arguments.think,
+            image_area=image.width * image.height,  # or each turn scales and crops the image a little further
             progress=True,
         )
         return edited

@@ -13,10 +13,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emu3.errors import UserError, run_main
-from emu3.files import read_json, whole_file
+from emu3.files import read_json, whole_folder
 from emu3.flags import CommandParser
+from emu3.settings import COUNT
+
+if TYPE_CHECKING:
+    from emu3.tokenizer.model import StillVQ
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -40,7 +45,8 @@ def export(
     name: repository that the card is written for. vision, image_area: None takes what `model` says itself. tokenizer:
     where the text tokenizer is, if not beside the weights. scores: Markdown file whose text goes into the card. run:
     folder of the training run, by default the parent of `model`. dtype: of the exported weights. license_name: None is
-    that of the base model, where that can be read. Raises UserError if something is missing or an output exists.
+    that of the base model, where that can be read. Raises UserError if something is missing or an output exists;
+    a call that was ended goes on with the vision tokenizer that it left.
     """
     import torch
 
@@ -62,8 +68,8 @@ def export(
         raise UserError(f"{model} does not say which vision tokenizer it belongs to: name it as --vision")
     vision_output = output.with_name(f"{output.name}-vision")
     folders = [output, vision_output] if Path(setup.vision).is_dir() else [output]
-    if there := [folder for folder in folders if folder.exists()]:
-        raise UserError(f"{there[0]} exists: choose another --output or remove it")
+    if output.exists():
+        raise UserError(f"{output} exists: choose another --output or remove it")
 
     text_tokenizer = TextTokenizer.from_pretrained(tokenizer or model)
     codec = StillVQ.from_pretrained(setup.vision) if len(folders) == 2 else None
@@ -72,29 +78,39 @@ def export(
         raise UserError(
             f"{setup.vision} has {codes[0]} codes, the text tokenizer {codes[1]}: they do not belong together"
         )
-    if codec is not None:
-        codec.save_pretrained(vision_output)
-        _write(vision_output / "README.md", vision_card(f"{name}-vision", name))
+    if codec is not None and not vision_output.exists():
+        with whole_folder(vision_output) as temporary:
+            codec.save_pretrained(temporary)
+            (temporary / "README.md").write_text(vision_card(f"{name}-vision", name), encoding="utf-8")
+    elif codec is not None and not _holds(vision_output, codec):
+        # Else a call before this one wrote it and was ended before the model, which is written last.
+        raise UserError(f"{vision_output} exists and holds something else: choose another --output or remove it")
     training = training_of(run or Path(model).parent)
     vision_name = f"{name}-vision" if codec is not None else setup.vision
     facts = exported_facts(model, training, vision_name, vision_output if codec is not None else None, setup.image_area)
     language_model = load_language_model(model, getattr(torch, dtype))
-    save_checkpoint(language_model, text_tokenizer, output, max_shard_size, facts=facts)
-    card = model_card(
-        name,
-        training,
-        read_json(output / "config.json"),
-        facts,
-        license_name=license_name,
-        scores=scores.read_text(encoding="utf-8") if scores is not None else None,
-    )
-    _write(output / "README.md", card)
+    with whole_folder(output) as temporary:
+        save_checkpoint(language_model, text_tokenizer, temporary, max_shard_size, facts=facts)
+        card = model_card(
+            name,
+            training,
+            read_json(temporary / "config.json"),
+            facts,
+            license_name=license_name,
+            scores=scores.read_text(encoding="utf-8") if scores is not None else None,
+        )
+        (temporary / "README.md").write_text(card, encoding="utf-8")
     return folders
 
 
-def _write(path: Path, text: str) -> None:
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def _holds(folder: Path, codec: StillVQ) -> bool:
+    """Whether `folder` holds the weights of `codec`."""
+    try:
+        found = type(codec).from_pretrained(folder).state_dict()
+    except UserError:
+        return False
+    expected = codec.state_dict()
+    return found.keys() == expected.keys() and all(value.equal(found[name]) for name, value in expected.items())
 
 
 def main() -> None:
@@ -110,7 +126,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="folder of the training run (default: the parent of --model)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the weights (default: %(default)s)")
     parser.add_argument(
-        "--image-area", type=int, help="pixels of an image (default: what the model was trained at, else 65536)"
+        "--image-area", type=COUNT, help="pixels of an image (default: what the model was trained at, else 65536)"
     )
     parser.add_argument("--license", dest="license_name", help="(default: that of the base model, mit without one)")
     parser.add_argument("--max-shard-size", default="5GB", help="largest weights file (default: %(default)s)")

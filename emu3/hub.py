@@ -18,6 +18,7 @@ from typing import Any
 
 from huggingface_hub import HfFileSystem, constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
+    DryRunError,
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -51,14 +52,38 @@ def local_folder(name: str | Path, allow: Sequence[str] | None = None) -> Path:
     match = HUB_ID.fullmatch(str(name))
     if match is None:
         raise UserError(f"folder {name} does not exist, and that is no Hub id (org/name or org/name@revision) either")
-    repository, revision, patterns = match["repository"], match["revision"], list(allow or SAFE_FILES)
+    with _as_a_folder(name, match):
+        return Path(snapshot_download(**_chosen(match, allow)))
+
+
+def bytes_to_fetch(name: str | Path, allow: Sequence[str] | None = None) -> int:
+    """Bytes that `local_folder` with the same arguments would fetch now; 0 for a folder, and where the Hub cannot be
+    reached for what the cache has whole. Nothing is fetched. Raises as `local_folder`."""
+    folder, match = Path(name), HUB_ID.fullmatch(str(name))
+    if folder.exists() or match is None:
+        local_folder(name, allow)
+        return 0
+    with _as_a_folder(name, match):
+        try:
+            files = snapshot_download(**_chosen(match, allow), dry_run=True)
+        except DryRunError:
+            snapshot_download(**_chosen(match, allow), local_files_only=True)
+            return 0
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def _chosen(match: re.Match[str], allow: Sequence[str] | None) -> dict[str, Any]:
+    """What of a repository is fetched, for `snapshot_download`."""
+    patterns = {"allow_patterns": list(allow or SAFE_FILES), "ignore_patterns": list(UNSAFE_FILES)}
+    return {"repo_id": match["repository"], "revision": match["revision"], **patterns}
+
+
+@contextmanager
+def _as_a_folder(name: str | Path, match: re.Match[str]) -> Iterator[None]:
+    """Raises UserError about the name of a model that is no folder here."""
     try:
-        with hub_errors(repository, revision):
-            return Path(
-                snapshot_download(
-                    repository, revision=revision, allow_patterns=patterns, ignore_patterns=list(UNSAFE_FILES)
-                )
-            )
+        with hub_errors(match["repository"], match["revision"]):
+            yield
     except UserError as error:
         raise UserError(f"folder {name} does not exist, and as a Hub id: {error}") from error.__cause__
 

@@ -27,6 +27,7 @@ from torch.distributed.run import parse_args, run
 
 from emu3.errors import PARENT, UserError, run_main
 from emu3.flags import CommandParser
+from emu3.settings import COUNT
 
 MASTER_PORT = "29500"
 
@@ -119,7 +120,7 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> int:
 
 def main() -> None:
     parser = CommandParser(description="Run a module on several processes.")
-    parser.add_argument("--ranks", type=int, required=True, help="number of processes on this machine, 1 or more")
+    parser.add_argument("--ranks", type=COUNT, required=True, help="number of processes on this machine, 1 or more")
     parser.add_argument("module", help="such as rl.train")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for the module")
     options = parser.parse_args()

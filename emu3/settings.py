@@ -7,6 +7,7 @@ all.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ class Number:
 
     def __contains__(self, value: float) -> bool:
         return (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
             and (self.above is None or value > self.above)
@@ -68,6 +69,26 @@ def setting(
     if callable(default):  # a class or a function that makes the default
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def number_in(
+    kind: type[int] | type[float], *, least: float | None = None, most: float | None = None, above: float | None = None
+) -> Callable[[str], Any]:
+    """The `type` of a flag of argparse that is a number in this range, as `Number` has it."""
+    bounds = Number(least, most, above)
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if value not in bounds:
+            raise argparse.ArgumentTypeError(f"expected {bounds}, got {text}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse calls what is no number by it
+    return read
+
+
+COUNT = number_in(int, least=1, most=2**31)
+SEED = number_in(int, least=0, most=2**63 - 1)
 
 
 def numbers(config: Any, name: str = "") -> Iterator[tuple[str, Number, Any]]:

@@ -29,8 +29,7 @@ from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.run_folder import VERSION, check_version
 from emu3.training import ranks
 from emu3.training.checkpoints import digests_of, fault_of, numbered, rotate, write_note
-from emu3.training.lora import ADAPTER
-from emu3.training.state import WRITE_ERRORS, collected
+from emu3.training.state import ADAPTER, WRITE_ERRORS, collected
 from rl.config import Config
 from rl.config_file import refuse_another_run
 from rl.rollout.engine import Rollout

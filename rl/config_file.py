@@ -28,6 +28,7 @@ from emu3.errors import UserError
 from emu3.extensions import source_digests
 from emu3.flags import CommandParser
 from emu3.run_folder import SettingsFile, flat
+from emu3.settings import COUNT, number_in
 from rl.config import Config, check_config, with_home
 from rl.reward.viescore import prompts_from
 
@@ -252,15 +253,18 @@ def train_arguments() -> argparse.Namespace:
 def estimate_arguments() -> argparse.Namespace:
     """Of `rl.watch.estimate`."""
     parser = add_run(CommandParser(description="Estimate memory and time of a run."))
-    parser.add_argument("--ranks", type=int, default=1, help="processes, one for each GPU")
+    parser.add_argument("--ranks", type=COUNT, default=1, help="processes, one for each GPU")
     parser.add_argument(
-        "--device-memory", type=float, metavar="GB", help="of each GPU (default: this machine's device)"
+        "--device-memory",
+        type=number_in(float, above=0, most=1e6),
+        metavar="GB",
+        help="of each GPU (default: this machine's device)",
     )
     parser.add_argument("--device", default="GPU", help="its name, for the time, such as H100; with --device-memory")
-    parser.add_argument("--prompt-tokens", type=int, help="of a prompt (default: those of the published models)")
+    parser.add_argument("--prompt-tokens", type=COUNT, help="of a prompt (default: those of the published models)")
     parser.add_argument(
         *("--completion-tokens", "--answer-tokens"),
-        type=int,
+        type=COUNT,
         help="of a completion, thinking included (default: of the published models, and the longest chain of thought)",
     )
     return parser.parse_intermixed_args()

@@ -2,7 +2,7 @@
 
 Each group shares its prompt, and the prompt goes through the model once, in one pass with all completions
 (`rl.shared_prefix`). The head is multiplied only where a token is scored, and only with the rows of the ids that are
-legal there (`emu3.training.head`). All scored tokens of a batch form one flat vector, visual codes first.
+legal there (`emu3.mllm.head`). All scored tokens of a batch form one flat vector, visual codes first.
 
 Two schemes say what is scored. `grammar`: the tokens that were chosen, each under the distribution it was drawn
 from: codes among codes, thinking tokens among text ids and `boi`; tokens that the grammar forces have probability 1
@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 from transformers import Emu3ForCausalLM
 
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
-from emu3.training.head import chosen_logprobs
+from emu3.mllm.head import chosen_logprobs
+from emu3.mllm.layout import GridGrammar, TokenLayout
 from rl.rollout.engine import Prompt, Rollout
 from rl.shared_prefix import SharedPrefix, final_states
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from functools import lru_cache
 from itertools import islice
 
+import numpy as np
+
 from emu3.errors import UserError
-from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.layout import GridGrammar
 from emu3.mllm.sequence import THINK_PREFILL, edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.train_image_editing.dataset import Mixture
+from emu3.train_image_editing.dataset import Mixture, grid_tokens, prompt_bounds
 from emu3.train_image_editing.shards import EditRow, read_rows
 from rl.config import DataConfig
 from rl.rollout.engine import Prompt
@@ -40,14 +42,18 @@ class Prompts:
         self._grammar = lru_cache(maxsize=None)(lambda height, width: grid_grammar(tokenizer, height, width))
         self._prefill = tokenizer.encode(THINK_PREFILL) if think_tokens else []
         self.sets = [read_rows(folder) for folder in data.sets]
-        fitting = [
-            [index for index, row in enumerate(rows) if self._tokens(row) + think_tokens <= max_positions]
-            for rows in self.sets
-        ]
-        for folder, rows, kept in zip(data.sets, self.sets, fitting, strict=True):
-            if not kept:
+        fitting, sizes = [], [rows.sizes() for rows in self.sets]
+        for rows, grids in zip(self.sets, sizes, strict=True):
+            # A text has no more tokens than bytes: only rows that are near the limit by their bytes are tokenized.
+            most = prompt_bounds(tokenizer, grids[:, :2], rows.text_bytes()[0]) + grid_tokens(tokenizer, grids[:, :2])
+            fits = most + len(self._prefill) + 1 + think_tokens <= max_positions
+            for index in np.flatnonzero(~fits).tolist():
+                fits[index] = self._tokens(rows[index]) + think_tokens <= max_positions
+            fitting.append(np.flatnonzero(fits))
+        for folder, rows, grids, kept in zip(data.sets, self.sets, sizes, fitting, strict=True):
+            if not len(kept):
                 raise UserError(f"{folder}: none of {len(rows)} rows fits the model's {max_positions} positions")
-            without = sum(rows[index].edited is None for index in kept) if targets else 0
+            without = int((grids[kept, 2] == 0).sum()) if targets else 0
             if without:
                 raise UserError(
                     f"{folder}: {without} of {len(kept)} rows have no edited image, with which "
@@ -57,14 +63,14 @@ class Prompts:
         self._targets = targets
         self.dropped = sum(map(len, self.sets)) - sum(map(len, fitting))
         self.largest_grid = max(
-            rows[index].source.size for rows, kept in zip(self.sets, fitting, strict=True) for index in kept
+            int(grids[kept, :2].astype(np.int64).prod(axis=1).max()) for grids, kept in zip(sizes, fitting, strict=True)
         )
         self._mixture = Mixture([len(kept) for kept in fitting], data.coefficients, seed)
 
     def take(self, position: int, count: int) -> list[Prompt]:
         """Prompts number `position` to `position + count - 1` of the endless order."""
         pairs = islice(self._mixture.stream(position), count)
-        return [self._prompt(self.sets[index][self._fitting[index][row]]) for index, row in pairs]
+        return [self._prompt(self.sets[index][int(self._fitting[index][row])]) for index, row in pairs]
 
     def _prompt(self, row: EditRow) -> Prompt:
         return Prompt(

@@ -3,7 +3,7 @@
 The row holds U prefixes, then B branches, in the order of their prefixes, without padding. All that works token by
 token (projections, MLP, norms) sees exactly the tokens there are. Attention is two calls: every prefix and every
 branch to itself, causal; all branches of a prefix to the prefix, without mask. The second is merged into the first by
-the logsums (`rl.flash`), so keys and values are neither copied nor repeated, and gradients flow to the prefix from
+the logsums, so keys and values are neither copied nor repeated, and gradients flow to the prefix from
 all its branches.
 
     o = (1 - w) o1 + w o2,    w = sigmoid(logsum2 - logsum1),    logsum = log(exp(logsum1) + exp(logsum2))
@@ -12,12 +12,23 @@ The model is transformers' own: this is an attention function named `shared_pref
 `model.set_attn_implementation`, which a call without `shared` takes as it would "sdpa". The structure travels as an
 argument of the call, not as a state of the model, so it is there when gradient checkpointing runs a layer again.
 Under any other attention that takes a 4-D mask the same pass goes with a T x T mask: exact as well, but quadratic.
+
+torch's flash kernels are called below its public function because of one number: each query's logarithm of its summed
+exponentials ("logsum"). Results over disjoint keys can be merged by it. And a backward kernel computes probabilities
+as exp(score - logsum), so handed the logsum and the result of a softmax over more keys than it sees, it returns the
+exact gradients of that softmax for the queries and keys that it does see (as in ring attention, arXiv:2310.01889).
+A CPU kernel takes a batch of equal lengths, so neighbours of equal lengths go in one call; the CUDA kernel takes any
+lengths in one call. Both take fewer key heads than query heads. No mask, no dropout; on CUDA no float32 and float64.
+
+Axes on names: T tokens of queries, S of keys, H heads of queries, K of keys, D size of a head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -27,8 +38,115 @@ from transformers import AttentionInterface, AttentionMaskInterface, Emu3ForCaus
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rl import flash
-from rl.flash import Stretches
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """The i-th of `queries` neighbouring tokens see the i-th of `keys` neighbouring tokens; lengths, all positive.
+
+    causal: the n-th query of a stretch sees the first n keys only, and both lengths are equal.
+    """
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    causal: bool
+    device: torch.device
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int, int, int]]:
+        """Neighbours of equal lengths: first query, first key, number, length of queries, length of keys."""
+        runs = []
+        query = key = 0
+        for (queries, keys), equal in groupby(zip(self.queries, self.keys, strict=True)):
+            number = len(list(equal))
+            runs.append((query, key, number, queries, keys))
+            query, key = query + number * queries, key + number * keys
+        return runs
+
+    @cached_property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Where the stretches of queries and of keys begin, and where the last one ends: int32, on the device."""
+        queries, keys = (
+            torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=self.device)
+            for lengths in (self.queries, self.keys)
+        )
+        return queries, keys
+
+
+def flash_available(query: Tensor) -> bool:
+    """Whether there is a kernel for the device, dtype and head size of `query`."""
+    kind = query.device.type
+    fits = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] % 8 == 0
+    return kind == "cpu" or (kind == "cuda" and fits)
+
+
+def flash_forward(
+    q_T_H_D: Tensor, k_S_K_D: Tensor, v_S_K_D: Tensor, stretches: Stretches, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Results (T, H, D) and logsums (T, H), these in float32, or float64 from float64."""
+    if q_T_H_D.device.type == "cpu":
+        # A call for each run of equal lengths, as (number, heads, length, head size).
+        parts = [
+            aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, stretches.causal, scale=scale)
+            for query, key, value in _batches(stretches, (q_T_H_D,), (k_S_K_D, v_S_K_D))
+        ]
+        out, logsum = zip(*parts, strict=True)
+        return _flat(out), _flat(logsum)
+    # One call for all stretches, told apart by where they begin.
+    sizes = *stretches.bounds, max(stretches.queries), max(stretches.keys)
+    out_T_H_D, logsum_H_T, *_ = aten._flash_attention_forward(
+        q_T_H_D, k_S_K_D, v_S_K_D, *sizes, 0.0, stretches.causal, False, scale=scale
+    )
+    return out_T_H_D, logsum_H_T.T
+
+
+def flash_backward(
+    grad_T_H_D: Tensor,
+    q_T_H_D: Tensor,
+    k_S_K_D: Tensor,
+    v_S_K_D: Tensor,
+    out_T_H_D: Tensor,
+    logsum_T_H: Tensor,
+    stretches: Stretches,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values, from the gradient of the result.
+
+    out_T_H_D, logsum_T_H: of the softmax over all keys, those of other calls included.
+    """
+    if q_T_H_D.device.type == "cpu":
+        of_queries = (q_T_H_D, grad_T_H_D, out_T_H_D, logsum_T_H)
+        parts = [
+            aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad, query, key, value, out, logsum, 0.0, stretches.causal, scale=scale
+            )
+            for query, grad, out, logsum, key, value in _batches(stretches, of_queries, (k_S_K_D, v_S_K_D))
+        ]
+        queries, keys, values = zip(*parts, strict=True)
+        return _flat(queries), _flat(keys), _flat(values)
+    logsum_H_T = logsum_T_H.T.contiguous()
+    sizes = *stretches.bounds, max(stretches.queries), max(stretches.keys)
+    random = q_T_H_D.new_zeros(2, dtype=torch.uint64), q_T_H_D.new_empty(0)  # a dropout's, not read without one
+    given = q_T_H_D, k_S_K_D, v_S_K_D, out_T_H_D, logsum_H_T, *sizes, 0.0, stretches.causal, *random
+    return aten._flash_attention_backward(grad_T_H_D, *given, scale=scale)
+
+
+def _batches(
+    stretches: Stretches, of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, ...]]:
+    """For each run, views of the tensors as (number, heads, length, ...)."""
+    for query, key, number, queries, keys in stretches.runs:
+        yield (
+            *(x[query : query + number * queries].unflatten(0, (number, queries)).transpose(1, 2) for x in of_queries),
+            *(x[key : key + number * keys].unflatten(0, (number, keys)).transpose(1, 2) for x in of_keys),
+        )
+
+
+def _flat(batches: Sequence[Tensor]) -> Tensor:
+    parts = [batch.transpose(1, 2).flatten(0, 1) for batch in batches]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
 
 ATTENTION = "shared_prefix"
 
@@ -118,7 +236,7 @@ def attend(
     if torch.is_autocast_enabled(kind):
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if not flash.available(query):
+    if not flash_available(query):
         out = F.scaled_dot_product_attention(query, key, value, shared.seen_T_T, scale=scale, enable_gqa=True)
         return out.transpose(1, 2), None
     packed = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -131,10 +249,10 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q_T_H_D: Tensor, k_T_K_D: Tensor, v_T_K_D: Tensor, shared: SharedPrefix, scale: float
     ) -> Tensor:
         # 1. Every prefix and every branch attends to itself.
-        out_T_H_D, logsum_T_H = flash.forward(q_T_H_D, k_T_K_D, v_T_K_D, shared.own, scale)
+        out_T_H_D, logsum_T_H = flash_forward(q_T_H_D, k_T_K_D, v_T_K_D, shared.own, scale)
         # 2. The branches, which begin at `cut`, attend to their prefixes.
         cut = sum(shared.prefixes)
-        cross, cross_logsum = flash.forward(q_T_H_D[cut:], k_T_K_D[:cut], v_T_K_D[:cut], shared.cross, scale)
+        cross, cross_logsum = flash_forward(q_T_H_D[cut:], k_T_K_D[:cut], v_T_K_D[:cut], shared.cross, scale)
         # 3. Merge 2 into 1, in place: each result counts by its share of the summed exponentials.
         weight = (cross_logsum - logsum_T_H[cut:]).sigmoid()[..., None]
         own = out_T_H_D[cut:]
@@ -151,11 +269,11 @@ class _Attention(torch.autograd.Function):
         cut = sum(shared.prefixes)
         # `out` and `logsum` are those of the merged softmax, so each call gives the exact gradients of what it sees:
         # 1. of every prefix and branch to itself,
-        queries, keys, values = flash.backward(
+        queries, keys, values = flash_backward(
             grad_T_H_D, q_T_H_D, k_T_K_D, v_T_K_D, out_T_H_D, logsum_T_H, shared.own, scale
         )
         # 2. of the branches to their prefixes; a prefix collects the gradients of all its branches.
-        cross_queries, cross_keys, cross_values = flash.backward(
+        cross_queries, cross_keys, cross_values = flash_backward(
             grad_T_H_D[cut:],
             q_T_H_D[cut:],
             k_T_K_D[:cut],

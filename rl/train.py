@@ -41,8 +41,8 @@ from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.shards import check_alike
 from emu3.training import ranks as all_ranks
 from emu3.training.checkpoints import checkpoint_bytes, save_time
+from emu3.training.ranks import Stopping, end_run, stopping
 from emu3.training.state import WRITE_ERRORS
-from emu3.training.stopping import Stopping, end_run, stopping
 from rl import checkpoint
 from rl.config import Config
 from rl.config_file import inputs_of, load_config, record_config, train_arguments
@@ -64,7 +64,7 @@ POLL_SECONDS = 0.02
 def train(config: Config, accelerator: Accelerator, codec: ImageCodec, scorer: Scorer) -> None:
     """Run or continue a run; leaves checkpoints, `metrics.jsonl` and the model `final` in its folder.
 
-    Ends by SystemExit, with its state saved, when it is asked to by a signal (`emu3.training.stopping`).
+    Ends by SystemExit, with its state saved, when it is asked to by a signal (`emu3.training.ranks`).
     """
     run = checkpoint.folder_of(config)
     with all_ranks.owned_by_first(run), stopping() as stop:
@@ -101,7 +101,8 @@ def _train(
     vision = all_ranks.on_first(partial(weights_digest, config.vision))
     check_alike(prompts.sets, {"vision_sha256": vision})
     objective = f"grpo: {config.objective.name}"
-    facts = all_ranks.on_first(partial(trained_facts, config.model, config.data.sets, objective, config.vision))
+    folders = [rows.folder for rows in prompts.sets]
+    facts = all_ranks.on_first(partial(trained_facts, config.model, folders, objective, config.vision))
     announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
     start, position = (resumed.step, resumed.prompt_position) if resumed else (0, 0)
     all_ranks.on_first(partial(checkpoint.remove_leftovers, run))
@@ -246,7 +247,7 @@ def _train(
         early = following
 
         # Show and save.
-        own = [JudgedRollout(episode.prompt.task, len(episode.rollout.tokens), outcome) for episode, outcome in judged]
+        own = [_for_the_log(episode, outcome) for episode, outcome in judged]
         counted = [one for part in all_ranks.gather(own) for one in part]
         preempted = sum(all_ranks.gather(engine.preempted[1])) - recomputed
         recomputed += preempted
@@ -283,6 +284,12 @@ def _train(
             f"{run / 'final'} was not written: {one_line(error)}; then start the same command again"
         ) from error
     all_ranks.meet()
+
+
+def _for_the_log(episode: Episode, outcome: Outcome) -> JudgedRollout:
+    rollout = episode.rollout
+    cut = None if rollout.reasoning is None else rollout.cut
+    return JudgedRollout(episode.prompt.task, len(rollout.tokens), outcome, cut)
 
 
 def rows_of(episodes: Iterable[Episode]) -> list[Row]:

@@ -9,8 +9,11 @@
 #       --original-image-key input --edited-image output --edit-instruction instruction \
 #       --id-key id --CoT-keys reasoning_verbose
 #   COT_KEYS=reasoning_verbose DATAPATH=data/thinking bash scripts/ie_sft.sh
+[ "${BASH_SOURCE[0]-}" = "$0" ] || [ "${apart-}" ] || { # sourced: in a shell of its own, whose code it returns
+    (apart=1; [ -z "${ZSH_VERSION-}" ] || exec bash "$0" "$@"; . "${BASH_SOURCE[0]}" "$@"); return
+}
 set -euo pipefail
-source "$(dirname "$0")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 JUDGE_URL=${JUDGE_URL:-http://127.0.0.1:8000/v1}
 JUDGE_MODEL=${JUDGE_MODEL:-}     # empty: the only one that is served

@@ -7,8 +7,11 @@
 #
 # Looks at what scripts/rl.sh would use: CUDA_VISIBLE_DEVICES, the disk of APP__BASE_EXP_DIR, the judge of
 # APP__REWARD_FUNCTION_API_BASE or of ADDRESS_FILE. Ends with code 1 if a check fails. docs/check-node.md explains each.
+[ "${BASH_SOURCE[0]-}" = "$0" ] || [ "${apart-}" ] || { # sourced: in a shell of its own, whose code it returns
+    (apart=1; [ -z "${ZSH_VERSION-}" ] || exec bash "$0" "$@"; . "${BASH_SOURCE[0]}" "$@"); return
+}
 set -euo pipefail
-source "$(dirname "$0")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 ADDRESS_FILE=${ADDRESS_FILE:-runs/judge.address}
 if [ -z "${APP__REWARD_FUNCTION_API_BASE:-}" ] && [ -s "$ADDRESS_FILE" ]; then

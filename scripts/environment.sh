@@ -6,6 +6,7 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ -x "$root/.venv/bin/python" ]; then PATH=$root/.venv/bin:$PATH; fi
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}  # from whatever folder the script is called
 
 # install_project [EXTRA]: makes .venv and installs the project into it, unless that has been done.
 install_project() {
@@ -19,8 +20,8 @@ install_project() {
     PATH=$venv/bin:$PATH
     echo "installing packages into .venv, which takes some minutes the first time"
     pip install --quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
-        "$(grep --only-matching --max-count=1 'torch==[0-9.]*' "$root/pyproject.toml")"
-    pip install --quiet --editable "$root${extra:+[$extra]}"
+        --constraint "$root/requirements.txt" torch
+    pip install --quiet --constraint "$root/requirements.txt" --editable "$root${extra:+[$extra]}"
     cp "$root/pyproject.toml" "$venv/installed.toml"
 }
 
@@ -63,6 +64,21 @@ fitting_python() {
 # The vision tokenizer of the checkpoint $1 where it does not name its own: that of the published models.
 vision_of() {
     [ -f "$1/earl.json" ] || echo BAAI/Emu3-VisionTokenizer
+}
+
+# The text tokenizer of the checkpoint $1 where it is one of the paper's authors, whose evaluations all took this one.
+tokenizer_of() {
+    case $1 in mair-lab/* | Image-editing/*) echo BAAI/Emu3-Gen ;; esac
+}
+
+# The flag of baselines.evaluate for the published MODE $1.
+think_flag() {
+    case $1 in
+        E) ;;
+        CE) echo --think ;;
+        mixed) echo --mixed ;;
+        *) echo "error: MODE is E, CE or mixed, not $1" >&2; return 2 ;;
+    esac
 }
 
 # gpu_count: how many GPUs a process that is started here sees, and with it the ranks that find one each. As CUDA does,

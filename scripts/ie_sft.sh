@@ -9,22 +9,28 @@
 #
 # On several machines that share OUTPUT_DIR, the same line on each, number $I of 2 (scripts/slurm does it):
 #   NNODES=2 NODE_RANK=$I MASTER_ADDR=first-machine MASTER_PORT=29500 bash scripts/ie_sft.sh
+# WORLD_SIZE and RANK, as published, mean the same there.
+[ "${BASH_SOURCE[0]-}" = "$0" ] || [ "${apart-}" ] || { # sourced: in a shell of its own, whose code it returns
+    (apart=1; [ -z "${ZSH_VERSION-}" ] || exec bash "$0" "$@"; . "${BASH_SOURCE[0]}" "$@"); return
+}
 set -euo pipefail
-source "$(dirname "$0")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-MODEL_PATH=${MODEL_PATH:-models/Emu3-Stage1}
-DATAPATH=${DATAPATH:-data/omniedit}         # folders written by scripts/tokenize.sh, separated by spaces
-VALPATH=${VALPATH:-}                        # likewise, for the evaluation loss
+MODEL_PATH=${MODEL_PATH:-BAAI/Emu3-Stage1}   # a folder or a Hub id
+DATAPATH=${DATAPATH[*]:-data/omniedit}         # folders written by scripts/tokenize.sh, separated by spaces
+VALPATH=${VALPATH[*]:-}                        # likewise, for the evaluation loss
 VALIDATION_SIZE=${VALIDATION_SIZE:-1000}
 PATIENCE=${PATIENCE:-5}                     # evaluations, one after every 100 steps
 DROPOUT=${DROPOUT:-0.1}                     # on embeddings, attention and both branches of each layer
-COEF=${COEF:-}                              # share of each folder of DATAPATH; empty: smaller ones are upsampled
-COT_KEYS=${COT_KEYS:-}                      # e.g. reasoning_verbose; empty: no reasoning
+COEF=${COEF[*]:-}                              # share of each folder of DATAPATH; empty: smaller ones are upsampled
+COT_KEYS=${COT_KEYS[*]:-}                      # e.g. reasoning_verbose; empty: no reasoning
 IMAGE_AREA=${IMAGE_AREA:-65536}
 MAX_POS_EMB=${MAX_POS_EMB:-3000}
 OUTPUT_DIR=${OUTPUT_DIR:-runs}
 EXP_NAME=${EXP_NAME:-sft}
-DEEPSPEED=${DEEPSPEED:-$(dirname "$0")/zero3.json}
+export NNODES=${NNODES:-${WORLD_SIZE:-1}} NODE_RANK=${NODE_RANK:-${RANK:-}}
+unset WORLD_SIZE RANK
+DEEPSPEED=${DEEPSPEED:-$(dirname "${BASH_SOURCE[0]}")/zero3.json}
 GPUS=${GPUS:-$(gpu_count)}                   # of this machine
 PER_DEVICE=${PER_DEVICE:-4}
 BATCH=128
@@ -36,7 +42,7 @@ else
     device=(--use_cpu)
 fi
 processes=$((GPUS > 0 ? GPUS : 1))
-at_once=$((PER_DEVICE * processes * ${NNODES:-1}))
+at_once=$((PER_DEVICE * processes * NNODES))
 if ((BATCH % at_once)); then
     echo "error: $at_once rows at once (PER_DEVICE x processes x NNODES) do not divide $BATCH: choose another PER_DEVICE" >&2
     exit 2

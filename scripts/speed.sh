@@ -3,10 +3,12 @@
 # machine alone meanwhile; on two cores it takes about ten minutes, most of it in the peers.
 #
 #   bash scripts/speed.sh [--turns N] [--output FILE]
+[ "${BASH_SOURCE[0]-}" = "$0" ] || [ "${apart-}" ] || { # sourced: in a shell of its own, whose code it returns
+    (apart=1; [ -z "${ZSH_VERSION-}" ] || exec bash "$0" "$@"; . "${BASH_SOURCE[0]}" "$@"); return
+}
 set -euo pipefail
-source "$(dirname "$0")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 install_project dev
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}  # dev/ is not installed
 python -m dev.speed "$@"
 python -m dev.speed.rl "$@"

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # Style, types, tests: installs what is missing, then runs them from the repository's root. Arguments go to pytest;
-# without any, every core takes files of tests, and one process more, since many tests wait for processes of their own.
+# without any, every core takes files of tests, and two processes more, since many tests wait: for processes of their own,
+# for ranks that are slow on purpose.
 #
 #   bash scripts/test.sh
 #   bash scripts/test.sh tests/shapes -k judge
+[ "${BASH_SOURCE[0]-}" = "$0" ] || [ "${apart-}" ] || { # sourced: in a shell of its own, whose code it returns
+    (apart=1; [ -z "${ZSH_VERSION-}" ] || exec bash "$0" "$@"; . "${BASH_SOURCE[0]}" "$@"); return
+}
 set -euo pipefail
-source "$(dirname "$0")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 install_project dev
 tune_for_cpu
@@ -25,7 +29,7 @@ mypy > "$words" 2>&1 &
 types=$!
 trap 'kill "$types" 2>/dev/null || true; rm -f "$words"' EXIT
 code=0
-pytest -q --numprocesses $(($(nproc) + 1)) --dist loadfile --no-loadscope-reorder || code=$?
+pytest -q --numprocesses $(($(nproc) + 2)) --dist loadfile --no-loadscope-reorder || code=$?
 wait "$types" || code=$?
 cat "$words"
 exit "$code"

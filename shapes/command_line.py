@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from emu3.errors import UserError, run_main
 
-DISTRIBUTION = "earl"
+DISTRIBUTION = "earl-image-editing"
 """Name of what pip installs."""
 
 

@@ -22,6 +22,7 @@ from aiohttp import web
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
 from emu3.flags import CommandParser
+from emu3.settings import number_in
 from shapes.judges import ANY_IMAGE, VERIFIER, BadQuestion, WorldJudge, choice
 
 LARGEST_REQUEST = 64 * 2**20  # bytes
@@ -84,7 +85,9 @@ async def serve(judge: WorldJudge, host: str, port: int, address_file: Path | No
 def main() -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
-    parser.add_argument("--port", type=int, default=4877, help="0 takes a free one (default 4877)")
+    parser.add_argument(
+        "--port", type=number_in(int, least=0, most=65535), default=4877, help="0 takes a free one (default 4877)"
+    )
     parser.add_argument("--port-file", type=Path, help="file that gets the base URL once the server listens")
     parser.add_argument(
         "--any-image",

@@ -19,6 +19,7 @@ from emu3.files import reading_parquet
 from emu3.flags import CommandParser
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
+from emu3.settings import COUNT, SEED
 from emu3.tokenizer.model import StillVQ
 
 TEXT_COLUMNS = ("instruction", "reasoning_verbose")
@@ -65,10 +66,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="Parquet files of shapes.write_data")
     parser.add_argument("--vision", type=Path, required=True, help="vision tokenizer folder")
     parser.add_argument("--output", dest="output_dir", type=Path, required=True, help="folder to write")
-    parser.add_argument("--ranks", type=int, default=512, help="text tokens (default 512, bytes included)")
-    parser.add_argument("--layers", type=int, default=4, help="default 4")
-    parser.add_argument("--width", type=int, default=128, help="a multiple of 32 (default 128)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=COUNT, default=512, help="text tokens (default 512, bytes included)")
+    parser.add_argument("--layers", type=COUNT, default=4, help="default 4")
+    parser.add_argument("--width", type=COUNT, default=128, help="a multiple of 32 (default 128)")
+    parser.add_argument("--seed", type=SEED, default=0)
     options = parser.parse_args()
     build(
         options.data,

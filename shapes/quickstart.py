@@ -24,6 +24,7 @@ from emu3.errors import run_main
 from emu3.files import write_json
 from emu3.flags import CommandParser
 from emu3.run_folder import SettingsFile, owned
+from emu3.settings import SEED
 from shapes.scene import HEIGHT, WIDTH
 from shapes.stages import Command, Stages, module
 from shapes.write_data import DataSpec
@@ -223,10 +224,8 @@ def _summarize(folder: Path, names: list[str], stages: Stages, seed: int) -> dic
 def main() -> None:
     parser = CommandParser(old={"--output-dir": "--output"}, description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="full", help="how long it takes: 20 or 3 minutes, idle")
-    parser.add_argument("--seed", type=int, default=0, help="changes data, weights and samples (default 0)")
-    parser.add_argument(
-        "--output", dest="output_dir", type=Path, default=Path("runs/quickstart"), help="folder of the run"
-    )
+    parser.add_argument("--seed", type=SEED, default=0, help="changes data, weights and samples (default 0)")
+    parser.add_argument("--output", dest="output_dir", type=Path, default=Path("runs/quickstart"), help="folder")
     parser.add_argument("--engine", choices=("local", "vllm"), default="local", help="what samples in RL")
     options = parser.parse_args()
     if options.engine == "vllm":

@@ -19,9 +19,12 @@ from typing import Any
 
 from emu3.errors import UserError, end_with_parent
 from emu3.files import read_json, write_json
+from emu3.run_folder import check_version
 
 Command = list[str | Path]
 
+VERSION = 2
+"""Of stages.json; 1 had none."""
 _STARTUP = 60.0  # seconds a server may take until it writes its address
 _FAREWELL = 10.0  # seconds a process gets to end before it is killed
 _FORMER_NAMES = {"tokenise": "tokenize"}  # of stages, in folders of older runs
@@ -36,6 +39,8 @@ class Stages:
         self.file = folder / "stages.json"
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         done = read_json(self.file) if self.file.exists() else {}
+        check_version(self.file, done, VERSION)
+        done.pop("version", None)
         self.done: dict[str, dict[str, float]] = {_FORMER_NAMES.get(name, name): cost for name, cost in done.items()}
 
     def run(self, name: str, *commands: Command) -> None:
@@ -70,7 +75,7 @@ class Stages:
                 _stop(process)
         seconds = time.monotonic() - started
         self.done[name] = {"seconds": round(seconds, 1), "core_seconds": round(_cpu_seconds() - cpu, 1)}
-        write_json(self.file, self.done)
+        write_json(self.file, {"version": VERSION, **self.done})
         print(f"{name}: {seconds:.0f} s", flush=True)
 
     @contextmanager

@@ -35,6 +35,7 @@ from PIL import Image
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
 from emu3.flags import CommandParser
+from emu3.settings import COUNT, SEED, number_in
 from emu3.train_image_editing.image_rows import IMAGE_CELL
 from shapes.edits import COMPLEX, SIMPLE, SceneEdit, random_edit
 from shapes.scene import COLOURS, COLUMNS, TILE, Scene, Shape, grain, photograph, random_scene, random_shape
@@ -188,25 +189,25 @@ def main() -> None:
     default = DataSpec()
     parser = CommandParser(old={"--output-dir": "--output"}, description=__doc__)
     parser.add_argument("--output", dest="output_dir", type=Path, required=True, help="folder to write")
-    parser.add_argument("--simple", type=int, default=default.simple, help=f"rows (default {default.simple})")
-    parser.add_argument("--complex", type=int, default=default.complex, help=f"rows (default {default.complex})")
+    parser.add_argument("--simple", type=COUNT, default=default.simple, help=f"rows (default {default.simple})")
+    parser.add_argument("--complex", type=COUNT, default=default.complex, help=f"rows (default {default.complex})")
     parser.add_argument(
-        "--held-out", type=int, default=default.held_out, help=f"rows of each split (default {default.held_out})"
+        "--held-out", type=COUNT, default=default.held_out, help=f"rows of each split (default {default.held_out})"
     )
-    parser.add_argument("--pictures", type=int, default=default.pictures, help=f"rows (default {default.pictures})")
+    parser.add_argument("--pictures", type=COUNT, default=default.pictures, help=f"rows (default {default.pictures})")
     parser.add_argument(
         "--nuisance-share",
-        type=float,
+        type=number_in(float, least=0, most=1),
         default=default.nuisance_share,
         help=f"share of complex targets with unrelated changes (default {default.nuisance_share})",
     )
     parser.add_argument(
         "--nuisance-strength",
-        type=int,
+        type=number_in(int, least=0, most=1000),
         default=default.nuisance_strength,
         help=f"unrelated changes in each of them (default {default.nuisance_strength})",
     )
-    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--seed", type=SEED, default=default.seed)
     options = vars(parser.parse_args())
     folder = options.pop("output_dir")
     write(DataSpec(**options), folder)

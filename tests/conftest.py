@@ -1,10 +1,20 @@
-"""Under pytest-xdist the longest files of tests begin first: one that began last would keep a single core busy."""
+"""A cache for this session, and under pytest-xdist the longest files of tests first: one that began last would keep a
+single core busy."""
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# Of what tests unpack nothing is to stay; processes that they start have the folder too.
+if "EARL_CACHE" not in os.environ:
+    os.environ["EARL_CACHE"] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ["EARL_CACHE"], ignore_errors=True)
 
 LONGEST_FIRST = (
     "rl/check_node/test_command.py",

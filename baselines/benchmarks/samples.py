@@ -8,6 +8,7 @@ a benchmark with holes is another benchmark; and what is wrong with a text is sa
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 from PIL import Image
 
 from baselines.benchmarks.spec import SPLIT_COLUMN, Benchmark
@@ -36,12 +38,18 @@ from emu3.train_image_editing.image_rows import (
 from emu3.train_image_editing.open_rows import open_rows, visible_files
 from emu3.train_image_editing.row_files import ParquetRows, RowSource
 
+DEV, HELD_OUT = "dev", "held-out"
+"""Parts of a benchmark: one to choose settings on, and one that nothing was chosen on."""
+DEV_SHARE = 0.2
+"""Share of the source images that are in the former."""
+CHOICE_SEED = 42
+_ROWS_AT_ONCE = 256
 _SPLITS_OF_FILES = ("train", "validation", "test", "dev")
 
 
 def columns_of(benchmark: Benchmark) -> Columns:
     """What is read of a benchmark's rows."""
-    texts = (benchmark.source_set, benchmark.source_caption, benchmark.target_caption)
+    texts = (benchmark.source_set, benchmark.source_id, benchmark.source_caption, benchmark.target_caption)
     return Columns(
         source=benchmark.source,
         instruction=benchmark.instruction,
@@ -62,17 +70,15 @@ def find_rows(
     *,
     config: str | None = None,
     data_files: Sequence[str] = (),
-    limit: int | None = None,
 ) -> RowSource:
     """The rows of a benchmark.
 
     data: whatever `open_rows` opens, on disk or by its Hub id. data_dir: a folder with a subfolder NAME or with files
     NAME*.parquet, NAME the benchmark's. Neither: the benchmark's place on the Hub.
-    split, config, data_files: as `open_rows` takes them; for `data` only. limit: no more rows are needed, if rows are
-    taken in their order. Raises UserError where there are none, saying what is there.
+    split, config, data_files: as `open_rows` takes them; for `data` only. Raises UserError where there are none, saying
+    what is there.
     """
     columns = columns_of(benchmark)
-    in_order = benchmark.subset is None and benchmark.where is None
     if data is not None and data_dir is not None:
         raise UserError("--data and --data-dir name the same thing twice: give one of them")
     if data is not None:
@@ -86,8 +92,7 @@ def find_rows(
         try:
             if split is None and not data_files:
                 raise UserError(f"{name} is on the Hub: name its split, --split")
-            first = limit if in_order else None
-            return open_rows(name, "HF", split, columns, config=config, data_files=data_files, limit=first)
+            return open_rows(name, "HF", split, columns, config=config, data_files=data_files)
         except UserError as error:
             raise UserError(f"{data} does not exist here, and as a Hub id: {error}") from error
     if split is not None or config is not None or data_files:
@@ -129,8 +134,10 @@ def _in_data_dir(benchmark: Benchmark, data_dir: Path) -> list[Path]:
 class Sample:
     """One row; images are RGB. `target` is the image that the dataset calls right, or None.
 
-    `source_set` is the part of the benchmark that the row comes from, "" where it has no parts. The captions describe
-    the image before and after the edit; `mask`, of mode L and the source's size, is white where the edit belongs.
+    `source_set` is the part of the benchmark that the row comes from, "" where it has no parts. `source_id` says which
+    image is edited: by the data's own column, else by the head of the SHA-256 of the image as it is stored. The
+    captions describe the image before and after the edit; `mask`, of mode L and the source's size, is white where the
+    edit belongs.
     """
 
     id: str
@@ -140,6 +147,7 @@ class Sample:
     instruction: str
     source: Image.Image
     target: Image.Image | None
+    source_id: str = ""
     source_caption: str | None = None
     target_caption: str | None = None
     mask: Image.Image | None = None
@@ -148,12 +156,16 @@ class Sample:
 class Samples(Sequence[Sample]):
     """`Samples(benchmark, rows)[i]` is the i-th row that counts; slices give lists. `rows` has `columns_of(benchmark)`.
 
-    `limit` takes the first ones. Raises UserError, naming file and row, for repeated ids in data of one's own, an empty
+    part: `DEV` or `HELD_OUT`, which a hash of the source image decides, so that all its edits are in the same one; None
+    takes both. limit: so many of them, drawn by `CHOICE_SEED`, in the order of the data; a larger draw holds a smaller
+    one. Raises UserError, naming file and row, for repeated ids in data of one's own, an empty
     set, and a row without instruction, with a text that UTF-8 cannot hold or no image; on access, for an image that
     cannot be read. Published data have repeated ids; theirs get the row's number behind a #.
     """
 
-    def __init__(self, benchmark: Benchmark, rows: RowSource, limit: int | None = None) -> None:
+    def __init__(
+        self, benchmark: Benchmark, rows: RowSource, limit: int | None = None, part: str | None = None
+    ) -> None:
         self.benchmark = benchmark
         self._rows = rows
         self._columns = columns_of(benchmark)
@@ -161,7 +173,7 @@ class Samples(Sequence[Sample]):
         if not len(rows):
             raise UserError(f"{rows.files[0]} holds no rows")
         self._ids = self._make_ids()
-        self._numbers = self._rows_that_count()[:limit]
+        self._numbers = self._chosen(self._rows_that_count(), limit, part)
         ordered = sorted(self._numbers)
         self._cells = dict(zip(ordered, rows.read(ordered), strict=True))
         self._texts = {number: self._read_texts(number) for number in ordered}
@@ -174,6 +186,16 @@ class Samples(Sequence[Sample]):
     def size(self, index: int) -> tuple[int, int]:
         """Width and height of a source as its file says, undecoded; (0, 0) if that is not known."""
         return cell_size(self._values(index)[self.benchmark.source], self.benchmark.source)
+
+    def undecoded(self, index: int) -> tuple[str, bytes, bytes | None]:
+        """A row's instruction, and the files of its source and, where there is one, its target."""
+        values, spec = self._values(index), self.benchmark
+        target = None if spec.target is None else values[spec.target]
+        return (
+            read_instruction(values, self._columns).removeprefix(spec.drop_prefix),
+            image_bytes(values[spec.source], spec.source),
+            None if target is None else image_bytes(target, spec.target or ""),
+        )
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -203,6 +225,7 @@ class Samples(Sequence[Sample]):
             instruction=row.instruction.removeprefix(spec.drop_prefix),
             source=row.source,
             target=row.edited,
+            source_id=self._source_id(values),
             source_caption=texts.get(spec.source_caption),
             target_caption=texts.get(spec.target_caption),
             mask=mask,
@@ -262,6 +285,38 @@ class Samples(Sequence[Sample]):
         if self.benchmark.subset is not None:
             rows = [rows[place] for place in self.benchmark.subset.of(len(rows))]
         return rows
+
+    def _chosen(self, numbers: list[int], limit: int | None, part: str | None) -> list[int]:
+        if part is not None:
+            chosen = []
+            for start in range(0, len(numbers), _ROWS_AT_ONCE):
+                some = numbers[start : start + _ROWS_AT_ONCE]
+                cells = zip(sorted(some), self._rows.read(sorted(some)), strict=True)
+                places = {number: self._part(number, values) for number, values in cells}
+                chosen += [number for number in some if places[number] == part]
+            if not chosen:
+                raise UserError(f"{self._rows.files[0]}: its {len(numbers)} rows are too few to have a part {part!r}")
+            numbers = chosen
+        if limit is not None and limit < len(numbers):
+            drawn = np.random.default_rng(CHOICE_SEED).permutation(len(numbers))[:limit]
+            numbers = [numbers[place] for place in sorted(drawn)]
+        return numbers
+
+    def _part(self, number: int, values: Mapping[str, Any] | BadRow) -> str:
+        try:
+            if isinstance(values, BadRow):
+                raise values
+            key = f"{CHOICE_SEED} {self._source_id(values)}"
+        except BadRow as error:
+            raise UserError(f"{self._rows.file(number)}: row {number}: {error}") from None
+        place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
+        return DEV if place < DEV_SHARE * 2**64 else HELD_OUT
+
+    def _source_id(self, values: Mapping[str, Any]) -> str:
+        """Raises BadRow where there is no image."""
+        spec = self.benchmark
+        named = read_text(values[spec.source_id], spec.source_id) if spec.source_id is not None else None
+        return named or hashlib.sha256(image_bytes(values[spec.source], spec.source)).hexdigest()[:16]
 
     def _task_of_file(self, number: int) -> str | None:
         words = self.benchmark.file_tasks

@@ -13,8 +13,9 @@ benchmark's own `split`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class Benchmark:
     """Column names of a benchmark, None where it has no such column, and the rules that choose and mend its rows.
 
     `source` and `target` hold images, `target` may be null in single rows. Without `id` the row number is the id.
-    `source_set` names the part of the benchmark that a row comes from. The captions describe the image before and
+    `source_set` names the part of the benchmark that a row comes from, `source_id` the image that it edits, where
+    several rows edit one. The captions describe the image before and
     after the edit; `mask` holds an image of the source's size, white where the edit belongs. They may be null, too.
 
     hub: id on the Hugging Face Hub; None for data of one's own. revision: None takes the default branch. files: the
@@ -62,6 +64,7 @@ class Benchmark:
     task: str | None = None
     id: str | None = None
     source_set: str | None = None
+    source_id: str | None = None
     source_caption: str | None = None
     target_caption: str | None = None
     mask: str | None = None
@@ -81,7 +84,22 @@ class Benchmark:
     def rules(self) -> dict[str, Any]:
         """What decides the content of the samples, as JSON values; not where the files are or whose they are."""
         about = ("hub", "revision", "files", "title", "licence", "rows")
-        return {key: value for key, value in asdict(self).items() if key not in about}
+        # A rule that came later is left out where it has no say: older runs go on.
+        later = ("source_id",) if self.source_id is None else ()
+        return {key: value for key, value in asdict(self).items() if key not in (*about, *later)}
+
+    def called(self, name: str) -> Benchmark:
+        """The same under another name. Raises `UserError` for one that no folder could have, or of a known benchmark:
+        its numbers would stand beside published ones."""
+        if not re.fullmatch(r"\w[\w .+-]*", name):
+            raise UserError(f"{name!r} is no name for a benchmark: take letters, digits and any of . _ + -")
+        key = re.sub(r"[^a-z0-9]", "", name.lower())
+        known = {
+            re.sub(r"[^a-z0-9]", "", text.lower()) for one in BENCHMARKS.values() for text in (one.name, one.title)
+        }
+        if name != self.name and key in known:
+            raise UserError(f"{name!r} is a benchmark that is known here: choose another name for data of your own")
+        return replace(self, name=name)
 
 
 GENERIC = Benchmark(name="data", source="input", instruction="instruction")

@@ -144,9 +144,15 @@ def choose_diffusers(kind: str, options: EditorOptions) -> ChosenEditor:
     return _choose_omnigen(options) if kind == OMNIGEN else _choose_pix2pix(kind, options)
 
 
+def needed_files(kind: str, options: EditorOptions) -> tuple[str, list[str]]:
+    """The pipeline's folder or Hub id, and the patterns of its files. Raises `UserError` for a package that is not
+    installed."""
+    _require(*(("diffusers", "torchvision") if kind == OMNIGEN else ("diffusers",)))
+    return options.model or MODELS[kind], _patterns(OMNIGEN_WEIGHTS if kind == OMNIGEN else PIX2PIX_WEIGHTS)
+
+
 def _choose_pix2pix(kind: str, options: EditorOptions) -> ChosenEditor:
-    _require("diffusers")
-    name, steps = options.model or MODELS[kind], _steps(options, PIX2PIX_STEPS)
+    (name, _), steps = needed_files(kind, options), _steps(options, PIX2PIX_STEPS)
     folder, weights = _pipeline_files(name, PIX2PIX_WEIGHTS)
     euler_ancestral = kind in EULER_ANCESTRAL
     settings = {
@@ -166,8 +172,7 @@ def _choose_pix2pix(kind: str, options: EditorOptions) -> ChosenEditor:
 
 
 def _choose_omnigen(options: EditorOptions) -> ChosenEditor:
-    _require("diffusers", "torchvision")
-    name, steps = options.model or MODELS[OMNIGEN], _steps(options, OMNIGEN_STEPS)
+    (name, _), steps = needed_files(OMNIGEN, options), _steps(options, OMNIGEN_STEPS)
     folder, weights = _pipeline_files(name, OMNIGEN_WEIGHTS)
     settings = {
         "weights": {"model": weights},
@@ -220,8 +225,7 @@ def _pipeline_files(name: str, weights: Sequence[str]) -> tuple[Path, dict[str, 
 
     weights: the parts that have weights. Raises `UserError` if it is not there, or one of those has no safetensors.
     """
-    parts = ("scheduler", "tokenizer", *weights)
-    patterns = ["model_index.json", *(f"{part}/{file}" for part in parts for file in _PART_FILES)]
+    patterns = _patterns(weights)
     folder = local_folder(name, patterns)
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{name} is no diffusers pipeline: it has no model_index.json")
@@ -232,6 +236,11 @@ def _pipeline_files(name: str, weights: Sequence[str]) -> tuple[Path, dict[str, 
                 "(https://huggingface.co/spaces/safetensors/convert) and name the converted folder or NAME@refs/pr/N"
             )
     return folder, identity(name, folder, patterns)
+
+
+def _patterns(weights: Sequence[str]) -> list[str]:
+    parts = ("scheduler", "tokenizer", *weights)
+    return ["model_index.json", *(f"{part}/{file}" for part in parts for file in _PART_FILES)]
 
 
 def _load_pipeline(pipeline_class: Any, name: str, folder: Path, dtype: torch.dtype, **parts: Any) -> Any:

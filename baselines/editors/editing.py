@@ -33,6 +33,8 @@ from baselines.benchmarks.samples import Sample, Samples
 from baselines.results.records import GROUND_TRUTH, NO_EDIT
 from emu3.errors import UserError
 from emu3.extensions import is_extension
+from emu3.mllm.layout import THINK_TOKENS
+from emu3.settings import COUNT, number_in
 from emu3.tokenizer.images import fit_image, scale_image, to_rgb
 from rl.reward.config import JudgeConfig, add_judge_flags
 
@@ -55,7 +57,7 @@ EDITORS = (EMU3, *DIFFUSERS, COMMAND, FOLDER, NO_EDIT, GROUND_TRUTH)
 TIME_LIMIT = 600.0
 """Seconds that a command gets for one image."""
 
-_SAMPLING = ("temperature", "top_k", "engine", "quantization", "think", "best_of")
+_SAMPLING = ("temperature", "top_k", "engine", "quantization", "think", "mixed", "think_tokens", "best_of")
 _TAKES: Mapping[str, tuple[str, ...]] = {
     EMU3: ("model", "vision", "tokenizer", *_SAMPLING, "judge"),
     **dict.fromkeys(DIFFUSERS, ("model", "steps")),
@@ -68,7 +70,8 @@ _TAKES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Edited:
-    """One edited image, RGB, and the chain of thought before it, if there was one.
+    """One edited image, RGB, and the chain of thought before it, if there was one. cut: whether that ended for want of
+    tokens.
 
     candidates: scores of the images that this one was chosen among, None for one without a score; empty where nothing
     was chosen.
@@ -77,6 +80,7 @@ class Edited:
     image: Image.Image
     reasoning: str | None = None
     candidates: tuple[float | None, ...] = ()
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,9 +126,9 @@ class EditorOptions:
 
     model, vision, tokenizer: folders or Hub ids, `@revision` behind an id. temperature: 0 is greedy. top_k: 0 draws
     among all codes. engine: what samples, "local" (the model itself) or "vllm" with its weights. quantization: bits per
-    weight of the layers. think: write a chain of thought before each image. best_of: keep the best of so many, by
-    `judge`. steps: of a diffusion model. command: see `baselines.editors.fixed`. time_limit: seconds for one image of
-    it. images: folder of finished images.
+    weight of the layers. think: write a chain of thought before each image. mixed: let the model decide whether to.
+    think_tokens: most tokens of a chain. best_of: keep the best of so many, by `judge`. steps: of a diffusion model.
+    command: see `baselines.editors.fixed`. time_limit: seconds for one image of it. images: folder of finished images.
     """
 
     model: str | None = None
@@ -135,6 +139,8 @@ class EditorOptions:
     engine: Literal["local", "vllm"] | None = None
     quantization: Literal["8bit", "4bit"] | None = None
     think: bool = False
+    mixed: bool = False
+    think_tokens: int | None = None
     best_of: int | None = None
     judge: JudgeConfig | None = None
     steps: int | None = None
@@ -159,17 +165,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", help="folder or Hub id, ORG/NAME@REVISION (default: the published one, if any)")
     group.add_argument("--vision", help="image tokenizer: folder or Hub id (default: the one that the model names)")
     group.add_argument("--tokenizer", help="text tokenizer: folder or Hub id (default: the one inside the model)")
-    group.add_argument("--temperature", type=float, help="0 is greedy (default: 1)")
-    group.add_argument("--top-k", type=int, help="codes to draw among, 0 is all (default: 2048)")
+    group.add_argument("--temperature", type=number_in(float, least=0, most=1e6), help="0 is greedy (default: 1)")
+    group.add_argument("--top-k", type=number_in(int, least=0), help="codes to draw among, 0 is all (default: 2048)")
     group.add_argument("--engine", choices=("local", "vllm"), help="what samples (default: local, the model itself)")
     group.add_argument("--quantization", choices=("8bit", "4bit"), help="bits per weight of the layers (default: none)")
     group.add_argument("--think", action="store_true", help="write a chain of thought before each image")
-    group.add_argument("--best-of", type=int, help="make so many edits and keep the one that a judge likes best")
-    group.add_argument("--steps", type=int, help="of a diffusion model (default: as published)")
+    group.add_argument("--mixed", action="store_true", help="let the model decide whether to (published MODE=mixed)")
+    group.add_argument("--think-tokens", type=COUNT, help=f"most tokens of a chain (default: {THINK_TOKENS})")
+    group.add_argument("--best-of", type=COUNT, help="make so many edits and keep the one that a judge likes best")
+    group.add_argument("--steps", type=COUNT, help="of a diffusion model (default: as published)")
     group.add_argument(
         "--command", help="a program with {input}, {output}, {instruction}: see baselines/editors/fixed.py"
     )
-    group.add_argument("--time-limit", type=float, help=f"seconds for one image of it (default: {TIME_LIMIT:g})")
+    group.add_argument(
+        "--time-limit",
+        type=number_in(float, above=0, most=1e6),
+        help=f"seconds for one image of it (default: {TIME_LIMIT:g})",
+    )
     group.add_argument("--images", "--pictures", dest="images", type=Path, help="folder of finished images, ID.png")
     add_judge_flags(parser.add_argument_group("judge", "of --best-of; it has to be named"))
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -34,12 +35,13 @@ from baselines.results.records import identity
 from emu3.checkpoint_facts import setup_of
 from emu3.errors import UserError
 from emu3.hub import SAFE_FILES, SMALL_FILES, local_folder
+from emu3.mllm.layout import THINK_TOKENS
 from rl.reward.config import DEFAULT, JudgeConfig
 from rl.reward.scores import Outcome, Score, Unavailable
 from rl.reward.viescore import EditPrompts, VieScore, prompts_from
 
 if TYPE_CHECKING:
-    from emu3.mllm.editor import Editor
+    from emu3.mllm.editor import Editor, Think
     from rl.reward.scorer import Scorer
 
 TEMPERATURE, TOP_K = 1.0, 2048  # as published
@@ -50,7 +52,8 @@ BATCH_SIZE = 64
 class Emu3Editor:
     """A loaded model as an `ImageEditor`. The images go in at `image_area` pixels and come out at that size.
 
-    top_k: None draws among all codes. think: write a chain of thought before each image. scorer: makes `best_of` edits
+    top_k: None draws among all codes. think: write a chain of thought of at most `think_tokens` before each image, or
+    "mixed": let the model decide. scorer: makes `best_of` edits
     of each image and keeps the one that it likes best; without one, `best_of` is 1.
     """
 
@@ -60,7 +63,8 @@ class Emu3Editor:
         *,
         temperature: float,
         top_k: int | None,
-        think: bool,
+        think: Think,
+        think_tokens: int,
         image_area: int,
         best_of: int = 1,
         scorer: Scorer | None = None,
@@ -68,7 +72,8 @@ class Emu3Editor:
         self._editor = editor
         self._temperature = temperature
         self._top_k = top_k
-        self._think = think
+        self._think: Think = think
+        self._think_tokens = think_tokens
         self._image_area = image_area
         self._best_of = best_of
         self._scorer = scorer
@@ -82,9 +87,10 @@ class Emu3Editor:
             top_k=self._top_k,
             seed=seed,
             think=self._think,
+            think_tokens=self._think_tokens,
             image_area=self._image_area,
         )
-        candidates = [[Edited(edit.image, edit.reasoning) for edit in group] for group in groups]
+        candidates = [[Edited(edit.image, edit.reasoning, cut=edit.cut) for edit in group] for group in groups]
         if self._scorer is None:
             return [edit for [edit] in candidates]
         shown = [SourceFrame(image, self._image_area).shown for image in images]
@@ -108,7 +114,7 @@ def pick(candidates: Sequence[Edited], outcomes: Sequence[Outcome]) -> EditResul
     if not scored:
         return NoImage(f"none of the judge's replies about {len(candidates)} edits holds a score")
     chosen = candidates[-max(scored)[1]]
-    return Edited(chosen.image, chosen.reasoning, scores)
+    return replace(chosen, candidates=scores)
 
 
 def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
@@ -121,6 +127,12 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
     engine = options.engine or "local"
     if temperature < 0 or top_k < 0 or best_of < 1:
         raise UserError(f"temperature and top-k are 0 or more, best-of 1 or more: {temperature}, {top_k}, {best_of}")
+    if options.think and options.mixed:
+        raise UserError("--think and --mixed exclude each other: give one of them")
+    thinks = options.think or options.mixed
+    if options.think_tokens is not None and (options.think_tokens < 1 or not thinks):
+        raise UserError(f"--think-tokens is 1 or more, with --think or --mixed: {options.think_tokens}")
+    think_tokens = THINK_TOKENS if options.think_tokens is None else options.think_tokens
     judge = options.judge
     if best_of > 1 and (judge is None or not judge.base_url or judge.model is None):
         raise UserError("--best-of needs a judge that picks: --judge-url and --judge-model")
@@ -136,7 +148,7 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
         "vision": (setup.vision, SAFE_FILES),
         "tokenizer": (options.tokenizer, SMALL_FILES),
     }
-    settings = {
+    settings: dict[str, Any] = {
         "weights": {
             part: identity(name, local_folder(name, files), files) for part, (name, files) in parts.items() if name
         },
@@ -144,6 +156,8 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
         "top_k": top_k,
         "engine": engine,
         "think": options.think,
+        **({"mixed": True} if options.mixed else {}),
+        **({"think_tokens": think_tokens} if thinks else {}),
         "best_of": best_of,
         "device": device.type,
     }
@@ -167,13 +181,15 @@ def choose_emu3(options: EditorOptions, image_area: int) -> ChosenEditor:
                 editor,
                 temperature=temperature,
                 top_k=top_k or None,
-                think=options.think,
+                think="mixed" if options.mixed else options.think,
+                think_tokens=think_tokens,
                 image_area=image_area,
                 best_of=best_of,
                 scorer=scorer,
             )
 
-    name = model + (" think" if options.think else "") + (f" best of {best_of}" if best_of > 1 else "")
+    name = model + (" think" if options.think else " mixed" if options.mixed else "")
+    name += f" best of {best_of}" if best_of > 1 else ""
     name += f" {options.quantization}" if options.quantization else ""
     return ChosenEditor(EMU3, name, settings, BATCH_SIZE, False, load)
 

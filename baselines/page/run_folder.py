@@ -117,6 +117,14 @@ def read_run_folder(folder: Path, labels: Mapping[str, str] | None = None) -> Ru
     if not files:
         raise UserError(f"there is no {SCORES_FILE} under {folder}: run baselines.score first")
     scores, conditions = read_scores(files)
+    runs: dict[tuple[str, str], set[str]] = {}
+    for score in scores:
+        runs.setdefault((score.model, score.metric), set()).add(score.run)
+    if several := next((model for (model, _), names in runs.items() if len(names) > 1), None):
+        raise UserError(
+            f"{folder} holds several runs of {several!r}, and a page shows the images of one: give the folder of one "
+            "run; baselines.table takes them all"
+        )
     settings = [read_settings(file) for file in files]
     metric, *others = metrics_of(scores)
     trainings = [read_training(file.parent) for file in sorted(folder.rglob(NAME))]

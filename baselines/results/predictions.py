@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -60,8 +60,9 @@ class EvaluationSettings:
     """What a run was asked for, and all that led to its images.
 
     `name` is the run's row in the tables, `benchmark` the rules that made the samples, `origin` and `data` tell the
-    files that they are from, `options` are the editor's, `image_area` is in pixels. extensions: the source's SHA-256 of
-    one's own editor and reader, by name.
+    files that they are from, `limit` and `part` which rows ("50 by seed 42": so many, chosen by that seed), `options`
+    are the editor's, `image_area` is in pixels. extensions: the source's SHA-256 of one's own editor and reader, by
+    name.
     """
 
     editor: str
@@ -69,12 +70,13 @@ class EvaluationSettings:
     benchmark: dict[str, Any]
     origin: str
     data: str
-    limit: int | None
+    limit: str | None
     seed: int
     batch_size: int
     image_area: int
     options: dict[str, Any]
     versions: dict[str, str]
+    part: str | None = None
     extensions: dict[str, str] = field(default_factory=dict)
 
 
@@ -96,12 +98,16 @@ def write_predictions(
     asked = json.loads(json.dumps(asdict(settings)))
     whole = output_dir / PREDICTIONS_FILE
     _check_folder(output_dir, asked, finished=whole.exists())
+    about = f"{settings.name} on {settings.benchmark['name']}"
     if whole.exists():
+        print(f"{about}: all {len(rows)} images are there, none is made")
         return whole
     with owned(output_dir, (share.index, share.count)):
         done = finished_samples(output_dir)
         mine = share.of(make_batches(samples, rows, settings.batch_size, editor.equal_sizes))
         missing = [batch for batch in mine if not done.keys() >= set(batch.rows)]
+        if done:
+            print(f"{about}: {len(done.keys() & set(rows))} of {len(rows)} images are there, it goes on")
         if missing:
             run = _Worker(samples, editor, output_dir, settings, asked, share)
             run.predict(missing, len(rows), set(done))
@@ -109,6 +115,9 @@ def write_predictions(
         if done.keys() >= set(rows):
             os.sync()  # once for all images; they were not synced one by one
             write_records(whole, [done[row] for row in rows], asked)
+            chains = [done[row].reasoning_cut for row in rows if done[row].reasoning_cut is not None]
+            if cut := sum(map(bool, chains)):
+                print(f"{settings.name}: {cut} of {len(chains)} chains of thought were cut at --think-tokens")
         else:
             print(f"{settings.name}: share {share.index} of {share.count} is done, others are not")
     return whole
@@ -125,7 +134,8 @@ def _check_folder(output_dir: Path, asked: dict[str, Any], finished: bool) -> No
 
 
 def _settings_file(output_dir: Path) -> SettingsFile:
-    return SettingsFile(output_dir / SETTINGS_FILE, version=FORMAT, remedy=REMEDY, later={"extensions": {}})
+    later: dict[str, Any] = {"part": None, "extensions": {}}
+    return SettingsFile(output_dir / SETTINGS_FILE, version=FORMAT, remedy=REMEDY, later=later)
 
 
 class _Worker:
@@ -248,6 +258,8 @@ class _Worker:
             target_caption=sample.target_caption,
             mask=paths.get("mask"),
             source_uncropped=paths.get("uncropped"),
+            source_id=sample.source_id,
+            reasoning_cut=None if result.reasoning is None else result.cut,
         )
         log.append(row, prediction, result.candidates)
 
@@ -292,6 +304,11 @@ class SampleLog(AbstractContextManager["SampleLog"]):
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()
+
+
+def count_lines(files: Iterable[Path]) -> int:
+    """Whole lines of files, of which some may not be there."""
+    return sum(file.read_bytes().count(b"\n") for file in files if file.is_file())
 
 
 def finished_samples(output_dir: Path) -> dict[int, Prediction]:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from emu3.errors import UserError
 from emu3.files import reading_parquet, sha256_of, whole_file
-from emu3.run_folder import refuse_differences
+from emu3.run_folder import check_version, refuse_differences
 
 PREDICTIONS_FILE = "predictions.parquet"
 SCORES_FILE = "scores.parquet"
@@ -36,7 +36,9 @@ NO_EDIT, GROUND_TRUTH = "no-edit", "ground-truth"
 """Kinds of editors that compete with nobody."""
 WHOLE_SET = "*"
 UNCROPPED = "source_uncropped"
-_SETTINGS = b"settings"
+_SETTINGS, _VERSION = b"settings", b"version"
+VERSION = 2
+"""Of both files; 1 had no version. A file of a newer one is refused, since what it says may mean something else."""
 
 LIBRARIES = ("numpy", "pillow", "torch", "transformers", "diffusers", "vllm")
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -48,9 +50,11 @@ class Prediction:
 
     `source_set` is the part of a benchmark that a row comes from, "" where there are no parts. `model` is the name of
     the row in the tables, `editor` the kind of editor, `seconds` the sample's share of the time that its batch took.
-    `reasoning` is the chain of thought that the editor wrote before the image, or None. What the data has of captions
+    `reasoning` is the chain of thought that the editor wrote before the image, or None, and `reasoning_cut` whether it
+    ended because there were no more tokens for it. What the data has of captions
     of the image before and after the edit, and of a mask (white where the edit belongs), stands beside it.
-    `source_uncropped` is the source before it was cropped to whole cells, None where nothing had to be.
+    `source_uncropped` is the source before it was cropped to whole cells, None where nothing had to be. `source_id`
+    says which image is edited, "" where that is not known: several edits of one image have one (`Sample`).
     """
 
     id: str
@@ -71,6 +75,8 @@ class Prediction:
     target_caption: str | None = None
     mask: str | None = None
     source_uncropped: str | None = None
+    source_id: str = ""
+    reasoning_cut: bool | None = None
 
     @property
     def images(self) -> tuple[str | None, ...]:
@@ -85,6 +91,8 @@ class ScoredSample:
     `metric` is VIESCORE or the name of another metric, `parts` holds the numbers that the value is made of. `answers`
     keeps what the judge said, by question; it is empty for other metrics. `detail` says why there is no value, else
     null. A score of a whole benchmark, such as FID, is one row with the id WHOLE_SET, its sample count as `parts["n"]`.
+    `source_id` is the prediction's. `run` is not in the file: it tells several runs of one model apart, once their
+    files are read together (`baselines.tables.conditions.read_scores`).
     """
 
     id: str
@@ -100,6 +108,8 @@ class ScoredSample:
     parts: dict[str, float]
     answers: dict[str, str]
     detail: str | None
+    source_id: str = ""
+    run: str = ""
 
 
 def scored_row(
@@ -113,11 +123,9 @@ def scored_row(
     detail: str | None = None,
 ) -> ScoredSample:
     """The row of a scores file about the prediction `row`."""
-    shared = {
-        name: getattr(row, name) for name in ("id", "benchmark", "split", "task", "source_set", "model", "editor")
-    }
+    names = ("id", "benchmark", "split", "task", "source_set", "model", "editor", "source_id")
     return ScoredSample(
-        **{name: getattr(row, name) for name in shared},
+        **{name: getattr(row, name) for name in names},
         metric=metric,
         status=status,
         value=value,
@@ -133,13 +141,14 @@ _SCHEMAS = {
         [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "source_set", "instruction")]
         + [(name, _TEXT) for name in ("source", "edited", "target", "model", "editor")]
         + [("seed", pa.int64()), ("seconds", _NUMBER)]
-        + [(name, _TEXT) for name in ("reasoning", "source_caption", "target_caption", "mask", UNCROPPED)]
+        + [(name, _TEXT) for name in ("reasoning", "source_caption", "target_caption", "mask", UNCROPPED, "source_id")]
+        + [("reasoning_cut", pa.bool_())]
     ),
     ScoredSample: pa.schema(
         [(name, _TEXT) for name in ("id", "benchmark", "split", "task", "source_set")]
         + [(name, _TEXT) for name in ("model", "editor", "metric", "status")]
         + [("value", _NUMBER), ("parts", pa.map_(_TEXT, _NUMBER)), ("answers", pa.map_(_TEXT, _TEXT))]
-        + [("detail", _TEXT)]
+        + [("detail", _TEXT), ("source_id", _TEXT)]
     ),
 }
 
@@ -147,20 +156,24 @@ Record = TypeVar("Record", Prediction, ScoredSample)
 
 # Columns that came later, and what they are in a file that was written before.
 _LATER: dict[str, Any] = {"source_set": "", "reasoning": None, "metric": VIESCORE, "answers": {}}
-_LATER |= dict.fromkeys(("source_caption", "target_caption", "mask", UNCROPPED))
+_LATER |= {"source_id": "", "run": ""}
+_LATER |= dict.fromkeys(("source_caption", "target_caption", "mask", UNCROPPED, "reasoning_cut"))
 
 
 def write_records(path: Path, records: Sequence[Prediction] | Sequence[ScoredSample], settings: dict[str, Any]) -> None:
     """Write one kind of record, whole or not at all; the same records and settings give the same bytes."""
-    schema = _SCHEMAS[type(records[0])].with_metadata({_SETTINGS: json.dumps(settings, sort_keys=True).encode()})
+    metadata = {_SETTINGS: json.dumps(settings, sort_keys=True).encode(), _VERSION: str(VERSION).encode()}
+    schema = _SCHEMAS[type(records[0])].with_metadata(metadata)
     with whole_file(path) as temporary:
         pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], schema=schema), temporary)
 
 
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
-    """Read a file of `kind`. Raises `UserError` if it is missing or holds something else."""
+    """Read a file of `kind`. Raises `UserError` if it is missing, holds something else, or is of a newer version."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist")
+        fault = "is a folder, expected a Parquet file in it" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {fault}")
+    _metadata(path)
     with reading_parquet(path):
         table = pq.read_table(path)
         found = table.column_names
@@ -193,13 +206,20 @@ def outside_of_folder(row: Prediction) -> str | None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that `write_records` put beside the rows; empty for a file from elsewhere."""
-    with reading_parquet(path):
-        metadata = pq.read_schema(path).metadata or {}
+    """The settings that `write_records` put beside the rows; empty for a file from elsewhere. Raises `UserError` for
+    a file of a newer version."""
     try:
-        return json.loads(metadata.get(_SETTINGS, b"{}"))
+        return json.loads(_metadata(path).get(_SETTINGS, b"{}"))
     except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: the settings in it are not JSON") from None
+
+
+def _metadata(path: Path) -> dict[bytes, bytes]:
+    with reading_parquet(path):
+        metadata: dict[bytes, bytes] = pq.read_schema(path).metadata or {}
+    version = metadata.get(_VERSION, b"1")
+    check_version(path, {"version": int(version) if version.isdigit() else None}, VERSION)
+    return metadata
 
 
 REMEDY = "choose another folder or delete that one"

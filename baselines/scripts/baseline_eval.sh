@@ -8,10 +8,13 @@
 # Writes $SAVE_DIR/BENCHMARK/BASELINE-seedN. Further arguments go to baselines.evaluate, such as --model with a folder
 # of converted weights where the published ones are pickled. Call it again after an interruption: it goes on where it
 # stopped. One process per GPU, GPUS of them.
+[ "${BASH_SOURCE[0]-}" = "$0" ] || [ "${apart-}" ] || { # sourced: in a shell of its own, whose code it returns
+    (apart=1; [ -z "${ZSH_VERSION-}" ] || exec bash "$0" "$@"; . "${BASH_SOURCE[0]}" "$@"); return
+}
 set -euo pipefail
-source "$(dirname "$0")/../../scripts/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/environment.sh"
 
-BASELINE=${BASELINE:-InstructPix2Pix MagicBrush Aurora Omnigen}
+BASELINE=${BASELINE[*]:-InstructPix2Pix MagicBrush Aurora Omnigen}
 BENCHMARKS=${BENCHMARKS:-aurora emuedit i2ebench magicbrush omniedit vismin}
 DATA_DIR=${DATA_DIR:-}        # a folder with the benchmarks' Parquet files; empty: from the Hub
 BATCH_SIZE=${BATCH_SIZE:-}    # images at once; empty: what suits the model

@@ -6,8 +6,9 @@ the paper. Left out are Tables 4, 5 (correlation with human ratings), 8, 9 (CLIP
 and 18 (training time).
 
 Beside them a model of ours takes four lines: its score with the 95% interval, the published score, the difference, and
-how many samples were judged and failed. The difference is marked where the published score lies outside our interval.
-Published scores come without intervals, so the mark says less than a test would. Where another judge or another
+how many samples were judged and failed. The difference is marked where the published score lies outside our interval,
+widened by the square root of 2: published scores come without intervals, and one as noisy as ours would otherwise be
+marked 17 times of 100 though both came from the same model. Where another judge or another
 protocol than the published one made our score, the cell says so in place of a difference.
 """
 
@@ -26,15 +27,16 @@ import numpy as np
 from baselines.results.records import VIESCORE, WHOLE_SET, ScoredSample
 from baselines.tables.conditions import ByModel, Conditions, condition_lines
 from baselines.tables.grid import UNKNOWN, Grid, code, fixed
-from baselines.tables.statistics import RESAMPLES, Interval, average_interval, mean_interval
+from baselines.tables.statistics import RESAMPLES, Interval, Sampled, estimate, runs_of
 from emu3.errors import UserError
 
 FILE = Path(__file__).with_name("published.json")
 MAIN_TABLE = 2
 OUTSIDE = "*"
 NOTE = (
-    f"Ours with its 95% bootstrap interval; {OUTSIDE} marks a published score outside it. A difference is shown where "
-    "judge and protocol are the published ones."
+    f"Ours with its 95% interval; {OUTSIDE} marks a published score outside it after it was widened by the square "
+    "root of 2, for the published score's own noise. Not adjusted for the number of comparisons. A difference is shown "
+    "where judge and protocol are the published ones."
 )
 
 ScoreIndex = dict[tuple[str, str, str], list[ScoredSample]]
@@ -146,14 +148,14 @@ def _table(entry: dict[str, Any]) -> PublishedTable:
 
 @dataclass(frozen=True)
 class Measured:
-    """Our side of one cell. values: float (n,), those of the samples behind it; empty where nothing was scored.
-    not_compared: why there is no difference to the published score. with_zeros: the mean with failures as 0."""
+    """Our side of one cell. runs: the values behind it by the name of the run. not_compared: why there is no difference
+    to the published score. with_zeros: the mean with failures as 0."""
 
     mean: float | None
     ci95: Interval | None
     n: int
     failed: int
-    values: np.ndarray
+    runs: dict[str, Sampled]
     not_compared: str = ""
     with_zeros: float | None = None
 
@@ -252,34 +254,41 @@ def _measure(
         raise UserError(f"{' and '.join(names)} are both known as {row.name!r}: keep one of them, or rename the other")
     not_compared = ""
     if found and column.metric == VIESCORE:
-        about = conditions.get((found[0].model, found[0].benchmark), Conditions())
-        not_compared = about.difference_means_nothing
+        not_compared = conditions.get((found[0].model, found[0].benchmark), Conditions()).difference_means_nothing
     if column.tasks:
         found = [score for score in found if {normal(score.task), normal(score.source_set)} & set(column.tasks)]
+
+    def printed_value(score: ScoredSample) -> float | None:
+        value = score.value if row.part is None or score.value is None else score.parts.get(row.part)
+        return None if value is None else column.scale * value
+
+    runs = runs_of([found], printed_value)
+    about = estimate(list(runs.values()), resamples=resamples, seed=seed)
     scored = [score for score in found if score.value is not None]
-    kept = [score.value if row.part is None else score.parts.get(row.part) for score in scored]
-    values = column.scale * np.array([value for value in kept if value is not None], dtype=np.float64)
     return Measured(
-        mean=float(values.mean()) if len(values) else None,
-        ci95=mean_interval(values, resamples=resamples, seed=seed),
+        mean=about.mean,
+        ci95=about.ci95,
         n=sum(int(score.parts["n"]) if score.id == WHOLE_SET else 1 for score in scored),
         failed=len(found) - len(scored),
-        values=values,
+        runs={name: run for name, [run] in runs.items()},
         not_compared=not_compared,
-        with_zeros=float(values.sum() / len(found)) if found else None,
+        with_zeros=sum(float(run.values.sum()) for [run] in runs.values()) / len(found) if found else None,
     )
 
 
 def _average(columns: Sequence[Measured], resamples: int, seed: int) -> Measured:
-    means = [column.mean for column in columns if column.mean is not None]
-    whole = len(means) == len(columns)
+    names = list(dict.fromkeys(name for column in columns for name in column.runs))
+    empty = Sampled(np.array([]), ())
+    about = estimate(
+        [[column.runs.get(name, empty) for column in columns] for name in names], resamples=resamples, seed=seed
+    )
     zeros = [column.with_zeros for column in columns if column.with_zeros is not None]
     return Measured(
-        mean=float(np.mean(means)) if whole else None,
-        ci95=average_interval([column.values for column in columns], resamples=resamples, seed=seed),
+        mean=about.mean,
+        ci95=about.ci95,
         n=sum(column.n for column in columns),
         failed=sum(column.failed for column in columns),
-        values=np.array([]),
+        runs={},
         not_compared=next((column.not_compared for column in columns if column.not_compared), ""),
         with_zeros=float(np.mean(zeros)) if len(zeros) == len(columns) else None,
     )
@@ -312,5 +321,9 @@ def _difference(cell: Measured, published: float, decimals: int) -> str:
         return UNKNOWN
     if cell.not_compared:
         return f"none: {cell.not_compared}"
-    outside = cell.ci95 is not None and not cell.ci95[0] <= published <= cell.ci95[1]
+    low, high = cell.ci95 or (cell.mean, cell.mean)
+    wide = 2**0.5  # the published score has a noise of its own, as large as ours as far as anybody knows
+    outside = cell.ci95 is not None and not wide * (low - cell.mean) <= published - cell.mean <= wide * (
+        high - cell.mean
+    )
     return fixed(cell.mean - published, decimals, "+") + (OUTSIDE if outside else "")

@@ -1,5 +1,5 @@
-"""How sure a number is, and how two series of them go together: the percentile bootstrap (Efron, 1979), correlations,
-and the published file of means and deviations.
+"""How sure a number is: the percentile bootstrap (Efron, 1979), Student's t over runs, and the published file of means
+and deviations.
 
 The mean of a few hundred scores between 0 and 10 with lumps at both ends is far enough from normal that an interval
 from the data's own resamples is the honest one. Each of the resamples draws n of the n values with replacement; the
@@ -7,39 +7,31 @@ interval runs between the percentiles of their means. Several edits of one image
 (Davison and Hinkley, 1997, section 3.8): apart, they would count as more evidence than they are. Values that are all
 equal have no interval, since resampling them only repeats them.
 
-Such an interval is about one checkpoint on other samples. How far a recipe's number would move with another training
-seed is another question: `seed_interval` answers it by Student's t over the seeds' means, and `nested_interval` draws
-seeds and, within them, samples.
-
-Pearson asks whether two series lie on a line, Spearman and Kendall (tau-b, which allows for ties: scores are coarse)
-whether they rank alike. Coefficients are scipy's. A series without any spread has no correlation with anything;
-resamples in which that happens are left out of the interval.
+Such an interval is about one checkpoint on other samples. How far a recipe's number would move with another seed is
+another question: `seed_interval` answers it by Student's t over the means of several runs, and `nested_interval` draws
+runs and samples. `estimate` takes whichever goes with the runs that are there.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from baselines.results.records import ScoredSample
+from emu3.settings import SEED, number_in
 
 Interval = tuple[float, float]
-Level = Literal["pooled", "within", "system"]
 
 RESAMPLES = 10_000
-CORRELATION_RESAMPLES = 2_000
-"""Fewer than for means: Kendall's coefficient takes longer."""
 LEVEL = 0.95
 _INDICES_AT_ONCE = 1 << 22
-
-COEFFICIENTS = {"pearson": "pearsonr", "spearman": "spearmanr", "kendall": "kendalltau"}
-"""Correlations by their names, and what `scipy.stats` calls them."""
+_NOTHING = 1e-18
+"""Below this a variance is a rounding."""
 
 PUBLISHED_STATISTICS = {
     "VIE_SC": "sc",
@@ -55,8 +47,13 @@ PUBLISHED_STATISTICS = {
 
 def add_resampling_flags(parser: argparse.ArgumentParser, resamples: int = RESAMPLES) -> None:
     """`--resamples` and `--seed` of the bootstrap."""
-    parser.add_argument("--resamples", type=int, default=resamples, help=f"of the bootstrap (default: {resamples})")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling")
+    parser.add_argument(
+        "--resamples",
+        type=number_in(int, least=1, most=10**6),
+        default=resamples,
+        help=f"of the bootstrap (default: {resamples})",
+    )
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the resampling")
 
 
 def mean_interval(
@@ -119,36 +116,138 @@ def average_interval(
     return percentiles(np.mean(means, axis=0), level)
 
 
-def seed_interval(means: Sequence[float], level: float = LEVEL) -> Interval | None:
-    """Student's t interval of what the recipe gives on average, from the mean of each training seed; None for fewer
-    than two. With three seeds it is 2.5 times as wide as the normal one: that is what three seeds say."""
+@dataclass(frozen=True)
+class Sampled:
+    """Values of one run on one benchmark, float (n,), and what each is drawn together with: its source image."""
+
+    values: np.ndarray
+    clusters: Sequence[Hashable]
+
+
+Runs = Sequence[Sequence[Sampled]]
+"""For each run of a recipe its benchmarks, the same ones in the same order."""
+
+
+def cluster_of(score: ScoredSample) -> tuple[str, ...]:
+    """What a sample is drawn together with: all edits of its source image, or only itself where that is not known."""
+    return (score.benchmark, score.source_id) if score.source_id else (score.benchmark, "", score.id)
+
+
+def runs_of(
+    benchmarks: Sequence[Sequence[ScoredSample]],
+    value: Callable[[ScoredSample], float | None] = lambda score: score.value,
+) -> dict[str, list[Sampled]]:
+    """The values of some benchmarks' scores by run and, within each run, by benchmark; a failure has none."""
+    runs = dict.fromkeys(score.run for scores in benchmarks for score in scores)
+    return {run: [_sampled([one for one in scores if one.run == run], value) for scores in benchmarks] for run in runs}
+
+
+def _sampled(scores: Sequence[ScoredSample], value: Callable[[ScoredSample], float | None]) -> Sampled:
+    kept = [(number, cluster_of(score)) for score in scores if (number := value(score)) is not None]
+    return Sampled(np.array([number for number, _ in kept], dtype=np.float64), [cluster for _, cluster in kept])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over runs of the mean over benchmarks of the mean over samples; None where one of them has no value.
+
+    ci95: of one run by the bootstrap over source images, of several `seed_interval`. nested: `nested_interval` of
+    several. runs: the mean of each.
+    """
+
+    mean: float | None = None
+    ci95: Interval | None = None
+    nested: Interval | None = None
+    runs: tuple[float, ...] = ()
+
+
+def estimate(runs: Runs, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The mean of some runs with the intervals that go with their number."""
+    if not runs or not all(group and all(len(part.values) for part in group) for group in runs):
+        return Estimate()
+    means = tuple(_mean(run) for run in runs)
+    if len(runs) > 1:
+        nested = nested_interval(runs, resamples=resamples, seed=seed)
+        return Estimate(float(np.mean(means)), seed_interval(runs), nested, means)
+    [run] = runs
+    if len(run) == 1:
+        interval = mean_interval(run[0].values, clusters=run[0].clusters, resamples=resamples, seed=seed)
+    else:
+        values, clusters = [part.values for part in run], [part.clusters for part in run]
+        interval = average_interval(values, clusters=clusters, resamples=resamples, seed=seed)
+    return Estimate(means[0], interval, None, means)
+
+
+def seed_interval(runs: Runs, level: float = LEVEL) -> Interval | None:
+    """Student's t interval of what the recipe gives on average on other samples, from S >= 2 runs with seeds of their
+    own; None for fewer, and where all is equal. With three runs that differ it is up to 2.2 times as wide as the
+    normal one: that is what three runs say.
+
+    The variance of the mean is that between the runs' means over S, plus the part that runs share: the same source
+    images are easy or hard in every run, which the runs' means do not show. That part is, summed over images, the
+    covariance of the runs' means times S / (S - 1); it is none where each run has images of its own, and with runs
+    that are all alike it is the whole. Degrees of freedom: Welch and Satterthwaite's.
+    """
     from scipy import stats
 
-    values = _checked(np.array(means))
-    if len(values) < 2:
+    if len(runs) < 2 or not all(len(part.values) for run in runs for part in run):
         return None
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return float(values.mean()) - half, float(values.mean()) + half
+    count = len(runs)
+    means = np.array([_mean(run) for run in runs])
+    between, shared, images = float(means.var(ddof=1)) / count, 0.0, 0
+    for sums_S_C, counts_S_C in _by_benchmark(runs):
+        sizes_S_1 = counts_S_C.sum(axis=1, keepdims=True)
+        centred_S_C = sums_S_C - counts_S_C * sums_S_C.sum(axis=1, keepdims=True) / sizes_S_1
+        influence_S_C = centred_S_C / sizes_S_1 / count / len(runs[0])
+        n = sums_S_C.shape[1]
+        covariance = float((influence_S_C.sum(axis=0) ** 2 - (influence_S_C**2).sum(axis=0)).sum())
+        shared += covariance * count / (count - 1) * n / max(1, n - 1)
+        images += n - 1
+    shared = max(0.0, shared)
+    variance = between + shared
+    if variance < _NOTHING:
+        return None
+    freedom = variance**2 / (between**2 / (count - 1) + shared**2 / max(1, images))
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5
+    return float(means.mean()) - half, float(means.mean()) + half
 
 
-def nested_interval(
-    seeds: Sequence[np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
-) -> Interval | None:
-    """Percentile interval of the mean over training seeds of each one's mean over samples: resamples draw seeds, and
-    samples within each seed drawn (the hierarchical bootstrap). With few seeds it is too narrow, since a resample of
-    three seeds often has one of them twice: `seed_interval` stands beside it. seeds: float (n,) each; None for fewer
-    than two."""
-    checked = [_checked(values) for values in seeds]
-    if len(checked) < 2 or any(not len(values) for values in checked):
+def nested_interval(runs: Runs, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval | None:
+    """Percentile interval of the same mean by the hierarchical bootstrap: each resample draws runs, and source images
+    for all of them at once, since an image that several runs have is one image (Owen, 2007, "The pigeonhole
+    bootstrap"). With few runs it is too narrow, since a resample of three often has one of them twice: `seed_interval`
+    is the one to believe. None for fewer than two runs."""
+    if len(runs) < 2 or not all(len(part.values) for run in runs for part in run):
         return None
     random = np.random.default_rng(seed)
-    drawn = random.integers(0, len(checked), size=(resamples, len(checked)))
-    # A mean of seed s for each time that s was drawn, each from samples of its own.
-    means = np.empty(drawn.shape)
-    for number, values in enumerate(checked):
-        here = drawn == number
-        means[here] = _resampled_means(values, np.ones(len(values)), int(here.sum()), random)
-    return percentiles(means.mean(axis=1), level)
+    means_R_S = np.zeros((resamples, len(runs)))
+    for sums_S_C, counts_S_C in _by_benchmark(runs):
+        n = sums_S_C.shape[1]
+        rows = max(1, _INDICES_AT_ONCE // n)
+        for start in range(0, resamples, rows):
+            part = slice(start, min(start + rows, resamples))
+            drawn_R_C = random.integers(0, n, size=(part.stop - start, n)) + n * np.arange(part.stop - start)[:, None]
+            times_R_C = np.bincount(drawn_R_C.ravel(), minlength=drawn_R_C.size).reshape(-1, n)
+            # A run of few images may be left without any of them.
+            drawn_R_S = np.maximum(times_R_C @ counts_S_C.T, _NOTHING)
+            means_R_S[part] += times_R_C @ sums_S_C.T / drawn_R_S / len(runs[0])
+    chosen = random.integers(0, len(runs), size=means_R_S.shape)
+    found = percentiles(np.take_along_axis(means_R_S, chosen, axis=1).mean(axis=1), level)
+    return None if found[0] == found[1] else found
+
+
+def _mean(run: Sequence[Sampled]) -> float:
+    return float(np.mean([part.values.mean() for part in run]))
+
+
+def _by_benchmark(runs: Runs) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each benchmark float (S, C) twice: sum and number of a run's values of each source image."""
+    for parts in zip(*runs, strict=True):
+        places: dict[Hashable, int] = {}
+        at = [[places.setdefault(name, len(places)) for name in part.clusters] for part in parts]
+        sums = [np.bincount(row, _checked(part.values), len(places)) for row, part in zip(at, parts, strict=True)]
+        counts = [np.bincount(row, minlength=len(places)) for row in at]
+        yield np.array(sums), np.array(counts, dtype=np.float64)
 
 
 def failure_bounds(mean: float, n: int, failed: int, low: float = 0.0, high: float = 10.0) -> Interval:
@@ -191,90 +290,6 @@ def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, rando
     return np.concatenate(means)
 
 
-@dataclass(frozen=True)
-class Correlation:
-    """-1 to 1, None where it is undefined; `ci95` is None with it."""
-
-    name: str
-    value: float | None
-    ci95: Interval | None
-
-
-def correlations(
-    one: np.ndarray,
-    other: np.ndarray,
-    *,
-    models: Sequence[str] | None = None,
-    level: Level = "pooled",
-    clusters: Sequence[Hashable] | None = None,
-    names: Sequence[str] = tuple(COEFFICIENTS),
-    resamples: int = CORRELATION_RESAMPLES,
-    seed: int = 0,
-) -> list[Correlation]:
-    """Some `COEFFICIENTS` of two float (n,) arrays; undefined for n < 3.
-
-    level: `pooled` takes all pairs alike; of several models it is high already where both sides know which model is
-    better. `within` is the mean of each model's own coefficient, `system` that of the models' means. models: the model
-    of each pair, for the latter two. clusters: as for `mean_interval`.
-    """
-    # Imported here: it comes with the extra `eval`, and means need nothing of it.
-    from scipy import stats
-
-    model_N = np.array(models if models is not None else [""] * len(one))
-    draws = _draws(len(one), clusters, resamples, seed)
-    found = []
-    with warnings.catch_warnings():
-        # A resample may be constant but for rounding, of which scipy warns.
-        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        for name in names:
-            coefficient = getattr(stats, COEFFICIENTS[name])
-            value = _at(level, coefficient, one, other, model_N)
-            resampled = (
-                []
-                if value is None
-                else [_at(level, coefficient, one[draw], other[draw], model_N[draw]) for draw in draws]
-            )
-            known = np.array([number for number in resampled if number is not None])
-            found.append(Correlation(name, value, percentiles(known) if len(known) else None))
-    return found
-
-
-def _at(
-    level: Level,
-    coefficient: Callable[[np.ndarray, np.ndarray], Any],
-    one: np.ndarray,
-    other: np.ndarray,
-    models: np.ndarray,
-) -> float | None:
-    if level == "pooled":
-        return _correlation(coefficient, one, other)
-    own = [models == name for name in np.unique(models)]
-    if level == "system":
-        means = np.array([[one[rows].mean(), other[rows].mean()] for rows in own]).reshape(-1, 2)
-        return _correlation(coefficient, means[:, 0], means[:, 1])
-    values = [_correlation(coefficient, one[rows], other[rows]) for rows in own]
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _draws(n: int, clusters: Sequence[Hashable] | None, resamples: int, seed: int) -> list[np.ndarray]:
-    """Indices of each resample; whole clusters, so their number varies a little."""
-    members: dict[Hashable, list[int]] = {}
-    for index in range(n):
-        members.setdefault(index if clusters is None else clusters[index], []).append(index)
-    groups = [np.array(group) for group in members.values()]
-    drawn = np.random.default_rng(seed).integers(0, max(1, len(groups)), size=(resamples, len(groups)))
-    return list(drawn) if len(groups) == n else [np.concatenate([groups[place] for place in row]) for row in drawn]
-
-
-def _correlation(
-    coefficient: Callable[[np.ndarray, np.ndarray], Any], one: np.ndarray, other: np.ndarray
-) -> float | None:
-    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
-        return None
-    return float(coefficient(one, other).statistic)
-
-
 def stats_name(model: str) -> str:
     """The name of a model's file of statistics, of which characters that a file system may refuse become `_`."""
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', model)}_viescore_stats.json"
@@ -283,9 +298,9 @@ def stats_name(model: str) -> str:
 def viescore_stats(scores: Sequence[ScoredSample]) -> dict[str, Any]:
     """What the published evaluation writes beside its scores as `NAME_viescore_stats.json`, of one predictions file.
 
-    `{"n", "failed", "mean": {...}, "std": {...}, "per_source": {source: ...}, "per_task_type": {task: ...}}`: its seven
-    statistics under their names, each with mean and standard deviation over the scored samples (ddof 0), over all of
-    them, per source and per task type. Unlike there, failed samples enter none and are counted.
+    `{"VIE_SC": {"mean", "std"}, ..., "n", "failed", "per_source": {source: ...}, "per_task_type": {task: ...}}`: its
+    seven statistics under their names, each with mean and standard deviation over the scored samples (ddof 0), over all
+    of them, per source and per task type. Unlike there, failed samples enter none and are counted.
     """
     return {
         **_mean_and_std(scores),
@@ -307,8 +322,12 @@ def _mean_and_std(scores: Sequence[ScoredSample]) -> dict[str, Any]:
         for name, part in PUBLISHED_STATISTICS.items()
     }
     return {
+        **{
+            name: {"mean": float(np.mean(numbers)), "std": float(np.std(numbers))}
+            if scored
+            else dict.fromkeys(("mean", "std"))
+            for name, numbers in values.items()
+        },
         "n": len(scored),
         "failed": len(scores) - len(scored),
-        "mean": {name: float(np.mean(numbers)) if scored else None for name, numbers in values.items()},
-        "std": {name: float(np.std(numbers)) if scored else None for name, numbers in values.items()},
     }

@@ -3,20 +3,20 @@
 A failed sample is counted and enters no mean. The difference to a reference model is taken sample by sample on the
 samples that both have a score for: a much tighter interval than two side by side, since both models meet the same
 easy and hard samples. The paper's AVG is the plain mean of its six benchmarks, whatever their sizes; its interval comes
-from resampling each benchmark by itself (`average_interval`). All functions take the scores of one metric
-(`of_metric`).
+from resampling each benchmark by itself (`average_interval`). Several runs of a model make one row: the mean of theirs,
+compared run by run. All functions take the scores of one metric (`of_metric`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from baselines.results.records import GROUND_TRUTH, NO_EDIT, VIESCORE, WHOLE_SET, ScoredSample
 from baselines.tables.paper import benchmarks, in_published_order, title_of
-from baselines.tables.statistics import RESAMPLES, Interval, average_interval, mean_interval
+from baselines.tables.statistics import RESAMPLES, Interval, Sampled, cluster_of, estimate, runs_of
 from emu3.errors import UserError
 
 SPLIT_ORDER = ("simple", "complex")
@@ -26,12 +26,15 @@ AVERAGE = "AVG"
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of model minus reference (`to`) over the `n` samples that both have a score for."""
+    """Mean of model minus reference (`to`) over the `n` pairs of samples that both have a score for. `nested` and
+    `runs` as in `Row`."""
 
     to: str
     n: int
     mean: float
     ci95: Interval | None
+    nested: Interval | None = None
+    runs: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class Row:
 
     `split` names the group, also where the groups are benchmarks, tasks or sources. `parts` holds the means of the
     parts that the scores are made of. `mean_with_zeros` is the mean with failures as 0, as the published evaluation
-    took it: it stands beside the mean where the published protocol is followed, and nothing is made of it.
+    took it: it stands beside the mean where the published protocol is followed, and nothing is made of it. `images`
+    counts source images, or samples where those are not known. Of several runs of a model `runs` has each one's mean,
+    `mean` is the mean of these, `ci95` covers other runs (`seed_interval`), `nested` is `nested_interval`.
     """
 
     model: str
@@ -52,12 +57,16 @@ class Row:
     parts: dict[str, float]
     difference: Difference | None
     mean_with_zeros: float | None = None
+    images: int = 0
+    runs: dict[str, float] = field(default_factory=dict)
+    nested: Interval | None = None
 
 
 Group = Callable[[ScoredSample], str]
 """The name of the group that a score belongs to."""
-Cell = dict[tuple[str, str], ScoredSample]
-"""The scores of one model in one group, by benchmark and id."""
+SampleKey = tuple[str, str, str]
+Cell = dict[SampleKey, ScoredSample]
+"""The scores of one model in one group, by benchmark, id and run."""
 
 
 def by_split(score: ScoredSample) -> str:
@@ -134,40 +143,18 @@ def summarise(
 ) -> list[Row]:
     """One row per model and group, models within groups in the order of `models_of`.
 
-    Raises `UserError` if a model has two scores for one sample, and for a reference that is no model.
+    Raises `UserError` if a run of a model has two scores for one sample, and for a reference that is no model.
     """
     cells = cells_of(scores, group)
     models = models_of(scores)
     if reference is not None and reference not in models:
         raise UserError(f"no model {reference!r} to compare with; there are {', '.join(models)}")
-
-    rows = []
-    for name in groups_of(scores, group):
-        for model in models:
-            if (model, name) not in cells:
-                continue
-            cell = cells[model, name]
-            values = values_of(cell)
-            numbers = np.array(list(values.values()))
-            difference = None
-            if reference is not None and model != reference:
-                difference = _difference(
-                    values, values_of(cells.get((reference, name), {})), reference, resamples, seed
-                )
-            rows.append(
-                Row(
-                    model=model,
-                    split=name,
-                    n=_count(cell),
-                    mean=float(numbers.mean()) if len(values) else None,
-                    ci95=mean_interval(numbers, resamples=resamples, seed=seed),
-                    failed=len(cell) - len(values),
-                    parts=mean_parts(cell),
-                    difference=difference,
-                    mean_with_zeros=_with_zeros(cell),
-                )
-            )
-    return rows
+    return [
+        _row(model, name, [cells[model, name]], [cells.get((reference or "", name), {})], reference, resamples, seed)
+        for name in groups_of(scores, group)
+        for model in models
+        if (model, name) in cells
+    ]
 
 
 def main_rows(
@@ -196,33 +183,78 @@ def average_rows(
     title, names = average_title(groups_of(scores, by_benchmark))
     cells = cells_of(scores, by_benchmark)
 
-    def of(model: str) -> list[Cell]:
-        return [cells.get((model, name), {}) for name in names]
+    def of(model: str | None) -> list[Cell]:
+        return [cells.get((model or "", name), {}) for name in names]
 
-    rows = []
-    for model in models_of(scores):
-        values = [values_of(cell) for cell in of(model)]
-        parts = [mean_parts(cell) for cell in of(model)]
-        numbers = [np.array(list(group.values())) for group in values]
-        n, whole = sum(map(len, values)), all(values)
-        difference = None
-        if reference is not None and model != reference:
-            pairs = [pairs_of(one, values_of(other)) for one, other in zip(values, of(reference), strict=True)]
-            difference = _average_difference(pairs, reference, resamples, seed)
-        rows.append(
-            Row(
-                model=model,
-                split=title,
-                n=n,
-                mean=float(np.mean([group.mean() for group in numbers])) if whole else None,
-                ci95=average_interval(numbers, resamples=resamples, seed=seed) if whole else None,
-                failed=sum(map(len, of(model))) - n,
-                parts=_common_means(parts) if whole else {},
-                difference=difference,
-                mean_with_zeros=float(np.mean([_with_zeros(cell) for cell in of(model)])) if all(of(model)) else None,
-            )
-        )
-    return rows
+    return [_row(model, title, of(model), of(reference), reference, resamples, seed) for model in models_of(scores)]
+
+
+def _row(
+    model: str,
+    split: str,
+    cells: Sequence[Cell],
+    others: Sequence[Cell],
+    reference: str | None,
+    resamples: int,
+    seed: int,
+) -> Row:
+    """The row over one benchmark or group, or the plain mean of several. others: the reference's cells."""
+    runs = runs_of([list(cell.values()) for cell in cells])
+    found = estimate(list(runs.values()), resamples=resamples, seed=seed)
+    difference = None
+    if reference is not None and model != reference:
+        pairs = _pairs(cells, others)
+        about = estimate(pairs, resamples=resamples, seed=seed)
+        if about.mean is not None:
+            n = sum(len(part.values) for run in pairs for part in run)
+            difference = Difference(reference, n, about.mean, about.ci95, about.nested, _by_run(runs, about.runs))
+    n = sum(map(_count, cells))
+    images = {cluster_of(score) for cell in cells for score in cell.values() if score.value is not None}
+    return Row(
+        model=model,
+        split=split,
+        n=n,
+        mean=found.mean,
+        ci95=found.ci95,
+        failed=sum(len(cell) - len(values_of(cell)) for cell in cells),
+        parts=_common_means([mean_parts(cell) for cell in cells]) if found.mean is not None else {},
+        difference=difference,
+        mean_with_zeros=float(np.mean([_with_zeros(cell) for cell in cells])) if all(cells) else None,
+        images=len(images),
+        runs=_by_run(runs, found.runs),
+        nested=found.nested,
+    )
+
+
+def _by_run(names: Iterable[str], means: Sequence[float]) -> dict[str, float]:
+    return dict(zip(names, means, strict=True)) if len(means) > 1 else {}
+
+
+def _pairs(cells: Sequence[Cell], others: Sequence[Cell]) -> list[list[Sampled]]:
+    """Value minus other value of the samples that both have. Runs of the same name belong together; a reference with
+    one run is compared with every run; other numbers of runs are not compared at all."""
+    runs, known = (
+        list(dict.fromkeys(score.run for cell in some for score in cell.values())) for some in (cells, others)
+    )
+    if len(known) != 1 and set(runs) != set(known):
+        return []
+    return [
+        [
+            _differences(cell, other, run, run if len(known) > 1 else known[0])
+            for cell, other in zip(cells, others, strict=True)
+        ]
+        for run in runs
+    ]
+
+
+def _differences(cell: Cell, other: Cell, run: str, other_run: str) -> Sampled:
+    values = values_of(other)
+    pairs = [
+        (score, score.value - values[*key[:2], other_run])
+        for key, score in cell.items()
+        if score.run == run and score.value is not None and (*key[:2], other_run) in values
+    ]
+    return Sampled(np.array([value for _, value in pairs]), [cluster_of(score) for score, _ in pairs])
 
 
 def _common_means(parts: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -230,28 +262,23 @@ def _common_means(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([part[name] for part in parts])) for name in common}
 
 
-def _average_difference(pairs: Sequence[np.ndarray], reference: str, resamples: int, seed: int) -> Difference | None:
-    """The plain mean of the benchmarks' paired differences; None where one of them has no pair."""
-    if not all(map(len, pairs)):
-        return None
-    mean = float(np.mean([group.mean() for group in pairs]))
-    interval = average_interval(pairs, resamples=resamples, seed=seed)
-    return Difference(reference, sum(map(len, pairs)), mean, interval)
-
-
 def cells_of(scores: Sequence[ScoredSample], group: Group) -> dict[tuple[str, str], Cell]:
-    """Scores by model and group name, then by benchmark and id. Raises `UserError` for a sample with two scores."""
+    """Scores by model and group name, then by benchmark, id and run. Raises `UserError` for a sample with two scores of
+    one run."""
     cells: dict[tuple[str, str], Cell] = {}
     for score in scores:
         cell = cells.setdefault((score.model, group(score)), {})
-        if (score.benchmark, score.id) in cell:
-            raise UserError(f"model {score.model!r} has two scores for sample {score.id!r} of {score.benchmark!r}")
-        cell[score.benchmark, score.id] = score
+        if (key := (score.benchmark, score.id, score.run)) in cell:
+            raise UserError(
+                f"model {score.model!r} has two scores for sample {score.id!r} of {score.benchmark!r}: take one of "
+                "them; runs of one model are told apart by the editor's seed, or its weights"
+            )
+        cell[key] = score
     return cells
 
 
-def values_of(cell: Cell) -> dict[tuple[str, str], float]:
-    """The values by benchmark and id; failures have none."""
+def values_of(cell: Cell) -> dict[SampleKey, float]:
+    """The values by benchmark, id and run; failures have none."""
     return {key: score.value for key, score in cell.items() if score.value is not None}
 
 
@@ -262,25 +289,6 @@ def _with_zeros(cell: Cell) -> float:
 def _count(cell: Cell) -> int:
     """Samples behind a mean. A score of a whole set says itself how many they were."""
     return sum(int(cell[key].parts["n"]) if key[1] == WHOLE_SET else 1 for key in values_of(cell))
-
-
-def _difference(
-    values: dict[tuple[str, str], float],
-    others: dict[tuple[str, str], float],
-    reference: str,
-    resamples: int,
-    seed: int,
-) -> Difference | None:
-    differences = pairs_of(values, others)
-    if not len(differences):
-        return None
-    interval = mean_interval(differences, resamples=resamples, seed=seed)
-    return Difference(reference, len(differences), float(differences.mean()), interval)
-
-
-def pairs_of(values: dict[tuple[str, str], float], others: dict[tuple[str, str], float]) -> np.ndarray:
-    """float (pairs,): value minus other value of the samples that have both."""
-    return np.array([value - others[key] for key, value in values.items() if key in others])
 
 
 def mean_parts(cell: Cell) -> dict[str, float]:

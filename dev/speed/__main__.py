@@ -20,6 +20,7 @@ def main() -> None:
         *vision.quantizer_memory(),
         *data.codes_and_ids(10 * options.turns),
         *data.bytes_per_pair(),
+        *data.rows_memory(),
         *data.tokenize(options.turns),
         *vision.times(options.turns),
     ]

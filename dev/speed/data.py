@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,22 +23,51 @@ from PIL import Image
 from transformers import Emu3ImageProcessor, Emu3VQVAE
 
 from dev.speed.measure import Speed, seconds
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
+from emu3.mllm.layout import GridGrammar, TokenLayout
 from emu3.mllm.sequence import grid_to_ids, ids_to_grid
-from emu3.mllm.text_tokenizer import SPLIT_PATTERN
+from emu3.mllm.text_tokenizer import SPLIT_PATTERN, train_ranks
 from emu3.tokenizer.images import scale_image
 from emu3.tokenizer.random_vision import random_vqvae, save_baai
 from emu3.train_image_editing.prepare_data import PrepareArguments, prepare
-from emu3.train_image_editing.shards import EditRow, ShardWriter
+from emu3.train_image_editing.shard_writer import ShardWriter
+from emu3.train_image_editing.shards import EditRow
 
 GRID = (32, 32)
 STORED = 512
 OFTEN = 20  # calls in a turn: one alone is over before the caches are warm
 INSTRUCTION = "replace the red apple on the table with a green pear"
+HELD, RANKS = 10_000, 300
 _VISUAL = re.compile(r"<\|visual token (\d+)\|>")
 TOKENIZED = 8
 SIDE = 128
+
+
+# Anonymous memory that a process keeps of a dataset; Arrow gives back what it has freed.
+_ROWS = """
+import sys
+from pathlib import Path
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+from dev.speed.measure import process_memory
+from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.train_image_editing.dataset import EncodedRows
+from emu3.train_image_editing.shards import read_rows
+who, folder = sys.argv[1], Path(sys.argv[2])
+tokenizer = TextTokenizer.from_rank_file(folder / "ranks", 32_768)
+EncodedRows(read_rows(folder / "warm"), tokenizer, [], 4096)[0]
+before = process_memory("RssAnon")
+if who == "ours":
+    kept = EncodedRows(read_rows(folder / "data"), tokenizer, [], 4096)
+    [kept[index] for index in range(0, len(kept), 100)]
+else:
+    tables = [pq.read_table(path) for path in sorted((folder / "data").glob("*.parquet"))]
+    rows = EncodedRows(read_rows(folder / "data"), tokenizer, [], 4096)
+    examples = [rows[index] for index in range(len(rows))]
+    kept = [np.concatenate([getattr(one, name) for one in examples]) for name in ("tokens", "changed")]
+    kept += [np.array([one.start for one in examples]), np.cumsum([len(one.tokens) for one in examples])]
+    del examples, rows
+pa.default_memory_pool().release_unused()
+print(process_memory("RssAnon") - before)
+"""
 
 
 def codes_and_ids(turns: int) -> list[Speed]:
@@ -88,6 +120,30 @@ def bytes_per_pair() -> list[Speed]:
         ShardWriter(Path(folder), {}, shards=1).write(0, rows, [])
         ours = sum(file.stat().st_size for file in Path(folder).rglob("*.parquet")) / STORED
     return [Speed("shard_bytes", ours, len(published.getvalue()), "bytes", 4.0, "one published .pth file per pair")]
+
+
+def rows_memory() -> list[Speed]:
+    """Kilobytes of a rank's memory that a pair of 32x32 grids takes during fine-tuning."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        train_ranks([INSTRUCTION] * 3, RANKS, folder / "ranks")
+        for data, count in ("warm", 10), ("data", HELD):
+            writer = ShardWriter(folder / data, {}, shards=-(-count // STORED))
+            for shard in range(writer.shards):
+                grids = rng.integers(0, 32_768, (min(STORED, count - shard * STORED), 2, *GRID), dtype=np.uint16)
+                rows = [EditRow(f"{shard}-{i}", one, other, INSTRUCTION) for i, (one, other) in enumerate(grids)]
+                writer.write(shard, rows, [])
+            writer.finish()
+
+        def held(who: str) -> float:
+            command = [sys.executable, "-c", _ROWS, who, name]
+            environment = os.environ | {"EARL_CACHE": f"{name}/cache"}
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            return float(done.stdout) * 1024 / HELD
+
+        peer_is = f"rows held as tables, and as ids of 32 bits encoded at the start; {HELD:,} pairs of 32x32"
+        return [Speed("sft_rows_memory", held("ours"), held("peer"), "kB/row", 20.0, peer_is)]
 
 
 def tokenize(turns: int) -> list[Speed]:

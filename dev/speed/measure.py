@@ -61,12 +61,13 @@ def added_memory(work: Callable[[], object]) -> float:
     In a process of its own: what was freed earlier and is used again would not count.
     """
     Path("/proc/self/clear_refs").write_text("5")  # the peak is the present from here on
-    before = _memory("VmRSS")
+    before = process_memory("VmRSS")
     work()
-    return _memory("VmHWM") - before
+    return process_memory("VmHWM") - before
 
 
-def _memory(name: str) -> float:
+def process_memory(name: str) -> float:
+    """Megabytes, by a name of Linux's /proc/self/status."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:")]
     return int(line.split()[1]) / 1024
 

@@ -22,10 +22,9 @@ from transformers import Emu3ForCausalLM
 from dev.speed.measure import Speed, machine, record, seconds, table
 from emu3.errors import run_main
 from emu3.mllm.generate import Completion, Request, generate
-from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.head import chosen_logprobs
 from emu3.mllm.language_model import new_language_model
-from emu3.mllm.layout import TokenLayout
-from emu3.training.head import chosen_logprobs
+from emu3.mllm.layout import GridGrammar, TokenLayout
 from rl.logprobs import pack, scored_positions, token_logprobs
 from rl.rollout.engine import Prompt, Rollout
 from rl.shared_prefix import ATTENTION

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
 from dev.speed.measure import Speed, seconds
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.random_vision import random_vqvae
 

@@ -15,6 +15,7 @@ from emu3.checkpoint_facts import short_name
 from emu3.edit import add_model_flags, load_editor
 from emu3.errors import UserError, run_main
 from emu3.flags import CommandParser
+from emu3.settings import number_in
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -57,13 +58,14 @@ def application(page: gr.Blocks, uploads: Path | str) -> ASGIApp:
     return HiddenFolder(app, uploads)
 
 
-def share(port: int) -> str:
-    """A public address of this machine's `port`, while this process lives. Raises UserError if there is none to be
-    had."""
+def share(host: str, port: int) -> str:
+    """A public address of what listens at `host`:`port` here, while this process lives. Raises UserError if there is
+    none to be had."""
     from gradio.networking import setup_tunnel
 
     try:
-        return setup_tunnel("127.0.0.1", port, secrets.token_urlsafe(32), None, None)
+        here = "127.0.0.1" if host == "0.0.0.0" else host  # the former is every address
+        return setup_tunnel(here, port, secrets.token_urlsafe(32), None, None)
     except Exception as error:  # whatever a network, a download and another program may come to
         raise UserError(f"no public address ({str(error).splitlines()[0]}): leave --share out") from error
 
@@ -72,7 +74,12 @@ def main() -> None:
     parser = CommandParser(prog="python -m emu3.demo", description="A page that edits images.")
     add_model_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument(
+        "--port",
+        type=number_in(int, least=0, most=65535),
+        default=7860,
+        help="0 takes a free one (default: %(default)s)",
+    )
     parser.add_argument(
         "--share",
         action="store_true",
@@ -101,7 +108,7 @@ def main() -> None:
         page = build_page(editor, f"Model `{short_name(arguments.model)}` on {editor.model.device}.")
         print(f"open http://{host}:{port} in a browser; Ctrl-C ends it", flush=True)
         if arguments.share:
-            print(f"anyone who is given {share(port)} can edit images here", flush=True)
+            print(f"anyone who is given {share(host, port)} can edit images here", flush=True)
         # A page that is open keeps a connection open: the end does not wait for it.
         config = uvicorn.Config(application(page, uploads), log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listener])

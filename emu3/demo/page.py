@@ -36,6 +36,11 @@ THEME = gr.themes.Default(
     spacing_size="sm",
     font=["system-ui", "sans-serif"],
     font_mono=["monospace"],
+).set(  # gradio's own greys are too faint to be read
+    body_text_color_subdued="*neutral_500",
+    body_text_color_subdued_dark="*neutral_400",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
 )
 # Whole images at any aspect, in one screen of 1280x900; a long chain of thought scrolls in its own box, as running
 # text (font size 0: gradio's markup has spaces between the pieces).
@@ -47,9 +52,9 @@ CSS = f"""
 .strip .grid-wrap {{ overflow: hidden; }}
 .strip .grid-container {{ padding-top: 22px; grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)); }}
 .strip .thumbnail-item {{ height: {STRIP_HEIGHT - 40}px; aspect-ratio: auto; }}
-.small.strip .thumbnail-item {{ height: {SMALL_STRIP_HEIGHT - 36}px; }}
+.small.strip .thumbnail-item {{ height: {SMALL_STRIP_HEIGHT - 36}px; display: flex; align-items: flex-start; }}
 .small.strip .grid-container {{ display: flex !important; overflow-x: auto; }}
-.small.strip .thumbnail-item {{ flex: 0 0 calc((100% - 2 * var(--spacing-lg)) / 3); }}
+.small.strip .gallery-item {{ flex: 0 0 calc((100% - 12px) / 3); }}
 .small.strip .thumbnail-item img {{ height: calc(100% - 20px) !important; }}
 .small.strip .caption-label {{ max-width: 100%; left: 0; bottom: 0; font-size: 11px; }}
 #chain {{ max-height: {THOUGHT_HEIGHT}px; overflow-y: auto !important; }}
@@ -60,6 +65,10 @@ CSS = f"""
 #chain .textfield, #chain .textfield * {{ line-height: 21px; }}
 #chain .highlighted .text {{ background: inherit; padding: 1px 2px; white-space: nowrap; }}
 #compare {{ scroll-margin-top: 8px; }}
+@media (max-width: 700px) {{
+  #compare {{ height: 280px !important; }}
+  #compare img {{ max-height: 278px !important; }}
+}}
 """
 # Ctrl+Enter is the button; on a screen of one column what was asked for is brought into view.
 HEAD = """<script>

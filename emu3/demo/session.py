@@ -17,7 +17,6 @@ from transformers import Emu3ForCausalLM
 from emu3.boxes import draw_boxes, find_boxes, marked_text
 from emu3.errors import UserError
 from emu3.mllm.editor import EditedImage, Editor
-from emu3.mllm.generate import THINK_TOKENS
 from emu3.tokenizer.images import fit_image, read_image
 
 MAX_SAMPLES = 8
@@ -60,7 +59,8 @@ class Comparison:
         if text is None:
             return None
         boxes = find_boxes(text, *self.source.size)
-        return draw_boxes(self.view(self.source), boxes, self.scale), marked_text(text, boxes)
+        cut: list[tuple[str, str | None]] = [(" [cut: no more tokens]", None)] if self.edits[index].cut else []
+        return draw_boxes(self.view(self.source), boxes, self.scale), [*marked_text(text, boxes), *cut]
 
 
 def edit_image(
@@ -91,7 +91,7 @@ def edit_image(
             area = upload.width * upload.height
             source = fit_image(upload, area, editor.codec.factor)
         cells = source.width * source.height // editor.codec.factor**2
-        most = cells + (THINK_TOKENS if settings.think else 0)
+        most = cells + (editor.think_tokens if settings.think else 0)
         with passes_counted(editor.model, lambda passes: progress(passes, most)):
             [edits] = editor.edit(
                 [upload],

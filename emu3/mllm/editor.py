@@ -24,8 +24,9 @@ from transformers import Emu3ForCausalLM
 from emu3.checkpoint_facts import DEFAULT_AREA, setup_of
 from emu3.errors import UserError
 from emu3.hub import SMALL_FILES, local_folder
-from emu3.mllm.generate import THINK_TOKENS, Completion, Request, check_fits, check_settings, generate
+from emu3.mllm.generate import Completion, Request, check_fits, check_settings, generate
 from emu3.mllm.language_model import CONVERTED, load_for_editing, load_language_model, read_config
+from emu3.mllm.layout import THINK_TOKENS
 from emu3.mllm.sequence import THINK_END, THINK_PREFILL, edit_prompt, grid_grammar
 from emu3.mllm.small_memory import Quantization
 from emu3.mllm.text_tokenizer import RANK_FILE, TOKENIZER_FILE, TextTokenizer
@@ -37,8 +38,10 @@ from emu3.tokenizer.model import StillVQ
 
 BAR = "{desc} {n:.1f} of {total:.0f} images |{bar}| {elapsed}, {remaining} left"
 
-# Bounds the key-value cache: at most about 13 GB for the 8B model at 32x32 codes.
+# Bounds the key-value cache: at most about 13 GB for the 8B model at 32x32 codes. Fewer that think, each of which may
+# have THINK_TOKENS more.
 SAMPLES_AT_ONCE = 64
+TOKENS_OF_A_SAMPLE = 1024
 
 # Where the published checkpoints that lack a part have it from.
 TOKENIZER = "BAAI/Emu3-Gen"
@@ -47,14 +50,20 @@ VISION_TOKENIZER = "BAAI/Emu3-VisionTokenizer"
 
 @dataclass(frozen=True)
 class EditedImage:
-    """One edited image, and the chain of thought before it (None without `think`)."""
+    """One edited image, and the chain of thought before it: None without `think`, empty where the model was to decide
+    and wrote none. cut: whether it came to its end because it had `think_tokens`, or the model no room."""
 
     image: Image.Image
     reasoning: str | None
+    cut: bool = False
 
 
 Ready = Callable[[int, list[EditedImage]], None]
 """Called with the index and the edits of each image in order, as soon as they are there."""
+
+
+Think = bool | Literal["mixed"]
+"""Whether a chain of thought comes first; mixed: the model decides, as the published mode of that name has it."""
 
 
 class Editor:
@@ -62,8 +71,8 @@ class Editor:
 
     start: makes a vLLM engine that holds the model's weights and samples in its place. That takes a minute and most of
     the device, so it is called when the first requests have been found to be right. None samples with the model.
-    image_area: pixels of a scaled source where `edit` is not given another area.
-    Raises UserError if the three disagree about the number of visual codes or token ids.
+    image_area, think_tokens: pixels of a scaled source, and most tokens of a chain of thought, where `edit` is not
+    given others. Raises UserError if the three disagree about the number of visual codes or token ids.
     """
 
     def __init__(
@@ -73,9 +82,11 @@ class Editor:
         codec: ImageCodec,
         start: Callable[[], VllmSampler] | None = None,
         image_area: int = DEFAULT_AREA,
+        think_tokens: int = THINK_TOKENS,
     ) -> None:
         self.model = model
         self.image_area = image_area
+        self.think_tokens = think_tokens
         self._start = start
         self._sampler: VllmSampler | None = None
         self.tokenizer = tokenizer
@@ -149,7 +160,8 @@ class Editor:
         temperature: float = 1.0,
         top_k: int | None = 2048,
         seed: int = 0,
-        think: bool = False,
+        think: Think = False,
+        think_tokens: int | None = None,
         image_area: int | None = None,
         progress: bool = False,
         ready: Ready | None = None,
@@ -166,7 +178,8 @@ class Editor:
         temperature: float = 1.0,
         top_k: int | None = 2048,
         seed: int = 0,
-        think: bool = False,
+        think: Think = False,
+        think_tokens: int | None = None,
         image_area: int | None = None,
         progress: bool = False,
         ready: Ready | None = None,
@@ -182,7 +195,8 @@ class Editor:
         temperature: float = 1.0,
         top_k: int | None = 2048,
         seed: int = 0,
-        think: bool = False,
+        think: Think = False,
+        think_tokens: int | None = None,
         image_area: int | None = None,
         progress: bool = False,
         ready: Ready | None = None,
@@ -190,11 +204,12 @@ class Editor:
     ) -> list[EditedImage] | list[list[EditedImage]]:
         """`n` edits of an image, or of each of several, by the instruction of the same index or by one for all.
 
-        temperature: 0 is greedy. top_k: None draws among all codes. think: write a chain of thought first.
-        image_area: pixels of the scaled source, the editor's own if None. progress: show a bar on a terminal, but for
-        vLLM. numbers: of the images, None counts from 0. Sample s of image i depends on (seed, i, s), the image, the
-        instruction and the settings, not on the other images. Returns the edits of the one image, or a list of them for
-        each of several.
+        temperature: 0 is greedy. top_k: None draws among all codes. think: write a chain of thought first, of at most
+        `think_tokens` (the editor's own if None), or of what the model's positions leave; "mixed" lets the model decide
+        whether to. image_area: pixels of the scaled source, the editor's own if None. progress: show a bar on a
+        terminal, but for vLLM. numbers: of the images, None counts from 0. Sample s of image i depends on (seed, i, s),
+        the image, the instruction and the settings, not on the other images. Returns the edits of the one image, or a
+        list of them for each of several.
 
         Raises ValueError if there are not as many instructions as images, and UserError, naming the image's index,
         for an unreadable or too thin image, an empty instruction, or a prompt that does not fit the model.
@@ -205,35 +220,33 @@ class Editor:
         if len(images) != len(instructions):
             raise ValueError(f"{len(images)} images and {len(instructions)} instructions")
         area = self.image_area if image_area is None else image_area
+        think_tokens = self.think_tokens if think_tokens is None else think_tokens
         if n < 1 or seed < 0 or area < 1:
             raise UserError(f"n and image area must be 1 or more and seed 0 or more, got {n}, {area}, {seed}")
-        check_settings(temperature, top_k)
+        check_settings(temperature, top_k, think_tokens)
         numbers = range(len(images)) if numbers is None else numbers
         requests = self._requests(images, instructions, n, seed, think, area, numbers)
         edits: list[list[EditedImage]] = []
-        at_once = max(1, SAMPLES_AT_ONCE // n)
+        longer = 1 + think_tokens // TOKENS_OF_A_SAMPLE if think and self._start is None else 1
+        at_once = max(1, SAMPLES_AT_ONCE // longer // n)
         with token_bar(self.model, requests) if progress and self._start is None else nullcontext():
             for start in range(0, len(requests), at_once):
-                groups = self._sample(requests[start : start + at_once], temperature, top_k)
+                groups = self._sample(requests[start : start + at_once], temperature, top_k, think_tokens)
                 decoded = iter(self.codec.decode([sample.codes for group in groups for sample in group]))
                 for group in groups:
-                    edits.append([EditedImage(next(decoded), self._text(sample.reasoning)) for sample in group])
+                    edits.append([EditedImage(next(decoded), self._text(s.reasoning), s.cut) for s in group])
                     if ready is not None:
                         ready(len(edits) - 1, edits[-1])
         return edits[0] if single else edits
 
-    def _sample(self, requests: Sequence[Request], temperature: float, top_k: int | None) -> list[list[Completion]]:
+    def _sample(
+        self, requests: Sequence[Request], temperature: float, top_k: int | None, think_tokens: int
+    ) -> list[list[Completion]]:
+        settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "think_tokens": think_tokens}
         if self._start is not None:
             self._sampler = self._sampler or self._start()
-            return list(self._sampler.sample(requests, temperature=temperature, top_k=top_k, think_tokens=THINK_TOKENS))
-        return generate(
-            self.model,
-            self.tokenizer.layout,
-            requests,
-            temperature=temperature,
-            top_k=top_k,
-            think_tokens=THINK_TOKENS,
-        )
+            return list(self._sampler.sample(requests, **settings))
+        return generate(self.model, self.tokenizer.layout, requests, **settings)
 
     def _requests(
         self,
@@ -241,7 +254,7 @@ class Editor:
         instructions: Sequence[str],
         n: int,
         seed: int,
-        think: bool,
+        think: Think,
         area: int,
         numbers: Sequence[int],
     ) -> list[Request]:
@@ -249,13 +262,13 @@ class Editor:
             if not instruction.strip():
                 raise UserError(f"image {index}: the instruction is empty")
         scaled = [self._scale(image, area, f"image {index}") for index, image in enumerate(images)]
-        prefill = self.tokenizer.encode(THINK_PREFILL) if think else []
+        prefill = self.tokenizer.encode(THINK_PREFILL) if think is True else []
         requests = []
         for index, (codes, instruction) in enumerate(zip(self.codec.encode(scaled), instructions, strict=True)):
             prompt = (*edit_prompt(self.tokenizer, codes, instruction), *prefill)
             seeds = tuple((seed, numbers[index], sample) for sample in range(n))
-            requests.append(Request(prompt, grid_grammar(self.tokenizer, *codes.shape), seeds, think))
-            check_fits(self.model, requests[-1], THINK_TOKENS, f"image {index}")
+            requests.append(Request(prompt, grid_grammar(self.tokenizer, *codes.shape), seeds, bool(think)))
+            check_fits(self.model.config.max_position_embeddings, requests[-1], f"image {index}")
         return requests
 
     def _scale(self, image: Image.Image, area: int, name: str) -> Image.Image:
@@ -269,7 +282,9 @@ class Editor:
             raise UserError(f"{name}: {error}") from error
 
     def _text(self, reasoning: list[int] | None) -> str | None:
-        return None if reasoning is None else self.tokenizer.decode(reasoning).removesuffix(THINK_END).strip()
+        if reasoning is None:
+            return None
+        return self.tokenizer.decode(reasoning).removeprefix(THINK_PREFILL).removesuffix(THINK_END).strip()
 
 
 def _usable_device(device: torch.device | str | None) -> torch.device:

@@ -27,12 +27,9 @@ from torch import Tensor
 from transformers import Emu3ForCausalLM
 
 from emu3.errors import UserError
-from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.head import choose, draws_on, head_logits, uniform_numbers
 from emu3.mllm.lanes import Lanes
-from emu3.mllm.layout import TokenLayout
-from emu3.mllm.sampling import choose, draws_on, head_logits, uniform_numbers
-
-THINK_TOKENS = 512
+from emu3.mllm.layout import THINK_TOKENS, GridGrammar, TokenLayout
 
 # Lanes see nothing of each other, yet their scores are computed: larger groups repeat the prompt instead.
 MAX_LANES = 16
@@ -42,7 +39,8 @@ MAX_LANES = 16
 class Request:
     """One prompt and how many completions of it are sampled.
 
-    prompt: token ids up to the completion, without `boi`; with `think`, up to the last token of the thinking prefill.
+    prompt: token ids up to the completion, without `boi`; with `think`, up to the last token of the thinking prefill,
+        or without it, where the model is to decide whether it thinks.
     seeds: one tuple of non-negative integers per sample; the group size is their number.
     """
 
@@ -59,13 +57,15 @@ class Completion:
     tokens: all that follows the request's prompt: the thinking ids if any, `boi`, ..., `eos`.
     logprobs: one per token, float32 (float64 from a float64 model), natural logarithm, under the distribution over
         the legal tokens at the sampling temperature (1 where that is 0), before top-k; 0.0 where the token is forced.
-    codes: (H, W) uint16. reasoning: the thinking ids, None without `think`.
+    codes: (H, W) uint16. reasoning: the thinking ids, None without `think`. cut: whether they end because there was
+        room for no more, so that the image was opened for the model.
     """
 
     tokens: list[int]
     logprobs: np.ndarray
     codes: np.ndarray
     reasoning: list[int] | None
+    cut: bool = False
 
 
 @torch.no_grad()
@@ -81,16 +81,18 @@ def generate(
 ) -> list[list[Completion]]:
     """Complete every request: one list of samples per request, one sample per seed, in order.
 
-    temperature: 0 is greedy. top_k: None draws among all legal tokens. think_tokens: most thinking ids per sample.
+    temperature: 0 is greedy. top_k: None draws among all legal tokens. think_tokens: most thinking ids per sample, or
+        as many as the model has positions left beside prompt and image.
     share_prompt: False computes the prompt for each sample, the slow reference.
     All requests of one grid are computed at once; the caller bounds memory by how many it hands over.
 
     Runs in evaluation mode and leaves the model in the mode it was in. Raises UserError if a setting is out of range
     or a completion does not fit the model's positions, FloatingPointError if the model's probabilities are not finite.
     """
-    check_settings(temperature, top_k)
+    check_settings(temperature, top_k, think_tokens)
+    positions = model.config.max_position_embeddings
     for number, request in enumerate(requests):
-        check_fits(model, request, think_tokens, f"request {number}")
+        check_fits(positions, request, f"request {number}")
 
     # Groups of at most `lanes` samples; those of one grid, size and kind are computed together.
     lanes = MAX_LANES if share_prompt else 1
@@ -116,23 +118,35 @@ def generate(
     ]
 
 
-def check_settings(temperature: float, top_k: int | None) -> None:
+def check_settings(temperature: float, top_k: int | None, think_tokens: int = THINK_TOKENS) -> None:
     """Raise UserError if one of them is out of range."""
     if temperature < 0:
         raise UserError(f"temperature must be 0 or more, got {temperature}")
     if top_k is not None and top_k < 1:
         raise UserError(f"top-k must be 1 or more, got {top_k}")
+    if think_tokens < 0:
+        raise UserError(f"think-tokens must be 0 or more, got {think_tokens}")
 
 
-def check_fits(model: Emu3ForCausalLM, request: Request, think_tokens: int, name: str) -> None:
-    """Raise UserError, naming `name`, if the longest completion of `request` goes beyond the model's positions."""
-    limit = model.config.max_position_embeddings
-    completion = (think_tokens if request.think else 0) + 1 + request.grammar.length
-    if len(request.prompt) + completion > limit:
+def check_fits(positions: int, request: Request, name: str) -> None:
+    """Raise UserError, naming `name`, if the model's `positions` do not hold prompt and image of `request`, or leave a
+    chain of thought nothing between them."""
+    if _room(positions, request) < int(request.think):
+        chain = ", a chain of thought" if request.think else ""
         raise UserError(
-            f"{name}: a prompt of {len(request.prompt)} tokens and a completion of up to {completion} do not fit the "
-            f"model's {limit} positions; take a smaller image or a shorter instruction"
+            f"{name}: a prompt of {len(request.prompt)} tokens{chain} and an image of {1 + request.grammar.length} do "
+            f"not fit the model's {positions} positions; take a smaller image or a shorter instruction"
         )
+
+
+def _room(positions: int, request: Request) -> int:
+    """Positions that prompt and image leave."""
+    return positions - len(request.prompt) - 1 - request.grammar.length
+
+
+def think_budget(positions: int, request: Request, think_tokens: int) -> int:
+    """Most thinking ids of a sample: `think_tokens`, or what the model's `positions` leave; 0 without `think`."""
+    return min(think_tokens, _room(positions, request)) if request.think else 0
 
 
 def _complete(
@@ -145,11 +159,14 @@ def _complete(
 ) -> list[list[Completion]]:
     """Complete requests that have grammar, group size and `think` in common, in lock step."""
     grammar, thinks, group = requests[0].grammar, requests[0].think, len(requests[0].seeds)
-    budget = think_tokens if thinks else 0
+    positions = model.config.max_position_embeddings
+    budgets = [think_budget(positions, request, think_tokens) for request in requests]
+    budget, drawn = max(budgets), think_tokens if thinks else 0
     free = grammar.free_offsets()
-    # Every uniform number that a sample may need, drawn beforehand: (P, G, budget + H * W).
-    drawn = [[uniform_numbers(seed, budget + len(free)) for seed in request.seeds] for request in requests]
-    uniforms = draws_on(model.device, np.stack(drawn))
+    # Every uniform number that a sample may need, drawn beforehand: (P, G, drawn + H * W). Those of
+    # the codes stand behind all that a chain could have, so that they are the same for whoever shares the batch.
+    numbers = [[uniform_numbers(seed, drawn + len(free)) for seed in request.seeds] for request in requests]
+    uniforms = draws_on(model.device, np.stack(numbers))
     # What the grammar forces in front of the first code: boi, "H*W", img.
     header = [layout.boi, *(grammar.legal(offset)[0] for offset in range(free[0]))]
     capacity = budget + len(header) + grammar.length
@@ -157,12 +174,12 @@ def _complete(
     # With a chain of thought the header is fed behind it, to each lane; without one it goes with the prompt's pass.
     if thinks:
         lanes = Lanes(model, [request.prompt for request in requests], group, capacity)
-        thoughts = think(model, layout, lanes, uniforms[..., :budget], temperature, top_k)
+        thoughts = think(model, layout, lanes, budgets, uniforms[..., :budget], temperature, top_k)
         lanes.feed(torch.tensor(header, device=model.device)[None, :, None].expand(len(requests), -1, group))
     else:
         lanes = Lanes(model, [(*request.prompt, *header) for request in requests], group, capacity)
         thoughts = [[NO_THOUGHT] * group for _ in requests]
-    codes, logprobs = _draw_codes(model, layout, lanes, grammar, uniforms[..., budget:], temperature, top_k)
+    codes, logprobs = _draw_codes(model, layout, lanes, grammar, uniforms[..., drawn:], temperature, top_k)
     return _samples(grammar, thinks, thoughts, codes, logprobs)
 
 
@@ -216,6 +233,7 @@ def _samples(
                 logprobs=np.concatenate([thought.logprobs, completion_logprobs[p, g]], dtype=logprobs.dtype),
                 codes=grids[p, g],
                 reasoning=thought.ids if thinks else None,
+                cut=thought.cut,
             )
             for g, thought in enumerate(row)
         ]
@@ -225,10 +243,12 @@ def _samples(
 
 @dataclass(frozen=True)
 class Thought:
-    """ids: the text ids. logprobs: one per id and one for the `boi` behind them, 0.0 if the budget forced it."""
+    """ids: the text ids. logprobs: one per id and one for the `boi` behind them, 0.0 if the budget forced it, which
+    `cut` says."""
 
     ids: list[int]
     logprobs: np.ndarray
+    cut: bool = False
 
 
 NO_THOUGHT = Thought([], np.zeros(1))
@@ -238,42 +258,46 @@ def think(
     model: Emu3ForCausalLM,
     layout: TokenLayout,
     lanes: Lanes,
+    budgets: Sequence[int],
     uniforms: Tensor,
     temperature: float,
     top_k: int | None,
 ) -> list[list[Thought]]:
     """Let each of the P x G lanes write text; legal are the text ids and `boi`.
 
-    uniforms: (P, G, budget). The lanes are left behind their last text id: feeding `boi` is the caller's part.
+    budgets: most ids of the lanes of each prompt. uniforms: (P, G, largest budget). The lanes are left behind
+    their last text id: feeding `boi` is the caller's part.
     """
     text, boi = model.lm_head.weight[: layout.pad], model.lm_head.weight[layout.boi : layout.boi + 1]
-    alive = torch.ones(uniforms.shape[:2], dtype=torch.bool, device=uniforms.device)
+    most = torch.tensor(budgets, device=uniforms.device)[:, None]  # (P, 1)
+    alive = (most > 0).expand(uniforms.shape[:2])
     tokens: list[Tensor] = []
     logprobs: list[Tensor] = []
-    for uniform in uniforms.unbind(-1):
+    for step, uniform in enumerate(uniforms.unbind(-1)):
         # 1. a text id, or `boi`, which stands last among the logits
         logits = torch.cat([head_logits(lanes.hidden, rows) for rows in (text, boi)], dim=-1)
         index, logprob = choose(logits, uniform, temperature, top_k)
         token = index.masked_fill(index == layout.pad, layout.boi)
         tokens.append(token)
         logprobs.append(logprob)
-        # 2. a lane that has opened its image stands still; the others are fed
+        # 2. a lane that has opened its image stands still; the others are fed, up to the last that they may have
         alive = alive & (token != layout.boi)
         if not alive.any():
             break
         lanes.feed(token[:, None], alive)
+        alive = alive & (step + 1 < most)
     if not tokens:
-        return [[NO_THOUGHT] * len(row) for row in uniforms]
+        return [[Thought([], np.zeros(1), cut=True)] * len(row) for row in uniforms]
     all_tokens = torch.stack(tokens, dim=-1).cpu().numpy()  # (P, G, steps)
     all_logprobs = torch.stack(logprobs, dim=-1).cpu().numpy()
     return [
-        [_until_boi(layout, *lane) for lane in zip(*row, strict=True)]
-        for row in zip(all_tokens, all_logprobs, strict=True)
+        [_until_boi(layout, *lane) for lane in zip(tokens_G[:, :budget], logprobs_G[:, :budget], strict=True)]
+        for tokens_G, logprobs_G, budget in zip(all_tokens, all_logprobs, budgets, strict=True)
     ]
 
 
 def _until_boi(layout: TokenLayout, tokens: np.ndarray, logprobs: np.ndarray) -> Thought:
     drawn = np.flatnonzero(tokens == layout.boi)
     if len(drawn) == 0:
-        return Thought(tokens.tolist(), np.append(logprobs, 0.0))
+        return Thought(tokens.tolist(), np.append(logprobs, 0.0), cut=True)
     return Thought(tokens[: drawn[0]].tolist(), logprobs[: drawn[0] + 1])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.layout import GridGrammar
 
 if TYPE_CHECKING:
     from emu3.mllm.text_tokenizer import TextTokenizer

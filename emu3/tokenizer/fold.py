@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from emu3.errors import UserError
-from emu3.tokenizer.config import Parts, StillVQConfig
+from emu3.tokenizer.blocks import Parts, StillVQConfig
 
 BATCH_NORM_EPSILON = 1e-5
 CODEBOOK = "quantize.embedding.weight"

@@ -14,7 +14,9 @@ factor - 1 rows at the bottom and columns at the right then get no code, but tak
 from __future__ import annotations
 
 import io
+import re
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from math import sqrt
@@ -44,12 +46,33 @@ DARK, BRIGHT = 64, 192
 SOFT = 0.05
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_XMP = b"XML:com.adobe.xmp"  # may hold the orientation
-_SMALL = 2**16
+# Notes of a PNG file that may hold the orientation, and the bytes up to which they are kept: a packed one may grow a
+# thousand times, and Pillow refuses a file with a note above a megabyte.
+_ORIENTED = {b"iTXtXML:com.adobe.xmp": 2**16, b"tEXtRaw profile type exif": 2**16, b"zTXtRaw profile type exif": 1000}
 _STRIP_ROWS = 256
 # The factor from a sample of so many bits to a level, by Pillow's names for what PNG files hold.
-_SAMPLE_LEVELS = {"1": 255.0, "L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_SAMPLE_LEVELS = {"1": 255.0, "L;2": 85.0, "L;4": 17.0}
+# How Pillow reads colours of 16 bits, of which it keeps the high bytes; and how it would read the low ones.
+_LOW_BYTES = {"LA;16B": "RGBA"} | {
+    f"{bands};16{order}": f"{bands};16{other}"
+    for bands in ("RGB", "RGBA", "RGBX", "CMYK")
+    for order, other in ("BL", "LB", ("N", "B" if sys.byteorder == "little" else "L"))
+}
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES, _TIFF_SAMPLES = 258, 262, 284, 339
+_WHITE_IS_ZERO, _SEPARATE, _SIGNED = 0, 2, 2
+# How the files begin that lie where an image should.
+_NO_IMAGES = {
+    rb"\s*<(!doctype|html|head|body)": "an HTML page",
+    rb"\s*<(\?xml|svg|[a-z]+[ >])": "XML: a drawing, or the error of a server",
+    rb"\s*[{\[]": "JSON",
+    rb"%PDF|%!PS|8BPS": "PDF, PostScript or Photoshop",
+    rb"\x93NUMPY|\x80[\x02-\x05]": "an array or a pickle",
+    rb"PK\x03\x04|\x1f\x8b|BZh|7z\xbc|\x28\xb5\x2f\xfd|\xfd7zXZ": "a packed file",
+    rb"....ftyp(hei|hev|mif1|msf1)": "HEIC",
+    rb"(II|MM)[*+\0]": "a TIFF file with pixels of a kind that is not read",
+    rb"\0+$": "zeros alone",
+    rb"data:|[A-Za-z0-9+/\s_-]{64,}={0,2}\s*$": "text (base64?)",
+}
 _UPRIGHT = dict(
     zip(
         range(2, 9),
@@ -102,7 +125,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I") or image.mode == "F":
+    if _is_wide(image):
         key = image.info.get("transparency")
         grey = _levels(image, key)
         return grey.convert("RGB") if key is None else _over_background(grey)
@@ -123,16 +146,17 @@ def to_mask(image: Image.Image) -> Image.Image:
     """
     if image.width * image.height > MAX_MASK_PIXELS:
         raise Unclear(f"{image.width}x{image.height} is more than {MAX_MASK_PIXELS} pixels")
-    single = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
-    if single and "transparency" not in image.info:
+    if (image.mode in ("1", "L") or _is_wide(image)) and "transparency" not in image.info:
         high = max(part.max() for _, part in _strips(image))
         if high > 0 and all(((part == 0) | (part == high)).all() for _, part in _strips(image)):
             inside = np.asarray(image) > 0
             if not inside.all():
                 return Image.fromarray(np.where(inside, np.uint8(255), np.uint8(0)))
-        rgba = np.asarray(to_rgb(image).convert("RGBA"))
-    elif image.has_transparency_data and not single:
-        rgba = np.asarray(_straight(image).convert("RGBA"))
+        if high <= 255 and image.mode.startswith("I;16"):  # 8-bit levels, or numbers of regions, in a wider file
+            image = image.convert("I")
+    if image.has_transparency_data:
+        seen = _levels(image, image.info["transparency"]) if _is_wide(image) else _straight(image)
+        rgba = np.asarray(seen.convert("RGBA"))
     else:
         rgba = np.asarray(to_rgb(image).convert("RGBA"))
     colours, alpha = rgba[..., :3], rgba[..., 3]
@@ -152,7 +176,7 @@ def _region_on_black(colours: np.ndarray) -> np.ndarray:
             return np.asarray(grey >= DARK)
         raise Unclear("it has several colours, where a mask is white on black")
     low, high = int(grey.min()), int(grey.max())
-    if high == 0 or low >= 255 - DARK // 2:
+    if high == 0 or (low == high and low >= 255 - DARK // 2):
         return np.asarray(grey > 0)
     if low == 0 and ((grey == 0) | (grey == high)).all():
         return np.asarray(grey > 0)
@@ -184,7 +208,7 @@ def _read(file: Path | IO[bytes], name: str, kind: str, convert: Callable[[Image
         with Image.open(io.BytesIO(_without_notes(data)), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Unclear(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
-            stored = _as_stored(image)
+            stored = _as_stored(image, data)
             orientation = image.getexif().get(ExifTags.Base.Orientation)  # after loading: TIFF is turned by then
             converted = convert(stored)
             if orientation not in _UPRIGHT:
@@ -199,29 +223,71 @@ def _read(file: Path | IO[bytes], name: str, kind: str, convert: Callable[[Image
     except Exception as error:  # a decoder fed with garbage raises nearly anything
         # Pillow's own message for an unknown format holds a memory address: equal input has to give equal text.
         unknown = isinstance(error, UnidentifiedImageError)
-        why = "unknown format" if unknown else f"{type(error).__name__}: {one_line(error)}"
+        why = f"unknown format{_found_instead(data)}" if unknown else f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{name} cannot be read as an image ({why})") from error
 
 
-def _as_stored(image: Image.Image) -> Image.Image:
+def _found_instead(data: bytes) -> str:
+    found = (what for start, what in _NO_IMAGES.items() if re.match(start, data[:4096], re.IGNORECASE | re.DOTALL))
+    return "".join(f": {what}" for what in list(found)[:1])
+
+
+def _as_stored(image: Image.Image, data: bytes) -> Image.Image:
     """The first frame, decoded, with what Pillow leaves undone: the transparent level of a PNG file in the units of
-    its pixels, and the range and direction of 16-bit grey in a TIFF file."""
+    its pixels, the range and direction of 16-bit grey in a TIFF file, and the low bytes of 16-bit colours."""
     key = image.info.get("transparency")
     tiles: Any = getattr(image, "tile", None)
-    sample = tiles[0].args if tiles and image.format == "PNG" else None
+    tags: Any = getattr(image, "tag_v2", None)
+    sample = tiles[0].args if tiles and image.format in ("PNG", "TIFF") else None
+    sample = sample[0] if isinstance(sample, tuple) else sample
+    if tags is not None:
+        bits = max(tags.get(_TIFF_BITS, (1,)))
+        if bits > 8 and tags.get(_TIFF_PLANES) == _SEPARATE and len(tiles) > 1:
+            raise Unclear(f"it has {bits} bits in separate planes, which Pillow reads as 8")
+        if bits < 32 and _SIGNED in tags.get(_TIFF_SAMPLES, ()):
+            raise Unclear(f"its levels are signed numbers of {bits} bits, which have no plain range")
+    if sample in _LOW_BYTES:
+        return _of_16_bits(image, data, sample)
     if key is not None and sample in _SAMPLE_LEVELS:
         factor = _SAMPLE_LEVELS[sample]
         image.info["transparency"] = (
             tuple(int(one * factor) for one in key) if isinstance(key, tuple) else int(key * factor)
         )
     image.load()
-    tags: Any = getattr(image, "tag_v2", None)
     if tags is None or not image.mode.startswith("I;16"):
         return image
-    bits, inverted = int(tags.get(_TIFF_BITS, (16,))[0]), tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
+    inverted = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
     if bits == 16 and not inverted:
         return image
     return _levels(image, None, top=2**bits - 1, inverted=inverted)
+
+
+def _of_16_bits(image: Image.Image, data: bytes, sample: str) -> Image.Image:
+    """Colours of 16 bits as level // 257, like grey, where Pillow has level // 256: that is the high byte, or one less
+    where the low byte is smaller. `sample`: how Pillow reads them."""
+    key = image.info.pop("transparency", None)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as again:
+        again.tile = [  # type: ignore[attr-defined]
+            tile._replace(
+                args=(_LOW_BYTES[sample], *tile.args[1:]) if isinstance(tile.args, tuple) else _LOW_BYTES[sample]
+            )
+            for tile in again.tile  # type: ignore[attr-defined]
+        ]
+        image.load()
+        again.load()
+        found = image if key is None else Image.new("RGBA", image.size)
+        for (row, high), (_, low) in zip(_strips(image), _strips(again), strict=True):
+            low = low[..., [1, 1, 1, 3]] if sample == "LA;16B" else low
+            levels = high - (low < high)
+            if key is not None:
+                alpha = (high.astype(np.int32) * 256 + low != key).any(-1)
+                levels = np.dstack([levels, alpha * np.uint8(255)])
+            found.paste(Image.fromarray(levels.astype(np.uint8), found.mode), (0, row))
+    return found
+
+
+def _is_wide(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
 
 
 def _levels(image: Image.Image, key: Any, top: float | None = None, inverted: bool = False) -> Image.Image:
@@ -230,8 +296,9 @@ def _levels(image: Image.Image, key: Any, top: float | None = None, inverted: bo
     grey = Image.new("L" if key is None else "LA", image.size)
     for row, part in _strips(image):
         whole = isinstance(white, int)
+        part = white - part.astype(np.int64) if inverted else part
         levels = part.astype(np.int64) * 255 // int(white) if whole else np.floor(part * (255 / white) + 0.5)
-        levels = np.clip(255 - levels if inverted else levels, 0, 255).astype(np.uint8)
+        levels = np.clip(levels, 0, 255).astype(np.uint8)
         if key is None:
             grey.paste(Image.fromarray(levels), (0, row))
         else:
@@ -282,7 +349,7 @@ def _without_notes(data: bytes) -> bytes:
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
-        orientation = length <= _SMALL and data.startswith(_XMP, position + 8)
+        orientation = any(data.startswith(note, position + 4) and length <= most for note, most in _ORIENTED.items())
         if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") and not orientation:
             kept.append(data[start:position])
             start = end
@@ -296,17 +363,23 @@ def scale_image(image: Image.Image, area: int, factor: int) -> Image.Image:
     Scaled (bicubic) to round(side * sqrt(area / pixels)); not cropped and not rounded to multiples of `factor`. Raises
     UserError where a side would be shorter than one cell, and for an area above `MAX_AREA`.
     """
+    size = scaled_size(image.size, area, factor)
+    scaled = to_rgb(image)
+    return scaled if scaled.size == size else scaled.resize(size, Image.Resampling.BICUBIC)
+
+
+def scaled_size(size: tuple[int, int], area: int, factor: int) -> tuple[int, int]:
+    """Width and height after `scale_image`, which says the rest."""
     if area > MAX_AREA:
         raise UserError(f"an image area of {area} pixels is more than {MAX_AREA}")
-    scale = sqrt(area / (image.width * image.height))
-    width, height = round(image.width * scale), round(image.height * scale)
+    scale = sqrt(area / (size[0] * size[1]))
+    width, height = round(size[0] * scale), round(size[1] * scale)
     if min(width, height) < factor:
         raise UserError(
-            f"a {image.width}x{image.height} image becomes {width}x{height} at an area of {area} pixels, "
+            f"a {size[0]}x{size[1]} image becomes {width}x{height} at an area of {area} pixels, "
             f"less than one cell of {factor}x{factor}"
         )
-    scaled = to_rgb(image)
-    return scaled if scaled.size == (width, height) else scaled.resize((width, height), Image.Resampling.BICUBIC)
+    return width, height
 
 
 def fit_image(image: Image.Image, area: int, factor: int) -> Image.Image:

@@ -26,12 +26,13 @@ from emu3.tokenizer.blocks import (
     Level,
     Middle,
     Norm,
+    Parts,
     Quantizer,
+    StillVQConfig,
     Upsample,
     plain_float32,
     same_conv,
 )
-from emu3.tokenizer.config import Parts, StillVQConfig
 from emu3.tokenizer.fold import fold, still_stages
 from emu3.tokenizer.vision_checkpoint import CONFIG_FILE, OWN_MODEL_TYPE, read_checkpoint, still_config
 

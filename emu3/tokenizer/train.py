@@ -28,8 +28,9 @@ from tqdm import tqdm
 from emu3.errors import UserError, run_main
 from emu3.files import reading_parquet
 from emu3.flags import CommandParser
+from emu3.settings import COUNT, SEED, number_in
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.codec import to_tensor
-from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.images import read_image
 from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing.image_rows import BadRow, image_bytes
@@ -201,11 +202,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="Parquet files with image columns")
     parser.add_argument("--image-key", nargs="+", default=["input"], help="image columns (default: input)")
     parser.add_argument("--output", dest="output_dir", type=Path, required=True, help="folder to write")
-    parser.add_argument("--limit", type=int, default=8000, help="images to train on at most (default 8000)")
-    parser.add_argument("--steps", type=int, default=default.steps)
-    parser.add_argument("--batch-size", type=int, default=default.batch_size, help="images in a step")
-    parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
-    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--limit", type=COUNT, default=8000, help="images to train on at most (default 8000)")
+    parser.add_argument("--steps", type=COUNT, default=default.steps)
+    parser.add_argument("--batch-size", type=COUNT, default=default.batch_size, help="images in a step")
+    parser.add_argument("--learning-rate", type=number_in(float, above=0, most=1e6), default=default.learning_rate)
+    parser.add_argument("--seed", type=SEED, default=default.seed)
     options = parser.parse_args()
     if min(options.limit - 1, options.steps, options.batch_size) < 1 or options.seed < 0:
         raise UserError("--limit must be at least 2, --steps and --batch-size 1, --seed 0")

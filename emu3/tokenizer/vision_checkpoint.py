@@ -26,7 +26,7 @@ from emu3.errors import UserError, one_line
 from emu3.files import read_json
 from emu3.hub import local_folder
 from emu3.tensor_files import TensorFiles, TensorHeaders
-from emu3.tokenizer.config import Parts, StillVQConfig
+from emu3.tokenizer.blocks import Parts, StillVQConfig
 from emu3.tokenizer.fold import CODEBOOK, fold
 
 CONFIG_FILE = "config.json"

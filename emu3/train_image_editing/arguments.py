@@ -5,8 +5,10 @@ Fields keep the names that Python code uses; options have those that all command
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
@@ -97,6 +99,12 @@ class SftArguments:
         most=1e6,
     )
     cot_keys: list[str] = field(default_factory=list, metadata={"help": "train to reason first, with these texts"})
+    reasoning_missing: Literal["plain", "drop", "refuse"] = field(
+        default="plain",
+        metadata={
+            "help": "rows that have none of --cot_keys: plain edits, as published, or left out, or the end of the run"
+        },
+    )
     changed_token_weight: float = setting(
         "loss weight of target codes that differ from the source", 1.0, above=0, most=1e6
     )
@@ -135,6 +143,41 @@ def parse_convert() -> ConvertArguments:
     return parse_fields(ConvertArguments, "Turn published tokenized data into shards of codes.", {})
 
 
+Renamed = Mapping[str, tuple[str, Callable[[str], str]]]
+"""By a flag's older name, without its dashes: the present flag, and what becomes of a value."""
+
+
+PUBLISHED_FLAGS: Renamed = {
+    "data_paths": ("--train_data", str),
+    "validation_paths": ("--eval_data", str),
+    "evaluation_strategy": ("--eval_strategy", str),
+    "random_seed": ("--data_seed", str),
+    "attn_type": ("--attn_implementation", lambda kind: "flash_attention_2" if kind == "fa2" else "sdpa"),
+    "min_learning_rate": ("--lr_scheduler_kwargs", '{{"min_lr": {}}}'.format),
+}
+"""What the published command calls them."""
+
+
+def present_flags(arguments: Sequence[str], renamed: Renamed) -> list[str]:
+    """`arguments` under the present names, with one line on standard error if there were others."""
+    found: list[str] = []
+    said: dict[str, str] = {}
+    change: Callable[[str], str] | None = None  # of the value that comes next
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in renamed:
+            now, becomes = renamed[name]
+            said[flag] = now
+            argument, change = (f"{now}={becomes(value)}", None) if equals else (now, becomes)
+        elif change is not None:
+            argument, change = change(argument), None
+        found.append(argument)
+    if said and os.environ.get("RANK", "0") == "0":
+        print(f"note: {', '.join(f'{flag} is {now} here' for flag, now in said.items())}", file=sys.stderr)
+    return found
+
+
 TRAINER = {"--output": "--output_dir", "--help-all": "--help"}
 """Options that the Trainer calls otherwise."""
 
@@ -151,7 +194,9 @@ def check_sft() -> None:
     )
     parser.add_argument("--output", required=True, help="folder of the run; its final/ is the model")
     add_fields(parser, SftArguments)
-    parser.parse_known_args()
+    with contextlib.redirect_stderr(None):  # who parses it all says what was renamed
+        known = present_flags(sys.argv[1:], PUBLISHED_FLAGS)
+    parser.parse_known_args(known)
 
 
 def parse_sft(trainer: type) -> list[Any]:
@@ -174,7 +219,9 @@ def parse_sft(trainer: type) -> list[Any]:
     parser = Parser([DataClassType(SftArguments), DataClassType(trainer)], description="Supervised fine-tuning.")
     try:
         *instances, unknown = parser.parse_args_into_dataclasses(
-            renamed(sys.argv[1:], ours | TRAINER), return_remaining_strings=True, look_for_args_file=False
+            renamed(present_flags(sys.argv[1:], PUBLISHED_FLAGS), ours | TRAINER),
+            return_remaining_strings=True,
+            look_for_args_file=False,
         )
     except (ValueError, ImportError) as error:  # what TrainingArguments refuses, or lacks a package for
         raise UserError(" ".join(str(error).split())) from error

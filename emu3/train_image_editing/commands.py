@@ -1,5 +1,7 @@
 """The work of one of several workers.
 
+transformers' parser makes the flags; its own usage text for a wrong one is two hundred lines long, here it is one line.
+
 A dataset of codes is cut into shards of `shard_rows` input rows; shard k belongs to worker k modulo the number of
 workers, which are plain processes that know nothing of each other (torchrun and `emu3.launch` set RANK and
 WORLD_SIZE). The worker that finds every shard there writes the manifest.
@@ -17,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from emu3.train_image_editing.arguments import WorkerArguments
-from emu3.train_image_editing.shards import ShardWriter
+from emu3.train_image_editing.shard_writer import ShardWriter
 
 
 class Worker:

@@ -36,15 +36,15 @@ from emu3.errors import UserError, run_main, utf8_fault
 from emu3.files import read_json, sha256_of
 from emu3.mllm.layout import TokenLayout
 from emu3.run_folder import owned
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing.arguments import ConvertArguments, parse_convert
 from emu3.train_image_editing.commands import Worker
 from emu3.train_image_editing.published_pickle import BadFile, read_pickle
-from emu3.train_image_editing.shards import EditRow, FailedRow
+from emu3.train_image_editing.shard_writer import FailedRow
+from emu3.train_image_editing.shards import LIST_FILE, EditRow
 
-LIST_FILE = "tokenized_datalist.json"
 FILE_LIMIT = 2**20  # bytes; a pair of 128x128 grids takes 300 kB
 NAME_LIMIT = 255  # bytes that Linux allows
 # What zipfile raises for a damaged file, whose sizes and places it takes as they are.

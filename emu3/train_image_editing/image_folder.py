@@ -10,10 +10,12 @@ In `metadata.jsonl` and `metadata.csv` a column `input_file_name` is called `inp
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
 import os
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -23,10 +25,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from emu3.errors import UserError, one_line
-from emu3.train_image_editing.image_rows import BadRow, Columns, ImageFile
+from emu3.train_image_editing.image_rows import LFS_POINTER, BadRow, Columns, ImageFile
 
 _LINES_FOR_COLUMNS = 100
 _ROWS_FOR_CONTENTS = 1000
+_HEAD = 256
+_PACKED = (b"\x1f\x8b", b"PK\3\4", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
 
 
 class ImageFolder:
@@ -85,11 +89,12 @@ class ImageFolder:
     def _check_columns(self, tables: Sequence[Path]) -> None:
         if not len(self):
             raise UserError(f"{tables[0]} is empty")
-        first = (self._row(index)[1] for index in islice(range(len(self)), _LINES_FOR_COLUMNS))
+        first = [self._row(index)[1] for index in islice(range(len(self)), _LINES_FOR_COLUMNS)]
         found = {name for row in first if not isinstance(row, BadRow) for name in row}
         for column in self._columns.names():
             if column not in found:
-                raise UserError(f"{tables[0]} has no column {column!r}; it has {', '.join(sorted(found)) or 'none'}")
+                names = ", ".join(sorted(found)) or f"none: {first[0]}"
+                raise UserError(f"{tables[0]} has no column {column!r}; it has {names}")
 
 
 class _Table(Protocol):
@@ -103,6 +108,18 @@ class _Table(Protocol):
     def row(self, index: int) -> dict[str, Any]: ...
 
 
+def _check_head(path: Path, head: bytes) -> None:
+    """Raise UserError where a table's first bytes say that it is something else."""
+    if head.startswith(LFS_POINTER):
+        raise UserError(f"{path} is a git-lfs pointer: fetch it with `git lfs pull`")
+    if head.startswith(_PACKED):
+        raise UserError(f"{path} is packed: unpack it")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or head[:2].count(0) == 1:
+        raise UserError(f"{path} is UTF-16, not UTF-8: convert it, for example with iconv")
+    if path.suffix == ".jsonl" and re.match(rb"\s*(\[|\{\s*\n)", head):
+        raise UserError(f"{path} is one JSON value over several lines; expected one object in each line")
+
+
 class _JsonLines:
     def __init__(self, path: Path, digest: Any) -> None:
         self.path, self.folder = path, path.parent.resolve()
@@ -111,6 +128,8 @@ class _JsonLines:
             self._file = path.open("rb")
         except OSError as error:
             raise UserError(f"{path} cannot be opened: {error.strerror}") from None
+        _check_head(path, self._file.read(_HEAD))
+        self._file.seek(0)
         position = 0
         for line in self._file:
             digest.update(line)
@@ -125,7 +144,10 @@ class _JsonLines:
     def row(self, index: int) -> dict[str, Any]:
         start, end = self._starts[index], self._starts[index + 1]
         try:
-            values = json.loads(os.pread(self._file.fileno(), end - start, start))
+            line = os.pread(self._file.fileno(), end - start, start).decode("utf-8-sig")
+            values = json.loads(line, object_pairs_hook=_unique_keys)
+        except UnicodeDecodeError as error:
+            raise BadRow(f"its line is not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from None
         except (ValueError, RecursionError) as error:
             raise BadRow(f"its line is not JSON: {error}") from None
         if not isinstance(values, dict):
@@ -141,11 +163,18 @@ class _CsvTable:
         csv.field_size_limit(2**24)
         try:
             # Bytes that are not UTF-8 are kept, so that their row alone is bad.
+            with path.open("rb") as bytes_file:
+                _check_head(path, bytes_file.read(_HEAD))
             with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 self._header, *self._rows = (row for row in csv.reader(file) if row)
         except (OSError, ValueError, csv.Error) as error:
             raise UserError(f"{path} cannot be read as CSV: {one_line(error)}") from None
-        digest.update(path.read_bytes())
+        if twice := sorted({name for name in self._header if name and self._header.count(name) > 1}):
+            raise UserError(f"{path} has two columns {twice[0]!r}: rename one")
+        data = path.read_bytes()
+        if data.count(b'"') % 2 and self._rows and any("\n" in cell for cell in self._rows[-1]):
+            raise UserError(f"{path}: a quote opens in row {len(self._rows) - 1} and never closes")
+        digest.update(data)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -155,6 +184,13 @@ class _CsvTable:
         if len(cells) > len(self._header):
             raise BadRow(f"its line has {len(cells)} cells, the header {len(self._header)}")
         return {name: cell or None for name, cell in zip(self._header, cells, strict=False)}
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return values
 
 
 def _file_or_cell(table: _Table, value: Any, image: bool) -> Any:

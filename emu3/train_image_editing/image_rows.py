@@ -27,6 +27,7 @@ IMAGE_CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that git-lfs has not fetched yet."""
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s_-]{64,}={0,2}\s*")
 
 
@@ -86,14 +87,22 @@ class ImageFile:
 
     def _path(self) -> Path:
         try:
-            path = (self.folder / self.name).resolve()
+            named = self.folder / self.name
+            path = named.resolve()
             found = path.is_file()
         except (OSError, ValueError, RuntimeError):  # a name that is too long, holds a NUL, or is a circle of links
-            raise BadRow(f"{self.name!r} is no file name") from None
+            found, path = False, self.folder
+        shown = repr(self.name[:80])
+        if not found and (_ADDRESS.match(self.name) or _BASE64.fullmatch(self.name)):
+            raise BadRow(f"holds {_kind(self.name)}, not the name of a file")
+        if path == self.folder:
+            raise BadRow(f"{shown} is no file name")
         if not path.is_relative_to(self.folder):
-            raise BadRow(f"{self.name!r} leads out of the folder")
+            raise BadRow(f"{shown} leads out of the folder")
         if not found:
-            raise BadRow(f"{self.name!r} does not exist")
+            raise BadRow(
+                f"{shown} {'is a link to what' if named.is_symlink() else ''} does not exist".replace("  ", " ")
+            )
         return path
 
 
@@ -151,30 +160,35 @@ def read_instruction(values: Mapping[str, Any], columns: Columns) -> str:
 
 
 def read_text(cell: Any, column: str, nested: bool = False) -> str | None:
-    """The text in a cell, None for nothing and for blanks; of a list of texts the first, of a number its digits.
+    """The text in a cell, None for what shows nothing; of a list of texts the first, of a number its digits.
 
     Binary cells that are UTF-8 are text. nested: lists and dicts become JSON. Raises BadRow for what is no text, or
     one that UTF-8 cannot hold.
     """
     if isinstance(cell, bytes):
-        try:
-            cell = cell.decode()
-        except UnicodeDecodeError as error:
-            raise BadRow(f"{column} is not UTF-8: byte 0x{cell[error.start]:02x} at {error.start}") from None
+        cell = _plain(cell, column)
     if nested and isinstance(cell, (list, tuple, Mapping)):
-        cell = json.dumps(cell, ensure_ascii=False, default=str) if cell else None
+        cell = json.dumps(cell, ensure_ascii=False, default=lambda part: _plain(part, column)) if cell else None
     elif isinstance(cell, (list, tuple)):  # several wordings: the published pipeline takes the first
         if cell and not isinstance(cell[0], (str, bytes, type(None))):
             raise BadRow(f"{column} holds {_kind(cell)}, not text")
         return read_text(cell[0], column) if cell else None
     elif isinstance(cell, Mapping):
         raise BadRow(f"{column} holds {_kind(cell)}, not text")
-    if cell is None:
+    if cell is None or cell != cell:  # NaN is what pandas writes for nothing
         return None
     text = cell if isinstance(cell, str) else str(cell)
     if fault := utf8_fault(text):
         raise BadRow(f"{column} {fault}")
-    return text if text.strip() else None
+    return text if any(letter.isprintable() and not letter.isspace() for letter in text) else None
+
+
+def _plain(cell: Any, column: str) -> str:
+    """What is no JSON as text. Raises BadRow for bytes that are not UTF-8."""
+    try:
+        return cell.decode() if isinstance(cell, bytes) else str(cell)
+    except UnicodeDecodeError as error:
+        raise BadRow(f"{column} is not UTF-8: byte 0x{cell[error.start]:02x} at {error.start}") from None
 
 
 def image_bytes(cell: Any, column: str) -> bytes:
@@ -213,7 +227,7 @@ def _kind(cell: Any) -> str:
     match cell:
         case None | b"" | "":
             return "nothing"
-        case str() if cell.startswith(("http://", "https://", "data:")):
+        case str() if _ADDRESS.match(cell):
             return f"an address ({ascii(cell[:40])[1:-1]}...)"
         case str() if _BASE64.fullmatch(cell):
             return "text (base64?)"

@@ -4,7 +4,7 @@ The training loss is a sum of cross-entropies, divided by the weight of all targ
 its micro-batches and ranks: a batch cut into other micro-batches has the same gradient. The evaluation loss is a mean
 per row, then over rows, unweighted, so it depends neither on the batch size nor on the weights of training.
 
-The head is multiplied at target positions only and a chunk of them at a time (`emu3.training.head`). Unlike in
+The head is multiplied at target positions only and a chunk of them at a time (`emu3.mllm.head`). Unlike in
 reinforcement learning it is multiplied whole, by all ids of the vocabulary: that is the published objective, which
 also teaches where text ends and an image begins.
 
@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
+from emu3.mllm.head import CHUNK_BYTES, target_logprobs
 from emu3.train_image_editing.dataset import IGNORED
-from emu3.training.head import CHUNK_BYTES, target_logprobs
 
 
 class TargetLosses(nn.Module):

@@ -35,7 +35,11 @@ _SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "te
 _STREAMED_FORMATS = ("parquet", "arrow", "json", "csv", "imagefolder")
 _BATCH_ROWS = 32
 _READ_BYTES = 2**20
-_COPY = re.compile(r"(?P<stem>.+?)(-Copy\d+| \(\d+\)| copy( \d+)?)(?P<suffix>\.\w+)")
+_COPY = re.compile(
+    r"(?P<start>(?:.*/)?)(?:copy of )?(?P<stem>[^/]+?)"
+    r"(?:-copy\d+|-checkpoint|[ _-]+\(?copy\)?(?: \(?\d+\)?)?| \(\d+\)| - Kopie)?(?P<suffix>\.\w+)",
+    re.IGNORECASE,
+)
 
 
 def open_rows(
@@ -88,17 +92,19 @@ def visible_files(folder: Path, *suffixes: str) -> list[str]:
 
     Raises UserError for a file beside the copy of it that a notebook or a file manager made: all rows would come twice.
     """
-    found = {path.relative_to(folder).as_posix() for suffix in suffixes for path in folder.rglob(f"*{suffix}")}
-    names = sorted(name for name in found if not _hidden(name))
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes and not path.is_dir()]
+    names = sorted(name for path in found if not _hidden(name := path.relative_to(folder).as_posix()))
     for name in names:
         copy = _COPY.fullmatch(name)
-        if copy and copy["stem"] + copy["suffix"] in found:
-            raise UserError(f"{folder} has {name}, a copy of {copy['stem']}{copy['suffix']}: remove one of them")
+        original = "".join(copy.group("start", "stem", "suffix")) if copy else name
+        if original != name and original in names:
+            raise UserError(f"{folder} has {name}, a copy of {original}: remove one of them")
     return names
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    """As of pyarrow and Spark: what begins with a dot, or an underscore, such as _temporary/ and __MACOSX/."""
+    return any(part.startswith((".", "_")) for part in name.split("/"))
 
 
 def _mentions(name: str, word: str) -> bool:
@@ -125,6 +131,8 @@ def _local_rows(path: Path, split: str | None, columns: Columns, data_files: Seq
         tables = described or [name for name in tables if "/" not in name]
     if not tables or (len(tables) > 1 and not data_files and not described):
         found = f"has {', '.join(tables[:5])}: name one of them" if tables else "has no Parquet, JSONL or CSV file"
+        if not tables and (others := sorted(file.name for file in path.iterdir())):
+            found += f", but {some(others)}"
         raise UserError(f"dataset {path} {found}")
     return ImageFolder([path / table for table in tables], columns)
 

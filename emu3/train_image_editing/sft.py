@@ -1,11 +1,10 @@
 """Supervised fine-tuning: source and instruction in, edited image out.
 
-    python -m emu3.train_image_editing.sft --model MODEL --data A B --eval_data C \\
-        --output OUT --learning_rate 1e-4 --lr_scheduler_type cosine_with_min_lr \\
+    python -m emu3.train_image_editing.sft --model_name_or_path MODEL --train_data A B --eval_data C \\
+        --output_dir OUT --learning_rate 1e-4 --lr_scheduler_type cosine_with_min_lr \\
         --lr_scheduler_kwargs '{"min_lr": 1e-5}' --max_steps 1000 --bf16
 
-Everything that is not listed in `SftArguments` is a flag of transformers' Trainer (`--deepspeed` included;
-`--help-all` lists them). The
+Everything that is not listed in `SftArguments` is a flag of transformers' Trainer (`--deepspeed` included). The
 order of the rows depends on `--data_seed` (or `--seed`) alone. A run that finds whole checkpoints in its output
 folder continues from the last one and ends as if it had never stopped; the final model is OUT/final, the metrics are
 OUT/metrics.jsonl. From Python: `train(SftArguments(...), TrainingArguments(...))`.
@@ -41,7 +40,7 @@ from emu3.files import read_json, sha256_of, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.run_folder import VERSION, SettingsFile, check_version, refuse_differences
-from emu3.settings import check_numbers
+from emu3.settings import Number, check_numbers
 from emu3.tensor_files import TensorFiles
 from emu3.train_image_editing.arguments import SftArguments, parse_sft
 from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows, Mixture
@@ -50,10 +49,9 @@ from emu3.train_image_editing.shards import MANIFEST, Rows, check_alike, read_ro
 from emu3.train_image_editing.trainer import EditTrainer, last_whole_checkpoint
 from emu3.training import ranks
 from emu3.training.checkpoints import checkpoint_bytes, save_time
-from emu3.training.lora import ADAPTER, add_lora
 from emu3.training.memory import sft_memory, this_device
-from emu3.training.state import start_communication
-from emu3.training.stopping import Stopping, end_run, stopping
+from emu3.training.ranks import Stopping, end_run, stopping
+from emu3.training.state import ADAPTER, add_lora, start_communication
 
 FINAL = "final"
 FINISHED = "finished.json"
@@ -66,7 +64,7 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
 
     Raises UserError for missing or unsuitable data, a wrong checkpoint folder, arguments that do not fit together, and
     an output folder that holds a run with other arguments or is another process's. Ends by SystemExit, with its state
-    saved, when it is asked to by a signal (`emu3.training.stopping`).
+    saved, when it is asked to by a signal (`emu3.training.ranks`).
     """
     assert training.device  # whose look-up makes the ranks known to each other
     with ranks.owned_by_first(output_folder(training)), stopping() as stop:
@@ -89,7 +87,7 @@ def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping)
         return output / FINAL
 
     checkpoint = _checkpoint(training, output)
-    settings["inputs"] = ranks.on_first(partial(_inputs, arguments))
+    settings["inputs"] = ranks.on_first(partial(_inputs, arguments, [*train_rows, *eval_rows]))
     ranks.on_first(partial(_settings_file(output).check, settings))
     if training.deepspeed:
         start_communication(training.device)
@@ -107,14 +105,14 @@ def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping)
         model.config.max_position_embeddings = arguments.max_position_embeddings
 
     def encoded(datasets: Sequence[Rows]) -> list[EncodedRows]:
-        limit = model.config.max_position_embeddings
-        return [EncodedRows(rows, tokenizer, arguments.cot_keys, limit) for rows in datasets]
+        limit, missing = model.config.max_position_embeddings, arguments.reasoning_missing
+        return [EncodedRows(rows, tokenizer, arguments.cot_keys, limit, missing) for rows in datasets]
 
     seed = training.seed if training.data_seed is None else training.data_seed
     train_parts, eval_parts = encoded(train_rows), encoded(eval_rows)
     mixture = Mixture([len(part) for part in train_parts], arguments.coefficients, seed)
     first = training.process_index == 0  # which alone writes
-    facts = trained_facts(arguments.model_name_or_path, arguments.train_data, "sft") if first else None
+    facts = trained_facts(arguments.model_name_or_path, [rows.folder for rows in train_rows], "sft") if first else None
     trainer = EditTrainer(
         model=model,
         args=training,
@@ -132,7 +130,8 @@ def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping)
         _settings_file(output).record(settings)
         for rows, part in zip([*train_rows, *eval_rows], [*train_parts, *eval_parts], strict=True):
             dropped = ", ".join(f"{count} {why}" for why, count in part.dropped.items() if count)
-            print(f"{rows.folder}: {len(part)} rows" + (f", dropped {dropped}" if dropped else ""), flush=True)
+            plain = f", of which {part.plain} without reasoning are plain edits" if part.plain else ""
+            print(f"{rows.folder}: {len(part)} rows{plain}" + (f", dropped {dropped}" if dropped else ""), flush=True)
         size = checkpoint_bytes(model, sharded=bool(training.deepspeed))
         lines = [*_needed(arguments, training, model.config, train_parts), save_time(output, size)]
         print("\n".join(line for line in lines if line is not None), flush=True)
@@ -169,12 +168,11 @@ def _has_schedule(training: TrainingArguments) -> bool:
     return SchedulerType(training.lr_scheduler_type) not in constant
 
 
-def _inputs(arguments: SftArguments) -> dict[str, Any]:
+def _inputs(arguments: SftArguments, datasets: Sequence[Rows]) -> dict[str, Any]:
     """Digests of what a run is made from."""
-    folders = [*arguments.train_data, *arguments.eval_data]
     return {
         "model": TensorFiles.of(arguments.model_name_or_path).digest(),
-        "data": [sha256_of(Path(folder) / MANIFEST) for folder in folders],
+        "data": [sha256_of(rows.folder / MANIFEST) for rows in datasets],
     }
 
 
@@ -225,6 +223,10 @@ def _validation(parts: Sequence[EncodedRows], size: int | None, seed: int) -> Mi
 def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> None:
     """Refuse at once what would otherwise show when data and model are loaded and files are written."""
     check_numbers(arguments, lambda name: f"--{name}")
+    for name, bounds in TRAINER_NUMBERS.items():
+        value = getattr(training, name)
+        if value is not None and value not in bounds:
+            raise UserError(f"--{name}: expected {bounds}, got {value}")
     if arguments.early_stopping_patience is not None and training.eval_strategy == "no":
         raise UserError("--early_stopping_patience needs --eval_data and --eval_strategy steps")
     if training.eval_strategy != "no" and not arguments.eval_data:
@@ -246,11 +248,44 @@ def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> No
         raise UserError(f"--lr_scheduler_type with --lr_scheduler_kwargs {options}: {error}") from error
 
 
+_COUNT, _SEED, _INTERVAL = Number(least=1, most=2**31), Number(least=0, most=2**32 - 1), Number(above=0, most=2**53)
+TRAINER_NUMBERS = {
+    "per_device_train_batch_size": _COUNT,
+    "per_device_eval_batch_size": _COUNT,
+    "gradient_accumulation_steps": _COUNT,
+    "eval_accumulation_steps": _COUNT,
+    "torch_empty_cache_steps": _COUNT,
+    "save_total_limit": _COUNT,
+    "num_train_epochs": Number(above=0, most=1e9),
+    "max_steps": Number(least=-1, most=2**53),
+    "learning_rate": Number(least=0, most=1e6),
+    "warmup_steps": Number(least=0, most=2**53),
+    "weight_decay": Number(least=0, most=1e6),
+    "adam_beta1": Number(least=0, below=1),
+    "adam_beta2": Number(least=0, below=1),
+    "adam_epsilon": Number(above=0, most=1),
+    "max_grad_norm": Number(least=0, most=1e9),
+    "logging_steps": _INTERVAL,
+    "eval_steps": _INTERVAL,
+    "save_steps": _INTERVAL,
+    "eval_delay": Number(least=0, most=2**53),
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "dataloader_num_workers": Number(least=0, most=1024),
+    "dataloader_prefetch_factor": _COUNT,
+    "ddp_bucket_cap_mb": _COUNT,
+    "ddp_timeout": _COUNT,
+}
+"""The ranges of the Trainer's own numbers, which it takes as they are; max_steps -1 counts in epochs."""
+
 _WITHOUT_EFFECT = (
     *("label_smoothing_factor", "label_names", "average_tokens_across_devices", "neftune_noise_alpha"),
     *("save_only_model", "restore_callback_states_from_checkpoint", "include_for_metrics", "eval_do_concat_batches"),
 )
 """Flags of the Trainer that its loss, its metrics or its checkpoints would read, which are replaced here."""
+
+_MISSING_BEFORE = "drop"
+"""What became of rows without reasoning before it could be said."""
 
 _SAME_IN_A_RESUMED_RUN = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "weight_decay"),
@@ -265,13 +300,17 @@ def _settings(arguments: SftArguments, training: TrainingArguments) -> dict[str,
     trainer = {name: values[name] for name in _SAME_IN_A_RESUMED_RUN}
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     schedule = {"schedule_length": _length(training)} if _has_schedule(training) else {}
-    return {**asdict(arguments), **trainer, "rows_per_step": rows, **schedule}
+    settings = {**asdict(arguments), **trainer, "rows_per_step": rows, **schedule}
+    if not arguments.cot_keys:  # of which no row lacks any: the same run, whatever is said
+        settings["reasoning_missing"] = _MISSING_BEFORE
+    return settings
 
 
 def _settings_file(output: Path) -> SettingsFile:
     """A run continues what lies in its output folder, so that has to be the same run. What a run of an older version
     did not know yet had its default."""
     later = {item.name: item.default for item in fields(SftArguments) if item.default is not MISSING}
+    later["reasoning_missing"] = _MISSING_BEFORE
     return SettingsFile(
         output / ARGUMENTS,
         version=FORMAT,

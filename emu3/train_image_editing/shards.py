@@ -1,35 +1,40 @@
-"""Tokenized edits on disk: Parquet shards of codes and one manifest.
+"""Tokenized edits on disk, read: Parquet shards of codes and one manifest (`emu3.train_image_editing.shard_writer`).
 
-A shard covers a fixed range of input rows, so it is the unit of work, of resuming and of checking. It is written
-whole or not at all and carries in its Parquet metadata what decided its content (`settings`) and the rows that
-failed, so nothing about it lives in a second file that could disagree. `manifest.json` is written last, when every
-shard is there: a folder without it is unfinished. Equal input gives equal bytes, whoever wrote which shard.
-
-Codes are uint16, row-major: 4 kB for a pair of 32x32 grids, where the published one-pickle-per-pair files take 19.
-The reader holds a dataset in memory (about 4 GB per million such pairs).
+Who reads holds nothing of them: each shard is checked and unpacked once on a machine, into a file under its sha256 in
+`EARL_CACHE` (default `~/.cache/earl`), which all processes map into memory (about 4 GB per million pairs of 32x32
+grids, of which the system keeps what is in use). The cache may be removed between runs.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from emu3.errors import UserError
-from emu3.files import path_from, read_json, reading_parquet, sha256_of, whole_file, write_json
-from emu3.run_folder import VERSION, check_version, refuse_differences
+from emu3.files import read_json, reading_parquet, whole_file
+from emu3.run_folder import check_version
 
 MANIFEST = "manifest.json"
+LIST_FILE = "tokenized_datalist.json"
+"""Which published datasets name their files in."""
 FORMAT = 2
 """Of the manifest; 1 had no version."""
+UNPACKING = min(8, os.cpu_count() or 1)
+"""Shards that are checked and unpacked at once."""
 
 SCHEMA = pa.schema(
     [
@@ -62,104 +67,6 @@ class EditRow:
     task: str | None = None
 
 
-@dataclass(frozen=True)
-class FailedRow:
-    """An input row that could not be tokenized, and why."""
-
-    id: str
-    why: str
-
-
-class ShardWriter:
-    """Writes the `shards` shards of one dataset into `folder`.
-
-    settings: JSON values that decide the content; a shard found with other settings is an error, not a mixture.
-    vision: where the vision tokenizer is, a folder or Hub id, for whoever trains on the data; it decides nothing.
-    """
-
-    def __init__(self, folder: Path, settings: Mapping[str, Any], shards: int, vision: str | None = None) -> None:
-        self.folder = folder
-        self._vision = vision
-        self.settings = dict(settings)
-        self.shards = shards
-
-    def path(self, index: int) -> Path:
-        return self.folder / f"shard-{index:05d}-of-{self.shards:05d}.parquet"
-
-    def finished(self, index: int) -> bool:
-        """Whether the shard is there. Raises UserError if it was written with other settings."""
-        path = self.path(index)
-        if not path.is_file():
-            return False
-        self._check_settings(path, _read_metadata(path))
-        return True
-
-    def write(self, index: int, rows: Sequence[EditRow], failed: Sequence[FailedRow]) -> None:
-        """Write one shard, whole or not at all; `rows` may be empty."""
-        metadata = {"settings": self.settings, "failed": [vars(row) for row in failed]}
-        schema = SCHEMA.with_metadata({key: json.dumps(value) for key, value in metadata.items()})
-        table = pa.Table.from_pylist([_record(row) for row in rows], schema=schema)
-        with whole_file(self.path(index)) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
-
-    def finish(self) -> dict[str, Any] | None:
-        """Write the manifest and return it; None while shards are missing.
-
-        Raises UserError if the folder holds shards of another cut, or if not one row could be tokenized; the shards,
-        which then hold nothing, are removed.
-        """
-        paths = [self.path(index) for index in range(self.shards)]
-        if not all(path.is_file() for path in paths):
-            return None
-        if strangers := sorted(set(self.folder.glob("shard-*.parquet")) - set(paths)):
-            raise UserError(f"{strangers[0]} belongs to another run: tokenize into an empty folder")
-        shards: list[dict[str, Any]] = []
-        failed: list[dict[str, str]] = []
-        with_target = 0
-        for path in paths:
-            metadata = _read_metadata(path)
-            self._check_settings(path, metadata)
-            failed += metadata["failed"]
-            with reading_parquet(path):
-                edited = pq.read_table(path, columns=["edited_height"])
-            with_target += len(edited) - edited.column(0).null_count
-            shards.append(
-                {"file": path.name, "rows": len(edited), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            )
-        rows = sum(shard["rows"] for shard in shards)
-        if not rows:
-            for path in paths:
-                path.unlink(missing_ok=True)
-            raise UserError(f"not one of {len(failed)} rows could be used; row {failed[0]['id']}: {failed[0]['why']}")
-        manifest = {
-            VERSION: FORMAT,
-            "rows": rows,
-            "rows_with_target": with_target,
-            **self.settings,
-            **self._where(),
-            "failed": failed,
-            "shards": shards,
-        }
-        write_json(self.folder / MANIFEST, manifest)
-        return manifest
-
-    def _where(self) -> dict[str, str]:
-        if self._vision is None:
-            return {}
-        return {"vision": path_from(self.folder, self._vision) if Path(self._vision).is_dir() else self._vision}
-
-    def _check_settings(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        # Rules are named with the module that has them; where it lies changes nothing.
-        found, now = (
-            {
-                key: re.sub(r" \(emu3\.[\w.]+\)$", "", value) if isinstance(value, str) else value
-                for key, value in of.items()
-            }
-            for of in (metadata["settings"], self.settings)
-        )
-        refuse_differences(path, found, now, "tokenize into another folder")
-
-
 class Rows(Sequence[EditRow]):
     """The rows of one tokenized dataset, in order. `manifest` holds its counts and how it was made."""
 
@@ -184,13 +91,67 @@ class Rows(Sequence[EditRow]):
             for index in range(len(shard)):
                 yield shard.row(index)
 
+    @property
+    def codes(self) -> int:
+        """1 more than the largest code."""
+        return max(shard.codes for shard in self._shards)
+
+    def sizes(self) -> np.ndarray:
+        """Height and width of each source and of each edited grid: uint16 (N, 4), 0 where there is none."""
+        return np.concatenate([shard.sizes() for shard in self._shards])
+
+    def text_bytes(self, cot_keys: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds on the UTF-8 bytes after NFC, int64 (N,): of each instruction; and of the texts of `cot_keys` with
+        their keys and what stands between them, 0 where a row has none of these."""
+        instructions, texts = zip(*(shard.text_bytes(cot_keys) for shard in self._shards), strict=True)
+        return np.concatenate(instructions), np.concatenate(texts)
+
 
 def read_rows(folder: Path | str) -> Rows:
-    """Read a tokenized dataset, every byte of it checked against the sha256 of its shard.
+    """Read a tokenized dataset, of which every byte was checked against the sha256 of its shard when this machine first
+    read it. Processes that come meanwhile wait for the first.
 
-    Raises UserError if the manifest is missing, or a shard is missing, changed, or malformed.
+    folder: may be the published list (`LIST_FILE`) of the files that it was converted from, if it lies beside them.
+    Raises UserError if the manifest is missing, or a shard is missing, changed, or malformed, or where the cache has no
+    room.
     """
     folder = Path(folder)
+    if folder.name == LIST_FILE:
+        folder = folder.parent.parent if folder.parent.name == "list" else folder.parent
+    manifest, entries = _entries(folder)
+    cache = Path(os.environ.get("EARL_CACHE") or Path.home() / ".cache" / "earl") / "shards-1"
+    places = [(path, digest, cache / f"{digest}.arrow", _seen(path, cache / digest)) for path, digest in entries]
+    try:
+        with _one_at_a_time(cache / f".{folder.name}.lock"):
+            missing = [place for place in places if not (place[2].is_file() and place[3].is_file())]
+            with ThreadPoolExecutor(UNPACKING) as pool:
+                unpacked = pool.map(lambda place: _unpack(*place), missing)
+                for _ in tqdm(unpacked, f"checking {folder.name}", len(missing), unit="shard", disable=None):
+                    pass
+    except OSError as error:
+        if error.filename in {str(path) for path, _ in entries}:
+            raise
+        raise UserError(
+            f"{folder} cannot be unpacked into {cache}: {error.strerror}; set EARL_CACHE to a folder with room for it"
+        ) from error
+    return Rows(folder, manifest, [_Shard(path, place) for path, _, place, _ in places])
+
+
+def check_rows(folder: Path) -> Rows:
+    """As `read_rows`, but every byte is read and checked now, whatever the cache says."""
+    for path, digest in _entries(folder)[1]:
+        _checked(path, digest)
+    return read_rows(folder)
+
+
+def _entries(folder: Path) -> tuple[Mapping[str, Any], list[tuple[Path, str]]]:
+    """The manifest, and each shard with its sha256."""
+    if not (folder / MANIFEST).is_file() and any((folder / place / LIST_FILE).is_file() for place in ("list", ".")):
+        raise UserError(
+            f"{folder} holds published .pth files; put shards of them beside them, once: python -m "
+            f"emu3.train_image_editing.convert_published --data {folder} --output-path {folder} --model-path "
+            "BAAI/Emu3-VisionTokenizer"
+        )
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder / MANIFEST} does not exist: not a tokenized dataset, or one that is unfinished")
     manifest = read_json(folder / MANIFEST)
@@ -198,16 +159,25 @@ def read_rows(folder: Path | str) -> Rows:
         check_version(folder / MANIFEST, manifest, FORMAT)
     try:
         entries = [(folder / Path(entry["file"]).name, entry["bytes"], entry["sha256"]) for entry in manifest["shards"]]
+        named = all(re.fullmatch("[0-9a-f]{64}", digest) for _, _, digest in entries)
     except (KeyError, TypeError):
-        entries = []
-    if not entries:
+        entries, named = [], False
+    if not entries or not named:
         raise UserError(f"{folder / MANIFEST} lists no shards: not the manifest of a tokenized dataset")
-    shards = []
-    for path, size, digest in entries:
+    for path, size, _ in entries:
         if not path.is_file() or path.stat().st_size != size:
             raise UserError(f"{path} is missing or has another size than {MANIFEST} says: tokenize it again")
-        shards.append(_Shard(path, digest))
-    return Rows(folder, manifest, shards)
+    return manifest, [(path, digest) for path, _, digest in entries]
+
+
+@contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Among the processes of a machine; where there are no locks several may do the same work."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def check_alike(datasets: Sequence[Rows], expected: Mapping[str, Any]) -> None:
@@ -227,21 +197,53 @@ def check_alike(datasets: Sequence[Rows], expected: Mapping[str, Any]) -> None:
                 )
 
 
-class _Shard:
-    """One shard in memory: codes as flat NumPy arrays, the rest as Arrow columns. sha256: of the whole file."""
+def _checked(path: Path, sha256: str) -> pa.Table:
+    """The table of a shard whose bytes and values are right."""
+    # Parquet itself notices only one changed bit in five. The file is read once, for the digest and for the rows.
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(f"{path} has another sha256 than {MANIFEST} says, it was changed: tokenize it again")
+    with reading_parquet(path):
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)
+        table.validate(full=True)  # text that is not UTF-8, offsets that lead out of a column
+        names = table.schema.names
+    if (names, table.schema.types) != (SCHEMA.names, SCHEMA.types):
+        raise UserError(f"{path} has columns {names}, a shard has {SCHEMA.names}, or other types")
+    table = table.combine_chunks()
+    columns = {name: table.column(name).combine_chunks() for name in names}
+    for side in ("source", "edited"):
+        _Grids(path, columns, side)
+    return table
 
-    def __init__(self, path: Path, sha256: str) -> None:
-        # Parquet itself notices only one changed bit in five. The file is read once, for the digest and for the rows.
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise UserError(f"{path} has another sha256 than {MANIFEST} says, it was changed: tokenize it again")
-        with reading_parquet(path):
-            table = pq.read_table(pa.BufferReader(data))
-            table.validate(full=True)  # text that is not UTF-8, offsets that lead out of a column
-            names = table.schema.names
-        if (names, table.schema.types) != (SCHEMA.names, SCHEMA.types):
-            raise UserError(f"{path} has columns {names}, a shard has {SCHEMA.names}, or other types")
-        self._columns = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
+
+def _seen(path: Path, place: Path) -> Path:
+    """The mark of a file that was checked, which another file or a change of it does not have."""
+    found = path.stat()
+    return place.with_suffix(f".{found.st_ino:x}-{found.st_mtime_ns:x}")
+
+
+def _unpack(path: Path, sha256: str, place: Path, seen: Path) -> None:
+    """Write a shard's table as it lies in memory, and mark the shard as checked."""
+    table = _checked(path, sha256)
+    largest = [pc.max(pc.list_flatten(table.column(f"{side}_codes"))).as_py() for side in ("source", "edited")]
+    codes = 1 + max((code for code in largest if code is not None), default=-1)
+    with whole_file(place) as temporary, pa.OSFile(str(temporary), "wb") as file:
+        schema = SCHEMA.with_metadata({"codes": str(codes)})
+        with pa.ipc.new_file(file, schema) as writer:
+            writer.write_table(table.cast(schema), max_chunksize=max(1, len(table)))
+    seen.touch()
+
+
+class _Shard:
+    """One shard, mapped into memory. place: what `_unpack` wrote of `path`."""
+
+    def __init__(self, path: Path, place: Path) -> None:
+        table = pa.ipc.open_file(pa.memory_map(str(place))).read_all()
+        self.codes = int(table.schema.metadata[b"codes"])
+        self._columns = {}
+        for name in SCHEMA.names:
+            column = table.column(name)
+            self._columns[name] = column.chunk(0) if column.num_chunks else column.combine_chunks()  # which copies
         self._grids = {side: _Grids(path, self._columns, side) for side in ("source", "edited")}
         self._length = table.num_rows
 
@@ -259,6 +261,24 @@ class _Shard:
             task=self._columns["task"][index].as_py(),
         )
 
+    def sizes(self) -> np.ndarray:
+        grids = self._grids.values()
+        return np.stack([side for grid in grids for side in (grid.heights, grid.widths)], axis=1)
+
+    def text_bytes(self, cot_keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        cot = self._columns["cot"]
+        chosen = pc.is_in(cot.keys, pa.array(cot_keys, pa.string())).to_numpy(zero_copy_only=False)
+        lengths = np.where(chosen, _nfc_bytes(cot.keys) + _nfc_bytes(cot.items) + len(" : "), 0)
+        sums = np.concatenate([[0], np.cumsum(lengths)])
+        offsets = cot.offsets.to_numpy() - cot.offsets[0].as_py()
+        return _nfc_bytes(self._columns["instruction"]), sums[offsets[1:]] - sums[offsets[:-1]]
+
+
+def _nfc_bytes(texts: pa.Array) -> np.ndarray:
+    """A bound on the UTF-8 bytes of each text after NFC, which triples them at most and leaves ASCII as it is."""
+    lengths, plain = (of(texts).to_numpy(zero_copy_only=False) for of in (pc.binary_length, pc.string_is_ascii))
+    return np.where(plain, lengths, 3 * lengths.astype(np.int64))
+
 
 class _Grids:
     """The source or the edited code grids of a shard."""
@@ -267,37 +287,15 @@ class _Grids:
         lists = columns[f"{side}_codes"]
         self._codes = lists.values.to_numpy()
         self._offsets = lists.offsets.to_numpy()
-        self._heights = columns[f"{side}_height"].fill_null(0).to_numpy()
-        self._widths = columns[f"{side}_width"].fill_null(0).to_numpy()
-        cells = self._heights.astype(np.int64) * self._widths
+        self.heights = columns[f"{side}_height"].fill_null(0).to_numpy()
+        self.widths = columns[f"{side}_width"].fill_null(0).to_numpy()
+        cells = self.heights.astype(np.int64) * self.widths
         if not np.array_equal(np.diff(self._offsets), cells):
             raise UserError(f"{path}: a row's {side}_codes are not its height times its width")
 
     def __getitem__(self, index: int) -> np.ndarray | None:
-        height, width = int(self._heights[index]), int(self._widths[index])
+        height, width = int(self.heights[index]), int(self.widths[index])
         if not height:
             return None
         codes: np.ndarray = self._codes[self._offsets[index] : self._offsets[index + 1]]
         return codes.reshape(height, width)
-
-
-def _read_metadata(path: Path) -> dict[str, Any]:
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-        return {key: json.loads(metadata[key.encode()]) for key in ("settings", "failed")}
-    except (pa.ArrowException, OSError, ValueError, KeyError):
-        raise UserError(f"{path} is not a shard of this program: remove it or choose another folder") from None
-
-
-def _record(row: EditRow) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "id": row.id,
-        "instruction": row.instruction,
-        "cot": list(row.cot.items()),
-        "task": row.task,
-    }
-    for side, codes in (("source", row.source), ("edited", row.edited)):
-        height, width = (None, None) if codes is None else codes.shape
-        flat = None if codes is None else codes.ravel()
-        record |= {f"{side}_codes": flat, f"{side}_height": height, f"{side}_width": width}
-    return record

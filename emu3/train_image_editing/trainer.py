@@ -50,20 +50,21 @@ from emu3.train_image_editing.metrics import MetricsLog, output_folder
 from emu3.train_image_editing.objective import Dropout, TargetLosses, mean_per_row, weighted_sum
 from emu3.training import ranks
 from emu3.training.checkpoints import fault_of, numbered, rotate, write_note
-from emu3.training.lora import ADAPTER, adapters, merged
+from emu3.training.ranks import Stopping
 from emu3.training.state import (
+    ADAPTER,
     WRITE_ERRORS,
+    adapters,
     collected,
     gathered,
     load_optimizer,
     load_sharded,
+    merged,
     save_optimizer,
     save_sharded,
 )
-from emu3.training.stopping import Stopping
 
-STEM, WHOLE = f"{PREFIX_CHECKPOINT_DIR}-", "whole.json"
-SCHEDULE = "schedule.json"
+STEM, WHOLE, SCHEDULE = f"{PREFIX_CHECKPOINT_DIR}-", "whole.json", "schedule.json"
 
 
 class EditTrainer(Trainer):
@@ -178,9 +179,10 @@ class EditTrainer(Trainer):
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *arguments, **options)
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
-        """Nothing for a run that went on from its last step: the Trainer would take one more."""
+        """The pass's own rows; none for a run that went on from its last step: the Trainer would take one more."""
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
         if not self.control.should_training_stop:
+            cast(Any, self.train_dataset).set_epoch(options["epoch"])
             super()._run_epoch(*arguments, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

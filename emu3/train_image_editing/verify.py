@@ -9,13 +9,13 @@ from pathlib import Path
 
 from emu3.errors import UserError, run_main
 from emu3.flags import CommandParser
-from emu3.train_image_editing.shards import MANIFEST, read_rows
+from emu3.train_image_editing.shards import MANIFEST, check_rows
 
 
 def verify(folder: Path) -> str:
     """One line about a dataset that is whole. Raises UserError for one that is not."""
-    rows = read_rows(folder)
-    with_target = sum(row.edited is not None for row in rows)
+    rows = check_rows(folder)
+    with_target = int((rows.sizes()[:, 2] > 0).sum())
     for key, found in (("rows", len(rows)), ("rows_with_target", with_target)):
         if rows.manifest.get(key) != found:
             raise UserError(f"{folder} has {found} {key}, {MANIFEST} says {rows.manifest.get(key)}: tokenize it again")

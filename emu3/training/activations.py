@@ -2,7 +2,7 @@
 
 The tensors are those that transformers' Emu3 layer keeps for its backward pass, as Korthikanti et al.
 (arXiv:2205.05198) count them for GPT, and what is there besides at the moments that can be the largest: the end of the
-forward pass, the backward pass of the head (`emu3.training.head`), and that of the last layer's MLP. The counts are
+forward pass, the backward pass of the head (`emu3.mllm.head`), and that of the last layer's MLP. The counts are
 held against traces of the real modules at 8B shapes (`tests/fake_gpu`). A kernel's own work space is not counted.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from transformers import Emu3TextConfig
 
-from emu3.training.head import CHUNK_BYTES
+from emu3.mllm.head import CHUNK_BYTES
 
 Parts = dict[str, float]
 """Bytes by what they are for."""

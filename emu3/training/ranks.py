@@ -1,4 +1,4 @@
-"""Ranks that wait for each other's work on the host, and how long any of them may wait.
+"""Ranks that wait for each other's work on the host, how long any of them may wait, and how all end on a signal.
 
 A collective of the device's group (NCCL) starts its clock when the first rank arrives: its watchdog ends the job if
 the last one, which writes a checkpoint or asks a judge, comes later than the group's timeout. So nobody waits for such
@@ -9,16 +9,23 @@ ranks differ in computing, and a rank that hangs is found in minutes.
 All ranks call each function, at the same place. Without a process group, or in one of a single rank, they do nothing
 but what the caller would have done. The group needs a network address: where a machine's name does not lead to one that
 the other machines reach, GLOO_SOCKET_IFNAME names the interface.
+
+SIGTERM, SIGINT and SIGUSR1, with which Slurm announces the end, ask a run to save and end. A signal is noted; the run
+looks at the note where its state is whole, and all ranks agree on what they saw before any of them acts on it. A second
+signal, seconds later, ends the process as if nobody handled it.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -31,6 +38,9 @@ from emu3.run_folder import owned
 HOST_TIMEOUT = timedelta(days=1)
 LAUNCHER_SECONDS = 10.0
 SHARED_ERRORS = (UserError, OSError, SafetensorError)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+PATIENCE = 5.0
+"""Seconds within which one request may come several times: from a terminal, a launcher and a scheduler."""
 
 T = TypeVar("T")
 
@@ -135,3 +145,51 @@ def _surely(collective: Callable[[], Any]) -> None:
         time.sleep(LAUNCHER_SECONDS)
         reason = one_line(error).partition(". ")[0]
         raise UserError(f"another rank is gone, and its messages say why ({reason})") from error
+
+
+class Stopping:
+    """What was asked of this process. number: of the first signal, 0 before there was one. acted: whether the run ends
+    for it."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.acted = False
+        self._since = 0.0
+
+    def agreed(self) -> int:
+        """The largest number that any rank has noted. All ranks call at once."""
+        self.number = max(gather(self.number))
+        return self.number
+
+    def note(self, number: int, _: Any) -> None:
+        """The handler."""
+        if self.number and time.monotonic() > self._since + PATIENCE:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if not self.number:
+            self.number, self._since = number, time.monotonic()
+
+
+@contextmanager
+def stopping() -> Iterator[Stopping]:
+    """Note signals instead of ending by them, for as long as the context lasts. Outside of a process's main thread
+    nothing is noted, since Python has handlers there alone."""
+    stop = Stopping()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.note) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_run(run: Path, number: int, saved: str) -> NoReturn:
+    """End the process with the exit code of the signal. saved: which state is on disk."""
+    meet()
+    if int(os.environ.get("RANK", "0")) == 0:
+        name = signal.Signals(number).name
+        print(f"{run}: {name}: {saved}; the same command goes on from there", flush=True)
+    raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""Weights and optimizer state in training: on one process, or sharded over ranks by DeepSpeed; and both on disk.
+"""Weights, adapters and optimizer state in training: on one process or sharded by DeepSpeed, in memory and on disk.
 
 State on disk is by parameter: tensors as safetensors under their parameters' names, the rest as JSON. torch.save would
 write a pickle and order the tensors by number, and DeepSpeed's own checkpoints are pickles of each rank's shards, which
@@ -10,6 +10,14 @@ them either; the others help to put each together and know nothing of the disk. 
 the end: a writer that left the loop at once would leave them waiting for it. `sharded_writer`: each rank writes a
 share, from a copy in main memory while training goes on, or as `save_sharded` does where there is no room for one.
 
+LoRA (Hu et al., 2022) is peft's: small trainable matrices beside the frozen projections of every layer,
+
+    y = W x + (alpha / rank) B A x,   A random, B zero at the start
+
+The adapters live inside the model's own modules, so that whatever calls it, sampler or trainer, sees them. What
+leaves the run is merged: a checkpoint with W + (alpha / rank) B A, or the same tensors for a sampler elsewhere.
+Merging is done on copies; W, merged and unmerged in place, would drift by a rounding in each step.
+
 DeepSpeed is imported in the functions: it is an extra, and importing it takes seconds.
 """
 
@@ -20,7 +28,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +36,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import Emu3ForCausalLM
 
 from emu3.errors import UserError
 from emu3.files import read_json, write_json
@@ -37,6 +46,8 @@ MASTER, STEP = "master", "step"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 FILE_BYTES = 2**32
 WRITE_ERRORS = (OSError, SafetensorError)  # such as a full disk
+ADAPTER = "adapter.safetensors"
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def start_communication(device: torch.device) -> None:
@@ -276,3 +287,52 @@ class TensorWriter:
             save_file(part, self._files[-1])
         except WRITE_ERRORS as error:
             self._error, self._pending = error, {}
+
+
+def add_lora(model: Emu3ForCausalLM, rank: int, alpha: float, seed: int) -> Any:
+    """Freeze `model` and put adapters into its projections, in place; returns peft's model around it.
+
+    rank: of each adapter. alpha: its output is scaled by alpha / rank. seed: of the matrices A.
+    Raises UserError where peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UserError("LoRA is asked for, but peft is not installed: pip install peft") from None
+    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS)  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, settings)  # type: ignore[arg-type]
+
+
+Present = Callable[[Sequence[Tensor]], AbstractContextManager[Any]]
+
+
+def _always(_: Sequence[Tensor]) -> AbstractContextManager[Any]:
+    return nullcontext()
+
+
+def merged(model: nn.Module, present: Present = _always) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter of `model` under the name that it has without adapters, adapters merged into copies.
+
+    present: entered around the use of the tensors it is given, for weights that are sharded.
+    """
+    projections = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+    for name, tensor in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        owner, inside, kind = name.rpartition(".base_layer.")
+        adapted = projections[owner] if inside and kind == "weight" else None
+        with present([tensor] if adapted is None else list(adapted.parameters())):
+            value = tensor.detach()
+            if adapted is not None:
+                value = value + adapted.get_delta_weight("default").detach().to(value.dtype)  # type: ignore[operator]
+            yield name.replace(".base_layer.", "."), value
+
+
+def adapters(model: nn.Module, present: Present = _always) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of the adapters alone, under the names that they have in `model`."""
+    for name, tensor in model.named_parameters():
+        if ".lora_" in name:
+            with present([tensor]):
+                yield name, tensor.detach()

@@ -1,8 +1,8 @@
 """Chains of thought for a dataset of edits: rows with images in, the same rows with a text column out.
 
-    python -m rl.annotate --data pairs.parquet --source local --output data/annotated \\
+    python -m rl.annotate --dataset-name pairs.parquet --source local --output-path data/annotated \\
         --judge-url http://127.0.0.1:8000/v1 --original-image-key input --edited-image-key output
-    bash scripts/tokenize.sh --source local --data data/annotated --cot-keys reasoning_verbose ...
+    bash scripts/tokenize.sh --source local --dataset-name data/annotated --cot-keys reasoning_verbose ...
 
 The judge is a vision-language model behind an OpenAI address that counts boxes as Qwen2.5-VL does
 (`rl.annotate.steps`). Options are called as those of `prepare_data`, which reads the Parquet files: the columns keep
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from emu3.errors import run_main
 from emu3.flags import CommandParser
+from emu3.settings import COUNT
 from rl.annotate.run import AnnotateArguments, annotate
 from rl.reward.config import ANNOTATE, add_judge_flags, judge_from_flags
 
@@ -49,9 +50,9 @@ def main() -> None:
     parser.add_argument("--id-key", help="column of the row's id (default: its number, in a new column id)")
     parser.add_argument("--task-key", help="column of the kind of edit")
     parser.add_argument("--cot-key", "--CoT-key", default=usual.cot_key, help="column to write")
-    parser.add_argument("--limit", type=int, help="take the first rows only")
-    parser.add_argument("--image-area", type=int, default=usual.image_area, help="pixels that the judge sees")
-    parser.add_argument("--part-rows", type=int, default=usual.part_rows, help="rows of one output file")
+    parser.add_argument("--limit", type=COUNT, help="take the first rows only")
+    parser.add_argument("--image-area", type=COUNT, default=usual.image_area, help="pixels that the judge sees")
+    parser.add_argument("--part-rows", type=COUNT, default=usual.part_rows, help="rows of one output file")
     group = parser.add_argument_group("judge")
     add_judge_flags(group, ANNOTATE, required=True, prompts=False)
     group.add_argument(

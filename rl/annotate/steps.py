@@ -5,7 +5,7 @@ own and gives no examples; the authors' has them, and hints such as the boxes of
 
 Qwen2.5-VL counts a box in pixels of the image that its network gets, whose sides are multiples of 28. So it is sent
 images of such sides, is told their size, and its boxes are taken back to the pixels of the dataset's image, where
-tokenizing (`emu3.train_image_editing.encode_rows`) takes them from. Models that count otherwise, such as Qwen3-VL in
+tokenizing (`emu3.train_image_editing.prepare_data`) takes them from. Models that count otherwise, such as Qwen3-VL in
 thousandths of the sides, are left out.
 """
 

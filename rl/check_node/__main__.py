@@ -24,6 +24,7 @@ from typing import Any
 from emu3.errors import UserError, run_main
 from emu3.files import write_json
 from emu3.flags import CommandParser
+from emu3.settings import COUNT, number_in
 from rl.check_node.check import ROOT, Check, CheckResult, Node, Shared, bounded
 
 WHOLE_RUN = 1300.0
@@ -148,10 +149,14 @@ def main() -> None:
         help="address up to and with /v1 (default: APP__REWARD_FUNCTION_API_BASE)",
     )
     parser.add_argument(
-        "--judge-concurrency", type=int, default=64, metavar="N", help="questions at once (default: %(default)s)"
+        "--judge-concurrency", type=COUNT, default=64, metavar="N", help="questions at once (default: %(default)s)"
     )
     parser.add_argument(
-        "--judge-seconds", type=float, default=5.0, metavar="S", help="seconds of questions (default: %(default)s)"
+        "--judge-seconds",
+        type=number_in(float, above=0, most=1e6),
+        default=5.0,
+        metavar="S",
+        help="seconds of questions (default: %(default)s)",
     )
     options = parser.parse_args()
     if options.judge_concurrency < 1 or options.judge_seconds <= 0:

@@ -17,18 +17,16 @@ from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3VQVAE
 
 from emu3.errors import UserError
-from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.head import chosen_logprobs
 from emu3.mllm.language_model import new_language_model
-from emu3.mllm.layout import TokenLayout
+from emu3.mllm.layout import GridGrammar, TokenLayout
 from emu3.tokenizer.blocks import plain_float32
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.random_vision import random_vqvae
-from emu3.training.head import chosen_logprobs
-from rl import flash
 from rl.check_node.check import Facts, Node
 from rl.logprobs import Batch, pack, token_logprobs
 from rl.rollout.engine import Prompt, Rollout
-from rl.shared_prefix import ATTENTION
+from rl.shared_prefix import ATTENTION, flash_available
 
 LAYOUT = TokenLayout(text_ranks=300, codebook_size=512)
 SIDE, GROUP = 6, 4
@@ -62,7 +60,7 @@ def fast_paths(node: Node, precision: str) -> tuple[str, Facts]:
             holds = [gap <= BOUND["fp32"] for gap in gaps]
         if not all(holds):
             wrong.append(name)
-    facts["flash"] = flash.available(torch.empty(1, 8, dtype=dtype, device=device))
+    facts["flash"] = flash_available(torch.empty(1, 8, dtype=dtype, device=device))
     distances = ", ".join(
         f"{name} {facts[name]:.1e}" + (f" (plain {facts[f'{name}_plain']:.1e})" if dtype == torch.bfloat16 else "")
         for name in ways

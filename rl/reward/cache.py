@@ -22,9 +22,13 @@ from typing import IO
 from PIL import Image
 
 from emu3.errors import UserError
+from emu3.run_folder import check_version
 from emu3.tokenizer.images import read_image
 from rl.reward.config import ImageFormat
 from rl.reward.scores import without_surrogates
+
+VERSION = 2
+"""Of the file of replies, in each of its lines; 1 had none."""
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +122,7 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
     def put(self, key: str, reply: str, served: str | None = None) -> None:
         self._remember(key, reply, served)
         if self._path is not None:
-            entry = {"key": key, "answer": reply, **({"served": served} if served else {})}
+            entry = {"version": VERSION, "key": key, "answer": reply, **({"served": served} if served else {})}
             self._unwritten.append(json.dumps(entry).encode() + b"\n")
             self._write(self._path)
 
@@ -168,6 +172,7 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
             whole += len(line)
             try:
                 entry = json.loads(line)
+                check_version(path, entry if isinstance(entry, dict) else {}, VERSION)
                 served = entry.get("served")
                 served = without_surrogates(served) if served is not None else None
                 self._remember(entry["key"] + "", without_surrogates(entry["answer"]), served)

@@ -23,7 +23,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ from rl.reward.config import JudgeConfig
 from rl.reward.counters import JudgeCounters, JudgeMeter, JudgeStep
 from rl.reward.endpoints import FAILURES, Endpoints, NoProbabilities, is_transient
 from rl.reward.scores import Unavailable, in_a_thought, shortened, without_surrogates
-from rl.reward.transport import BrokenReply
+from rl.reward.transport import BrokenReply, said_in
 
 API_KEY = "OPENAI_API_KEY"
 """Environment variable that holds the key; servers of one's own need none."""
@@ -56,8 +56,13 @@ _FIELD_REFUSED = re.compile(
 _ADVICE = (
     " (a field of the request can be left out by --judge-omit, renamed by --judge-max-tokens-name; in RL judge.omit)"
 )
-_CUT_OFF = ("length", "max_tokens", "max_output_tokens")
-_FILTERED = ("filter", "safety", "refus", "prohibited", "blocklist", "recitation")
+# What is in the reason that a server gives for the end of a reply.
+_CUT_OFF = ("length", "max_tokens", "max_output", "token_limit", "context_window")
+_FILTERED = (
+    *("filter", "safety", "refus", "prohibited", "block", "recitation", "spii", "guardrail", "sensitive", "moderat"),
+    "policy",
+)
+_BROKEN_OFF = ("error", "abort", "cancel", "insufficient", "timeout")
 
 
 class Reply(str):
@@ -143,8 +148,7 @@ class Judge:
         mode = self._token if one_token else self._words
         rgb = [to_rgb(image) for image in images]
         digests = [pixel_digest(image) for image in rgb]
-        question = [[model, text, digests, self._encoder.image_format], mode.identity]
-        key = hashlib.sha256(json.dumps(question).encode()).hexdigest()
+        key = reply_key(model, text, digests, self._encoder.image_format, mode)
         reply: Reply | Unavailable
         kept = None if self._cache is None else self._cache.get(key)
         if kept is not None and accept(kept):
@@ -248,6 +252,12 @@ class Judge:
         return Unavailable(reason, refused)
 
 
+def reply_key(model: str, text: str, digests: Sequence[str], image_format: str, mode: RequestMode) -> str:
+    """The key by which a `ReplyCache` keeps the reply to a question. digests: of the images' pixels, in their order."""
+    question = [[model, text, list(digests), image_format], mode.identity]
+    return hashlib.sha256(json.dumps(question).encode()).hexdigest()
+
+
 def in_words(config: JudgeConfig) -> RequestMode:
     """The whole reply. The first turn has the config's temperature and seed; further turns are warmer and have other
     seeds."""
@@ -298,25 +308,29 @@ def _text(response: Any, max_tokens: int = 1) -> Reply:
     if content is not None and not isinstance(content, str):
         raise BrokenReply("the reply's content is not text")
     reply = Reply(without_surrogates(content or ""))
+    thought = any(message.get(name) for name in ("reasoning_content", "reasoning"))
     finish = choice.get("finish_reason")
     finish = finish if isinstance(finish, str) else ""
     if isinstance(refusal, str) and refusal.strip():
         reply.reason, reply.unusable = f"refused: {shortened(refusal)}", True
     elif any(word in finish.lower() for word in _FILTERED):
         reply.reason, reply.unusable = f"stopped by the server's filter ({shortened(finish)})", True
-    elif finish.lower() in _CUT_OFF:
-        thought = any(message.get(name) for name in ("reasoning_content", "reasoning"))
+    elif choice.get("error") or any(word in finish.lower() for word in _BROKEN_OFF):
+        raise BrokenReply(f"the reply was broken off ({shortened(finish)}){_said_instead(choice)}")
+    elif any(word in finish.lower() for word in _CUT_OFF):
         thinking = thought or not reply.strip() or in_a_thought(reply, cut_off=True)
         reply.reason = f"cut off at max_tokens ({max_tokens}){' while thinking' if thinking else ''}"
         reply.unusable = in_a_thought(reply, cut_off=True)
+    elif not reply.strip():
+        said = "it called a tool" if message.get("tool_calls") or message.get("function_call") else "an empty reply"
+        reply.reason = f"{said}{', all of its words are in its thought' if thought else ''}"
     return reply
 
 
 def _said_instead(response: Any) -> str:
     """What a body that is no completion says of an error, if it does."""
-    error = response.get("error") if isinstance(response, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    return f": {shortened(message)}" if isinstance(message, str) else ""
+    said = said_in(response)
+    return f": {shortened(said)}" if said else ""
 
 
 def _probabilities(response: Any) -> Reply:

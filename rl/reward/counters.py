@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+CHANCE = 0.01
 MOST_LATENCIES = 100_000  # kept between two readings; a run that takes none keeps the newest
 
 
@@ -142,3 +143,22 @@ def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     for part in counts:
         total = {name: total.get(name, 0) + count for name, count in part.items()}
     return total
+
+
+def failures_with_a_task(counts: Mapping[str, tuple[int, int]]) -> str | None:
+    """The task whose samples fail more often than the others', such as "counting 12 of 40, others 1 of 360"; None where
+    that may be chance: by Fisher's exact test of each task against the others, one-sided, at 1% over all tasks
+    (Bonferroni). counts: failed and all samples of each task. A mean over what was scored then is one over other tasks
+    than were asked."""
+    failed, total = (sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0)
+    if len(counts) < 2 or not failed:
+        return None
+    from scipy import stats  # takes a second
+
+    task = max(counts, key=lambda name: counts[name][0] / max(1, counts[name][1]))
+    own, of = counts[task]
+    rest = failed - own, total - of
+    table = [[own, of - own], [rest[0], rest[1] - rest[0]]]
+    if stats.fisher_exact(table, alternative="greater").pvalue * len(counts) >= CHANCE:
+        return None
+    return f"{task} {own} of {of}, others {rest[0]} of {rest[1]}"

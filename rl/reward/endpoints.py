@@ -9,10 +9,10 @@ then taken from it. While all are out, requests go on as if all were in, and who
 of all ends where the outage of a single server does, in the retries and the deadline of each ask; a single server is
 not looked after.
 
-Another try: no connection, a timeout, a reply that is no chat completion, and HTTP 408, 429 and 5xx; of these 408 and
-429 are a busy server, not a broken one, which stays in the rotation. Every other status is a mistake in the request
-(key, model, size) that waiting does not mend. The pause grows exponentially with full jitter, on top of what the
-server asks for in `Retry-After`.
+Another try: no connection, a timeout, a reply that is no chat completion, and HTTP 408, 409, 425, 429 and 5xx; of these
+the first four are a busy server, not a broken one, which stays in the rotation. Every other status is a mistake in the
+request (key, model, size) that waiting does not mend, and so is a 429 for an account that is used up. The pause grows
+exponentially with full jitter, on top of what the server asks for in `Retry-After`.
 
 A server has to list its models (`GET /models`) only where the model is not named; what it lists has to have the model
 that is asked for.
@@ -45,6 +45,11 @@ CHECK_EVERY = 10.0
 CHECK_TIMEOUT = 20.0
 """Seconds for a health check: a server that takes in hundreds of images may be slow to answer."""
 
+BUSY = (408, 409, 425, 429)
+"""Statuses of a server that would answer later."""
+_USED_UP = re.compile(r"\b(?:quota|billing|credits?|balance|spend\w*)\b", re.IGNORECASE)
+_PER_TIME = re.compile(r"\bper[ _-](?:second|minute|hour|day)|\brate.?limit|\b[RT]P[MD]\b", re.IGNORECASE)
+
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -60,7 +65,8 @@ FAILURES = (HttpError, BrokenReply, NoProbabilities)
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, HttpError):
-        return error.status in (408, 429) or error.status >= 500
+        used_up = error.status == 429 and _USED_UP.search(str(error)) and not _PER_TIME.search(str(error))
+        return (error.status in BUSY or error.status >= 500) and not used_up
     return isinstance(error, BrokenReply)
 
 
@@ -246,7 +252,7 @@ class Endpoints:
                     found = await endpoint.chat(body, read)
                 except FAILURES as error:
                     endpoint.counts["failures"] += 1
-                    busy = isinstance(error, HttpError) and error.status in (408, 429)
+                    busy = isinstance(error, HttpError) and error.status in BUSY
                     if self._watchers and is_transient(error) and not busy:
                         endpoint.leave(self.reason(error))
                     raise
@@ -298,12 +304,13 @@ class Endpoints:
 
 def shown_addresses(addresses: str) -> str:
     """One or several addresses, separated by commas, as they may be shown. Raises UserError if one is no http address,
-    or holds a user and a password: these would go into every log, and the client sends its key in their place."""
-    shown = re.sub("//[^/]*@", "//", addresses)
+    or holds a user and a password or a query: these would go into every log, and the client sends its key in their
+    place."""
+    shown = re.sub("//[^/]*@|[?#][^,]*", lambda found: "//" if found[0].startswith("/") else "", addresses)
     if not all(_is_address(address.strip()) for address in addresses.split(",")):
         raise UserError(
             f"the judge's address {shown!r} is no address: expected http://HOST:PORT/v1, or several, "
-            "separated by commas, without user and password"
+            "separated by commas, without user and password or anything behind a ?; a key goes into OPENAI_API_KEY"
         )
     return shown
 
@@ -312,7 +319,11 @@ def _is_address(text: str) -> bool:
     try:
         parts = urlsplit(text)
         return bool(
-            parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and parts.port != 0
+            and "@" not in parts.netloc
+            and not (parts.query or parts.fragment)
         )
     except ValueError:
         return False

@@ -36,35 +36,77 @@ _PLAIN_NUMBER = re.compile(r"(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 _LIST = re.compile(r"\[[^\[\]{}]*\]")
 _LABEL = r"(?:scores?|ratings?|verdict|answer|output|result|final|json)"
 
-# How models mark what they think before they answer; what a server takes out of the reply itself never comes here.
-_THINK = r"(?:seed:)?(?:think|thinking|thoughts?|reasoning|reflection|scratchpad|analysis)"
+# How models mark what they think before they answer: a tag or a special token whose name says so, in any brackets, or a
+# channel. What a server takes out of the reply itself never comes here.
+_THINK = r"[\w:-]{0,20}(?:think|thought|reason|reflect|scratchpad|analysis|monologue|deliberat)\w{0,10}"
+_OPEN, _CLOSE = r"(?:<\|?|\[|◁|&lt;)\s*", r"\s*(?:\|?>|\]|▷|&gt;)"
 _THOUGHT_BEGINS = re.compile(
-    rf"<{_THINK}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>\s*analysis", re.IGNORECASE
+    rf"{_OPEN}(?!/|end_){_THINK}{_CLOSE}|<\|channel\|?>(?!\s*final)|<unused94>|\A\s*analysis(?=[A-Z{{\[])",
+    re.IGNORECASE,
 )
 _THOUGHT_ENDS = re.compile(
-    rf"</{_THINK}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>\s*final(?:<\|message\|>)?", re.IGNORECASE
+    rf"{_OPEN}(?:/\s*|end_(?:of_)?){_THINK}{_CLOSE}|<\|channel\|?>\s*final(?:<\|message\|>)?|<channel\|>|<unused95>"
+    r"|\bassistantfinal",
+    re.IGNORECASE,
 )
 
 # Words outside of the verdict by which it is none. A verdict that they hit by chance is asked for again.
+_IMAGES = r"(?:images?|pictures?|photos?|attachments?)\b"
+_DETERMINED = (
+    r"(?:(?:an?|the|any|these|those|this|your|both|two|first|second|source|original|edited|actual|attached|of|to)\s+)"
+    rf"{{0,4}}{_IMAGES}"
+)
+_NOT = r"(?:\b(?:cannot|can\s?not|can['’]?t|won['’]?t|will not|unable to|not able to|refuse to|decline to)\s+)"
+_JUDGE = (
+    r"(?:assist|help(?! but)|comply|judge|evaluate|rate|score|assess|access|open|analy[sz]e"
+    r"|(?:fulfil|complete|process) (?:this|that|your|the request)"
+    r"|answer|do (?:this|that|so)|(?:give|provide) (?:you )?(?:an? |any |the |this |that )?"
+    rf"(?:score|rating|verdict|evaluation)|(?:see|view) {_DETERMINED}(?! (?:artifact|qualit|noise)))"
+)
+_NOT_GIVEN = (
+    r"\bno (?:\w+ )?(?:images?|attachments?)\s+(?:(?:was|were|is|are|has been|have been)\s+)?"
+    r"(?:attached|provided|given|shared|available|uploaded|included|supplied|in (?:this|your) )"
+    r"|\bimages?\s+(?:failed|(?:could|did|do|does|is|are|was|were)(?: not|n['’]t))\s+(?:to |be )?"
+    r"(?:load|available|attached|provided(?! with)|accessible|uploaded|received|included)"
+    r"|\bimages? (?:is|are) missing(?! \w)"
+)
+_NOT_SEEN = (
+    r"(?:n['’]t|\bnot|\bwithout)\s+(?:\w+\s+)?(?:see|seeing|viewing|received?|have|given|provided|find)\s+"
+    rf"{_DETERMINED}(?=\s*(?:[.,;:!?\n]|$|in (?:this|our|your) |you |attached|provided|to ))"
+)
 _REFUSAL = re.compile(
-    r"\b(?:can(?:no|['’]|\s+no)?t|won['’]?t|will not|unable to|not able to|refuse to|decline to)\s+(?:\w+\s+){0,2}?"
-    r"(?:assist|help|comply|judge|evaluate|rate|score|assess|access|open|fulfil|complete|process|analy[sz]e|answer"
-    r"|do (?:this|that|so)|(?:give|provide) (?:you )?(?:an? |any |the |this |that )?(?:score|rating|verdict|evaluation)"
-    r"|(?:see|view) (?:an? |the |these |this |any |your |those |both )?(?:images?|pictures?|photos?))"
+    rf"{_NOT}(?:\w+\s+){{0,2}}?{_JUDGE}|{_NOT_GIVEN}|{_NOT_SEEN}"
+    r"|\b(?:please|you) (?:please )?(?:re-?)?(?:provide|upload|share|attach|send)\b"
+    rf"|\bI(?:['’]d| would)? need (?:to (?:see|view) )?{_DETERMINED}"
+    r"|(?:\bnot?|n['’]t|\black\w*)\s+(?:\w+\s+){0,2}(?:abilit|capabilit)"
+    r"|\b(?:must|have to|respectfully) decline\b|\bI(?:['’]d| would)? (?:rather|prefer) not\b"
+    r"|\b(?:content|usage|safety) polic|\bviolat\w+ (?:\w+ ){0,3}(?:polic|guidelines|terms)"
     r"|\b(?:sorry|apologi[sz]e|apologies|as an ai|language model|against (?:my|the|our) (?:policy|guidelines))\b"
     r"|tut mir leid|kann (?:ich )?(?:das |dies |diese )?nicht|désolé|ne peux pas|lo siento|no puedo|non posso"
     r"|抱歉|对不起|對不起|无法|無法|不能|извините|не могу|ごめん|申し訳|できません|죄송",
     re.IGNORECASE,
 )
-_EXAMPLE = re.compile(
-    r"\b(?:examples?|for instance|e\.g\.|would (?:look|be)|looks? like (?:this|so|the following)|hypothetical(?:ly)?"
-    r"|placeholders?|template|if i (?:could|were|had)|drafts?|first impression|tentative(?:ly)?|initial(?:ly)?|at first"
-    r"|perhaps|maybe|might be|could be|suppose|hmm+)\b|例如|比如|zum beispiel|par exemple|por ejemplo|например",
+_REFUSED_INSIDE = re.compile(
+    r"\A\W*(?:unfortunately\W+)?(?:(?:I['’]?m|I am|I|we are|we)\s+)?(?:very |so )?"
+    rf"(?:sorry|apolog|as an ai|(?:(?:I|we)\s+)?{_NOT}{_JUDGE})|{_NOT_GIVEN}|\A\W*(?:抱歉|对不起|對不起|无法|無法)",
     re.IGNORECASE,
 )
+"""The same in the words of a verdict, where much is said to be impossible that is no refusal."""
+_EXAMPLE = re.compile(
+    r"\b(?:examples?|for instance|e\.g|ex(?=[.:])|(?:would|should|must) (?:look|be)|hypothetical(?:ly)?"
+    r"|looks? like (?:this|so|the following)|placeholders?|template|if i (?:could|were|had)|drafts?|first impression"
+    r"|tentative(?:ly)?|initial(?:ly)?|at first|perhaps|maybe|might be|could be|suppose|hmm+|not sure"
+    r"|samples? (?:output|reply|response|answer))\b|例如|比如|zum beispiel|par exemple|por ejemplo|например",
+    re.IGNORECASE,
+)
+# "The format is ...", but not "in the format that was asked for: ...".
+_MANNER = re.compile(
+    r"\b(?:in|as|with|per|using|following) (?:\w+ ){0,4}?(?:format|form|schema|structure)\b", re.IGNORECASE
+)
+_FORM = re.compile(r"\b(?:format|form|schema|structure)\W*(?:is|below|as follows)?\W*(?:json)?\W*$", re.IGNORECASE)
 _TAKEN_BACK = re.compile(
     r"\b(?:wait|hmm+|actually|correction|scratch that)\b\s*[,.:!…—-]"
-    r"|\b(?:on second thought|let me (?:re|check|correct)|(?:or|but) rather\b)"
+    r"|\b(?:on second thought|let me (?:re|double|check|correct)|(?:or|but) rather\b)"
     r"|\b(?:is|was|as|just|only|merely) (?:an? |the )?(?:example|illustration|placeholder|template|draft|form)\b",
     re.IGNORECASE,
 )
@@ -112,8 +154,8 @@ def parse_scores(reply: str, count: int = 2, highest: float = HIGHEST) -> tuple[
     *_, text = _THOUGHT_ENDS.split(reply)
     if in_a_thought(text) or text.count("{") > _MOST_BRACES:
         return None
-    verdict: tuple[int, int, Any] | None = None
-    place = 0
+    verdict: tuple[int, int, dict[str, Any]] | None = None
+    objects = place = 0
     while (start := text.find("{", place)) >= 0:
         strict, end, closed = _as_strict_json(text, start)
         place = end if closed else len(text)
@@ -121,21 +163,26 @@ def parse_scores(reply: str, count: int = 2, highest: float = HIGHEST) -> tuple[
         if isinstance(value, dict) and "score" in value:
             if verdict is not None:
                 return None
-            verdict = start, place, value["score"]
+            verdict = start, place, value
         elif re.match(r"\{\s*[\"'{]", text[start:]) or (closed and "score" in text[start:end].lower()):
             if not isinstance(value, dict) or "score" in strict.lower():
                 return None
+            objects += 1
         elif not closed:  # a brace in a sentence
             place = start + 1
     if verdict is None:
-        return None if "{" in text else _lone_list(text, count, highest)
-    start, end, scores = verdict
+        return None if objects else _lone_list(text, count, highest)
+    start, end, value = verdict
     before, after = text[:start], text[end:]
-    if before.rstrip()[-1:] in tuple("[{(,") or after.lstrip()[:1] in tuple("]}),"):
+    if re.search(r"(?:[\[{(]|[^\w\s],)\s*$", before[-_NEAR:]) or after.lstrip()[:1] in tuple("]}),"):
         return None  # the object is a part of something
     if any(_numbers(_loaded(found), count, highest) for found in _LIST.findall(before) + _LIST.findall(after)):
         return None
-    return None if _in_doubt(before, after) else _numbers(scores, count, highest)
+    if value.get("refusal") or value.get("error"):
+        return None
+    if any(isinstance(text, str) and _REFUSED_INSIDE.search(text) for text in value.values()):
+        return None
+    return None if _in_doubt(before, after) else _numbers(value["score"], count, highest)
 
 
 def in_a_thought(reply: str, *, cut_off: bool = False) -> bool:
@@ -196,6 +243,7 @@ def _in_doubt(before: str, after: str) -> bool:
         _REFUSAL.search(before)
         or _REFUSAL.search(after)
         or _EXAMPLE.search(before[-_NEAR:])
+        or _FORM.search(_MANNER.sub("", before[-_NEAR:]))
         or _TAKEN_BACK.search(before)
         or _TAKEN_BACK.search(after)
     )
@@ -207,9 +255,10 @@ def _lone_list(text: str, count: int, highest: float) -> tuple[float, ...] | Non
     if len(lists) != 1 or text.count("[") != 1:
         return None
     before, _, after = text.partition(lists[0])
-    if not re.search(rf"(?:^|\n|[:=>]|\b{_LABEL}\W*)[ \t`*]*$", before, re.IGNORECASE):
+    if not re.search(rf"(?:^|\n|[:=>]|\b{_LABEL}\W*(?:is|are)?)[ \t`*]*$", before, re.IGNORECASE):
         return None
-    if not re.match(r"[ \t`*]*(?:$|[\n.,;。<])", after):  # the sentence goes on: "[7, 8] is the range"
+    # Else the sentence goes on: "[7, 8] is the range".
+    if not re.match(rf"[ \t`*]*(?:\(?(?:/|out of) ?{highest:g}\)?)?(?:$|[\n.,;。<])", after):
         return None
     return None if _in_doubt(before, after) else _numbers(_loaded(lists[0]), count, highest)
 

@@ -10,14 +10,17 @@ where the package `openai` on top of it costs 3.0 ms: that counts when judge, tr
 
 from __future__ import annotations
 
+import base64
+import html
 import ipaddress
 import json
 import os
 import re
+import socket
 import ssl
 import zlib
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import proxy_bypass
 
 import aiohttp
@@ -54,9 +57,9 @@ class Transport:
     def __init__(self, address: str, api_key: str | None) -> None:
         self.address = address.rstrip("/")
         self._proxy, self._through = _proxy_of(address)
-        self._key = api_key
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise UserError("the judge's key (OPENAI_API_KEY) has characters that no header can hold: copy it again")
+        self._secrets = None if api_key is None or len(api_key) < SHORTEST_SECRET else _spellings_of(api_key)
         self._headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         # A server of one's own needs no key; some want to see one.
         self._headers["Authorization"] = f"Bearer {api_key or 'none-needed'}"
@@ -75,8 +78,8 @@ class Transport:
             await self._session.close()
 
     def without_key(self, text: str) -> str:
-        """`text` with the key taken out."""
-        return text if self._key is None or len(self._key) < SHORTEST_SECRET else text.replace(self._key, "[key]")
+        """`text` with the key taken out, however it is spelled."""
+        return text if self._secrets is None else self._secrets.sub("[key]", text)
 
     async def _request(self, method: str, path: str, body: bytes | None) -> Any:
         url = self.address + path
@@ -98,14 +101,14 @@ class Transport:
         text = self._decoded(data)
         if status >= 300:
             message = self.without_key(_message_of(text)) or "no reason given"
-            by_the_proxy = status == 407 or status >= 500
+            by_the_proxy = status == 407 or status >= 500 or not text.lstrip().startswith(("{", "["))
             raise HttpError(status, message + (self._through if by_the_proxy else ""), headers.get("Retry-After"))
         try:
             value = json.loads(text)
             if "\\u" in text or "\\/" in text:  # the key may hide in escapes
                 value = json.loads(self.without_key(json.dumps(value, ensure_ascii=False)))
         except (ValueError, RecursionError) as error:
-            raise BrokenReply(f"the reply is not JSON: {error}") from None
+            raise BrokenReply(f"the reply is not JSON: {error}; it begins {text[:60]!a}") from None
         return value
 
     async def _exchange(self, method: str, url: str, body: bytes | None) -> tuple[int, Any, bytes]:
@@ -153,11 +156,30 @@ def _message_of(text: str) -> str:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text[:2000]
+    return (said_in(value) or text)[:2000]
+
+
+def said_in(value: Any) -> str:
+    """The words of an error in a parsed body, "" where there are none."""
     for _ in range(2):
         for name in ("error", "message", "detail"):
             if isinstance(value, dict) and isinstance(value.get(name), dict | str):
                 value = value[name]
-    return (value if isinstance(value, str) else text)[:2000]
+    return value if isinstance(value, str) else ""
+
+
+def _spellings_of(key: str) -> re.Pattern[str]:
+    """A key as a header, an address, a page or the HTTP basic scheme would spell it."""
+    packed = base64.b64encode(f":{key}".encode()).decode().rstrip("=")
+    spellings = {
+        key,
+        quote(key, safe=""),
+        quote(key),
+        html.escape(key),
+        base64.b64encode(key.encode()).decode(),
+        packed,
+    }
+    return re.compile("|".join(map(re.escape, sorted(spellings, key=len, reverse=True))), re.IGNORECASE)
 
 
 def _certificates() -> ssl.SSLContext:
@@ -170,7 +192,7 @@ def _proxy_of(address: str) -> tuple[str | None, str]:
     """The proxy for an address, and how a message names it: that of the environment, none for loopback."""
     parts = urlsplit(address)
     host = parts.hostname or ""
-    if _is_loopback(host) or proxy_bypass(parts.netloc):
+    if _is_loopback(host) or proxy_bypass(parts.netloc) or _in_a_bypassed_network(host):
         return None, ""
     for name in (f"{parts.scheme}_proxy", f"{parts.scheme}_proxy".upper(), "all_proxy", "ALL_PROXY"):
         if proxy := os.environ.get(name):
@@ -183,8 +205,32 @@ def _proxy_of(address: str) -> tuple[str | None, str]:
 
 
 def _is_loopback(host: str) -> bool:
+    name = host.rstrip(".")
+    if name in ("localhost", "ip6-localhost", socket.gethostname().lower()) or name.endswith(".localhost"):
+        return True
+    address = _ip_address(name)
+    return address is not None and (address.is_loopback or address.is_unspecified)
+
+
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address in any of the spellings that a socket takes, such as 127.1; None for a name."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(host))
+        except OSError:
+            return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _in_a_bypassed_network(host: str) -> bool:
+    """Whether `NO_PROXY` names a network (10.0.0.0/8) that holds the address; the library knows names and suffixes."""
+    address = _ip_address(host)
+    for entry in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(","):
+        try:
+            if address is not None and "/" in entry and address in ipaddress.ip_network(entry.strip(), strict=False):
+                return True
+        except ValueError:
+            continue
+    return False

@@ -207,14 +207,18 @@ def _hopes(failure: Failure) -> int:
 @dataclass(frozen=True)
 class EditPrompts:
     """edit: question about the source and the edited image (SC), holding `<instruction>`.
-    quality: question about the edited image alone (PQ)."""
+    quality: question about the edited image alone (PQ). verbatim: the instruction keeps its white space, as the
+    published evaluation's did."""
 
     edit: str
     quality: str
+    verbatim: bool = False
 
     def edit_question(self, instruction: str) -> str:
-        """The SC question, `with_instruction`."""
-        return with_instruction(self.edit, instruction)
+        """The SC question, `with_instruction` unless it is `verbatim`."""
+        return (
+            self.edit.replace(PLACEHOLDER, instruction) if self.verbatim else with_instruction(self.edit, instruction)
+        )
 
 
 def with_instruction(question: str, instruction: str) -> str:
@@ -254,7 +258,7 @@ def load_published_prompts(folder: Path) -> EditPrompts:
     edit = "\n".join([context, _read(shots / "two_image_edit_rule.txt"), _read(shots / "tie_rule_SC.txt")])
     if PLACEHOLDER not in edit:
         raise UserError(f"{shots / 'tie_rule_SC.txt'} has no place for the instruction ({PLACEHOLDER})")
-    return EditPrompts(edit=edit, quality="\n".join([context, _read(shots / "rule_PQ.txt")]))
+    return EditPrompts(edit, quality="\n".join([context, _read(shots / "rule_PQ.txt")]), verbatim=True)
 
 
 def _published_texts(folder: Path) -> Path:

@@ -17,7 +17,7 @@ import torch
 from transformers import Emu3ForCausalLM
 
 from emu3.mllm.generate import Completion, Request, generate
-from emu3.mllm.grammar import GridGrammar
+from emu3.mllm.layout import GridGrammar
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.training import ranks
 from rl.config import Config, RolloutConfig
@@ -49,13 +49,14 @@ class Rollout:
 
     tokens: everything after the prompt: thinking ids if any, `boi`, ..., `eos`. logprobs: float32, one per token,
     under the legal tokens at the sampling temperature, 0 where the grammar left no choice. codes: uint16 (H, W).
-    reasoning: the thinking text, None without thinking.
+    reasoning: the thinking text, None without thinking. cut: whether it ended at `rollout.think_tokens`.
     """
 
     tokens: list[int]
     logprobs: np.ndarray
     codes: np.ndarray
     reasoning: str | None
+    cut: bool = False
 
 
 class RolloutEngine(Protocol):
@@ -162,6 +163,7 @@ def rollouts_of(group: Sequence[Completion], tokenizer: TextTokenizer) -> list[R
             logprobs=sample.logprobs,
             codes=sample.codes,
             reasoning=None if sample.reasoning is None else tokenizer.decode(sample.reasoning),
+            cut=sample.cut,
         )
         for sample in group
     ]

@@ -31,8 +31,7 @@ import torch
 
 from emu3.errors import UserError
 from emu3.mllm.generate import Request
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
+from emu3.mllm.layout import GridGrammar, TokenLayout
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.mllm.vllm.llm_engine import VllmSettings
 from emu3.mllm.vllm.sampler import VllmSampler

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from transformers import Emu3ForCausalLM
 
 from emu3.mllm.language_model import load_language_model
-from emu3.training.lora import ADAPTER, adapters, add_lora, merged
-from emu3.training.state import load_optimizer, optimizer_writer
+from emu3.training.state import ADAPTER, adapters, add_lora, load_optimizer, merged, optimizer_writer
 from rl.config import Config, OptimizerConfig
 from rl.logprobs import Batch, token_logprobs
 from rl.shared_prefix import ATTENTION

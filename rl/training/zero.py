@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from transformers import Emu3ForCausalLM
 
 from emu3.training import ranks
-from emu3.training.lora import adapters, merged
-from emu3.training.state import gathered, load_sharded, sharded_writer, start_communication
+from emu3.training.state import adapters, gathered, load_sharded, merged, sharded_writer, start_communication
 from rl.config import Config
 from rl.logprobs import Batch
 from rl.training.policy import ScoreBatch, TokenLogprobs, adamw

@@ -22,8 +22,8 @@ import math
 from dataclasses import dataclass
 
 from emu3.mllm.vllm.llm_engine import CPU_BLOCK
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.codec import BATCH_PIXELS
-from emu3.tokenizer.config import StillVQConfig
 from emu3.training.activations import ModelSizes, Parts, Pass, Scored
 from emu3.training.memory import Memory, Zero, gathered, held, training, weight_bytes, with_reserve
 from rl.config import Config

@@ -44,6 +44,11 @@ def _judge(line: Line, name: str) -> float | None:
     return value
 
 
+def _cut_share(line: Line) -> float | None:
+    cut = line.get("cut_chains")
+    return None if cut is None else float(cut) / float(line["rollouts"])
+
+
 REWARD = StepMetric("Reward", "score, mean over the rollouts with one", lambda line: line["reward"], bounds=SCORES)
 LEARNING = (
     StepMetric("KL to the start", "nats per token", lambda line: line["kl"]),
@@ -51,6 +56,7 @@ LEARNING = (
     StepMetric("Groups of equal scores", "share", lambda line: line["constant_share"]),
     StepMetric("Gradient norm", "without unit, before clipping", lambda line: line["grad_norm"]),
     StepMetric("Completion length", "tokens", lambda line: line["answer_tokens"]),
+    StepMetric("Chains of thought cut at think_tokens", "share", _cut_share),
     StepMetric("Sampler against trainer", "mean distance in nats", lambda line: line["logprob_gap"]),
     StepMetric("Sampler's new weights", "distance on a probe, nats", lambda line: line.get("probe_gap")),
     StepMetric("Tokens outside the clip", "share", lambda line: line["clip_share"]),

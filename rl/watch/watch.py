@@ -15,7 +15,7 @@ from __future__ import annotations
 import textwrap
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,6 +31,7 @@ from emu3.report.console import Table, duration, seconds, short, shown, step_of
 from emu3.report.metrics_file import NAME, MetricsFile, Spared, Tracker, lines_before
 from emu3.report.run_page import REPORT
 from rl.config import Config
+from rl.reward.counters import failures_with_a_task
 from rl.reward.scores import Outcome, Score, Unparsable
 from rl.scoring import Episode
 from rl.watch.report import step_seconds, tokens_per_second, write_report
@@ -52,11 +53,13 @@ _PAPER, _INK, _SOFT = "#ffffff", "#1b1d21", "#5c636e"
 
 @dataclass(frozen=True)
 class JudgedRollout:
-    """One rollout for the log: kind of edit, number of tokens, what the judge said."""
+    """One rollout for the log: kind of edit, number of tokens, what the judge said, and whether its chain of thought
+    was cut, None without one."""
 
     task: str | None
     tokens: int
     outcome: Outcome
+    cut: bool | None = None
 
 
 def reward_metrics(judged: Sequence[JudgedRollout]) -> dict[str, Any]:
@@ -69,6 +72,8 @@ def reward_metrics(judged: Sequence[JudgedRollout]) -> dict[str, Any]:
             by_task[item.task or "none"].append(item.outcome.value)
             for name, value in item.outcome.parts.items():
                 parts[name].append(value)
+    tasks = Counter(item.task or "none" for item in judged)
+    failures = Counter(item.task or "none" for item in judged if not isinstance(item.outcome, Score))
     unparsable = sum(isinstance(item.outcome, Unparsable) for item in judged)
     return {
         "reward": _mean([score.value for score in scores]),
@@ -76,10 +81,13 @@ def reward_metrics(judged: Sequence[JudgedRollout]) -> dict[str, Any]:
         "parts": {name: _mean(values) for name, values in parts.items()},
         "rollouts": len(judged),
         "failed": len(judged) - len(scores),
+        "failed_by_task": dict(sorted(failures.items())),
+        "rollouts_by_task": dict(sorted(tasks.items())),
         "unparsable": unparsable,
         "unavailable": len(judged) - len(scores) - unparsable,
         "answer_tokens": _mean([item.tokens for item in judged]),
         "sampled_tokens": sum(item.tokens for item in judged),
+        "cut_chains": None if all(item.cut is None for item in judged) else sum(item.cut is True for item in judged),
     }
 
 
@@ -114,6 +122,7 @@ class Watch:
         self._spared = Spared()
         self._tracker = start_tracker(config, run)
         self._table = Table()
+        self._warned = False
         self._report = threading.Thread()
         self._next_report = 0.0
         self._advised = False
@@ -128,6 +137,9 @@ class Watch:
         left = None if each is None else each * (self._config.steps - step - 1)
         with self._spared.output("line of the table"):
             print(self._table.lines(cells(metrics, self._config.steps, left)), flush=True)
+        if metrics["failed"] and not self._warned and (what := failing_task(self._file.lines)) is not None:
+            self._warned = True
+            print(f"warning: failures go with the task: {what}; the policy is trained on the others", flush=True)
         grid = None
         if watch.images_every and step % watch.images_every == 0:
             with self._spared.output("grid of images"):
@@ -180,6 +192,16 @@ class Watch:
             "; rollout.ahead=1 hides more, at the price of a policy that is one update old" if waited > sampled else ""
         )
         return f"note: {waited:.0f} of {whole:.0f} s a step are spent waiting for the judge: {waves}{longer}"
+
+
+def failing_task(lines: Sequence[Mapping[str, Any]]) -> str | None:
+    """`failures_with_a_task` over the rollouts of all steps so far; lines of older versions have no tasks."""
+    counts: dict[str, tuple[int, int]] = {}
+    for line in lines:
+        for task, rollouts in line.get("rollouts_by_task", {}).items():
+            failed, total = counts.get(task, (0, 0))
+            counts[task] = failed + line["failed_by_task"].get(task, 0), total + rollouts
+    return failures_with_a_task(counts)
 
 
 def start_tracker(config: Config, run: Path) -> Tracker | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
 class FakeJudge:
     """OpenAI-compatible; `answers[instruction]` is its answer to an SC question, HTTP 400 where it is None.
-    refuse: what every question is refused with."""
+    refuse: what every question is refused with. count_tokens: the usage that it reports, of a request's body."""
 
     def __init__(self) -> None:
         self.answers: dict[str, str | None] = {}
@@ -18,6 +19,7 @@ class FakeJudge:
         self.refuse: str | None = None
         self.finish_reason = "stop"
         self.served: str | None = None
+        self.count_tokens: Callable[[Any], Any] | None = None
         self.bodies: list[Any] = []
         self.questions = 0
         judge = self
@@ -39,7 +41,10 @@ class FakeJudge:
                     self._send(400, {"error": {"message": judge.refuse or "not today"}})
                 else:
                     choice = {"message": {"content": answer}, "finish_reason": judge.finish_reason}
-                    self._send(200, {"choices": [choice], **({"model": judge.served} if judge.served else {})})
+                    more = {"model": judge.served} if judge.served else {}
+                    if judge.count_tokens is not None:
+                        more["usage"] = judge.count_tokens(body)
+                    self._send(200, {"choices": [choice], **more})
 
             def _send(self, status: int, value: Any) -> None:
                 data = json.dumps(value).encode()

@@ -15,7 +15,7 @@ import pytest
 from baselines import agreement
 from baselines.agreement import RatingColumns
 from baselines.results.records import ScoredSample, write_records
-from baselines.tables.statistics import correlations
+from baselines.tables.correlations import correlations
 from emu3.errors import UserError
 
 Make = Callable[..., ScoredSample]

@@ -65,6 +65,35 @@ def test_batch_eval(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert benchmark.id == "omni_edit_id"
 
 
+def test_without_variables_the_published_models_are_run(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the published calls, which set nothing, and the text tokenizer that SFT checkpoints lack."""
+    [quick] = run(calls, "scripts/batch_eval.sh")
+    seen = options(quick, monkeypatch)
+    assert (seen["data"], seen["split"], seen["limit"]) == ("TIGER-Lab/OmniEdit-Filtered-1.2M", "dev", 700)
+    earl = "mair-lab/earl-sft-simple.rl-simple-n-complex-scaled"
+    assert [getattr(seen["options"], name) for name in ("model", "tokenizer")] == [earl, "BAAI/Emu3-Gen"]
+    made = run(calls, "baselines/scripts/our_eval.sh", BENCHMARKS="aurora", USE_REVISION="False", REVISION="v1")[1:]
+    for call, model in zip(made, ("mair-lab/sft-simple.rl-simple-n-complex", earl), strict=True):
+        editor = options(call, monkeypatch)["options"]
+        assert [getattr(editor, name) for name in ("model", "tokenizer")] == [model, "BAAI/Emu3-Gen"]
+    [own] = run(calls, "scripts/batch_eval.sh", MODEL_PATH="org/own", VALPATH="data")[3:]
+    seen = options(own, monkeypatch)
+    assert (seen["split"], getattr(seen["options"], "tokenizer")) == (None, None)  # noqa: B009
+
+
+def test_the_published_modes(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards NEW_TOKENS, which bounds a chain of thought where there may be one, and IMAGE_AREA."""
+    for mode in ("E", "CE", "mixed"):
+        run(calls, "scripts/batch_eval.sh", MODE=mode, NEW_TOKENS="11000", IMAGE_AREA="65636")
+        run(calls, "baselines/scripts/our_eval.sh", MODE=mode, MODEL_PATHS="a", BENCHMARKS="aurora")
+    made = [call.strip("\n").split("\n") for call in calls.read_text().split("end-of-call\n")[:-1]]
+    seen = [options(call, monkeypatch) for call in made]
+    assert [one["image_area"] for one in seen[::2]] == [65636] * 3
+    found = [tuple(getattr(one["options"], name) for name in ("think", "mixed", "think_tokens")) for one in seen]
+    assert found[::2] == [(False, False, None), (True, False, 11000), (False, True, 11000)]
+    assert found[1::2] == [(False, False, None), (True, False, None), (False, True, None)]
+
+
 def test_our_eval_runs_every_model_on_every_benchmark(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = run(
         calls, "baselines/scripts/our_eval.sh", MODEL_PATHS="org/a org/b", REVISION="main v1", MODE="E",
@@ -110,10 +139,17 @@ def test_several_gpus_are_used(calls: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "variables", "message"),
     [
-        ("scripts/batch_eval.sh", {"MODEL_PATH": "m", "VALPATH": "v", "MODE": "X"}, "MODE is E or CE, not X"),
+        ("scripts/batch_eval.sh", {"MODEL_PATH": "m", "VALPATH": "v", "MODE": "X"}, "MODE is E, CE or mixed, not X"),
         ("baselines/scripts/our_eval.sh", {"MODEL_PATHS": "a b c", "REVISION": "1 2"}, "3 MODEL_PATHS and 2 REVISION"),
         ("baselines/scripts/baseline_eval.sh", {"BASELINE": "Painter"}, "not Painter"),
-        ("scripts/batch_eval.sh", {}, "MODEL_PATH"),
+        ("scripts/batch_eval.sh", {"SOURCE": "local"}, "SOURCE is local, but there is no TIGER-Lab/OmniEdit"),
+        ("scripts/batch_eval.sh", {"SOURCE": "disk"}, "SOURCE is HF or local, not disk"),
+        (
+            "scripts/batch_eval.sh",
+            {"MODEL_LOCATION": "local"},
+            "MODEL_LOCATION is local, but there is no mair-lab/earl",
+        ),
+        ("baselines/scripts/our_eval.sh", {"REASONING_INPUT": "True"}, "REASONING_INPUT is not offered"),
     ],
 )
 def test_wrong_variables_are_named(calls: Path, script: str, variables: dict[str, str], message: str) -> None:

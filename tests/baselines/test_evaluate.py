@@ -355,19 +355,21 @@ def test_the_command_line_names_columns(
         f"evaluate --editor no-edit --data {make_data()} --original-image-key input --edit-instruction instruction"
     )
     arguments += f" --id-key id --task-key task --output-dir {tmp_path / 'out'} --limit 1 --image-area {AREA}"
+    arguments += " --benchmark-name mine"
     monkeypatch.setattr("sys.argv", arguments.split())
     evaluate.main()
     [row] = read_records(tmp_path / "out" / "predictions.parquet", Prediction)
-    assert (row.id, row.task, row.model, row.editor) == ("sample-0", "counting", "no-edit", "no-edit")
+    assert (row.id, row.task, row.model, row.editor) == ("sample-4", "counting", "no-edit", "no-edit")
+    assert row.benchmark == "mine"
 
 
 def test_the_image_area_is_the_one_of_the_model(tmp_path: Path) -> None:
     """Guards against images of another size than the model was trained at, which only look bad."""
     options = EditorOptions(model=str(tmp_path))
-    assert evaluate._image_area("emu3", options) == 65536
+    assert evaluate.image_area_of("emu3", options) == 65536
     write_facts(tmp_path, CheckpointFacts(image_area=AREA))
-    assert evaluate._image_area("emu3", options) == AREA
-    assert evaluate._image_area("InstructPix2Pix", options) == 65536
+    assert evaluate.image_area_of("emu3", options) == AREA
+    assert evaluate.image_area_of("InstructPix2Pix", options) == 65536
 
 
 def test_the_judge_of_the_best_is_named_by_flags(monkeypatch: pytest.MonkeyPatch) -> None:

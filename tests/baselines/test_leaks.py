@@ -20,7 +20,8 @@ from baselines.benchmarks.spec import Benchmark
 from baselines.leaks import ID, INSTRUCTION, PAIR, same_words
 from emu3.errors import UserError
 from emu3.train_image_editing.image_rows import Columns
-from emu3.train_image_editing.shards import EditRow, ShardWriter
+from emu3.train_image_editing.shard_writer import ShardWriter
+from emu3.train_image_editing.shards import EditRow
 
 FULL = Benchmark("data", source="input", instruction="instruction", target="output", task="task", id="id")
 COLUMNS = Columns(source="before", edited="after", instruction="text")

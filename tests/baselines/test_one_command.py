@@ -36,6 +36,11 @@ ROOT = Path(__file__).parents[2]
 AURORA = ROOT / "../shared/data/aurora-bench-dev.parquet"
 ROWS = 3
 MODELS = ("floor", "emu3", "ip2p", "aurora")
+LIBRARIES = (
+    *("torch", "transformers", "diffusers", "aiohttp", "jinja2", "matplotlib.figure", "pyarrow.parquet"),
+    *("emu3.mllm.editor", "rl.reward.scorer", "baselines.metrics.pixel", "baselines.editors.emu3_editor"),
+    *("baselines.editors.diffusers_editors", "diffusers.pipelines.stable_diffusion"),
+)
 
 KILLED = 128 + signal.SIGKILL
 # Where to be killed, as warm_python has it; _sync is called twice for a file, before and after it gets its name.
@@ -83,9 +88,10 @@ def judge(tmp_path: Path) -> Iterator[Counting]:
 @pytest.fixture
 def python(tmp_path: Path) -> Iterator[str]:
     """The command that runs Python with its libraries loaded."""
-    program, address = Path(__file__).with_name("warm_python.py"), tmp_path / "python"
+    program, address = ROOT / "tests/common/warm_python.py", tmp_path / "python"
     variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    server = subprocess.Popen([sys.executable, program, address], env=os.environ | variables, cwd=ROOT)
+    command = [sys.executable, program, "serve", address, *LIBRARIES]
+    server = subprocess.Popen(command, env=os.environ | variables, cwd=ROOT)
     try:
         while not address.exists():
             assert server.poll() is None, "Python did not start"
@@ -102,7 +108,7 @@ def checkout(tmp_path: Path, python: str) -> Path:
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     shim = tmp_path / ".venv/bin/python"
     shim.parent.mkdir(parents=True)
-    shim.write_text(f'#!/bin/sh\nexec {python} "$@"\n')
+    shim.write_text(f'#!/bin/sh\nPYTHON_OF_TEST=$0 exec {python} "$@"\n')
     shim.chmod(0o755)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/aurora.parquet").symlink_to(AURORA.resolve())

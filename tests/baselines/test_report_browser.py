@@ -252,6 +252,13 @@ def test_tables_are_there_without_javascript(browser: Any, large_page: Path) -> 
     context.close()
 
 
+def test_a_quickstart_that_is_not_finished_has_no_images(tmp_path: Path) -> None:
+    """Guards images of a README of two runs, half of them new."""
+    with pytest.raises(UserError, match="is no finished quickstart"):
+        screenshots.quickstart(tmp_path, tmp_path / "assets")
+    assert not (tmp_path / "assets").exists()
+
+
 def test_the_image_for_the_readme(make_run: Callable[..., Path], tmp_path: Path) -> None:
     """Guards the screenshot: both halves are there, a model that is not is named, and a page with one split, which does
     not show that field, is photographed too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,30 +42,35 @@ def noting_python(checkout: Path) -> Path:
     return checkout / "calls"
 
 
-def test_every_model_meets_every_benchmark(checkout: Path, noting_python: Path) -> None:
-    """Guards the order of the steps, the list with its comments, and options that reach their model only."""
+def words_of(noting_python: Path) -> list[str]:
+    """The one call of Python, and that it was of the command behind the script."""
+    [call] = noting_python.read_text().split("end-of-call\n")[:-1]
+    words = call.strip("\n").split("\n")
+    assert words[:2] == ["-m", "baselines.reproduce"]
+    return words[2:]
+
+
+def test_variables_and_arguments_reach_their_commands(checkout: Path, noting_python: Path) -> None:
+    """Guards lists, what is this script's own among the arguments, and what is evaluation's."""
     done = call(
         checkout,
-        "--limit",
-        "5",
+        *("--limit", "5", "--plan"),
         PROTOCOL="ours",
         MODELS=f"{checkout}/models.txt",
         BENCHMARKS="aurora vismin",
         REFERENCE="floor",
+        USD_PER_MILLION_TOKENS="0.15 0.6",
+        SECONDS_PER_IMAGE="2",
     )
     assert done.returncode == 0, done.stderr
-    calls = [text.strip("\n").split("\n") for text in noting_python.read_text().split("end-of-call\n")[:-1]]
-    modules = [words[1].removeprefix("baselines.") for words in calls]
-    assert modules == ["evaluate", "score"] * 4 + ["table", "paper_tables", "report"]
-    evaluated = [words for words in calls if words[1] == "baselines.evaluate"]
-    assert [(words[words.index("--name") + 1], words[words.index("--benchmark") + 1]) for words in evaluated] == [
-        (model, benchmark) for model in ("floor", "earl") for benchmark in ("aurora", "vismin")
-    ]
-    assert all(("--think" in words) == ("earl" in words) and words[-2:] == ["--limit", "5"] for words in evaluated)
-    score = calls[1]
-    assert score[score.index("--judge-model") + 1] == "gpt-4o-mini-2024-07-18" and "--prompts" not in score
-    runs = [f"{benchmark}/{model}-seed0" for model in ("floor", "earl") for benchmark in ("aurora", "vismin")]
-    assert calls[8][3:7] == [f"{checkout}/results/{run}/scores.parquet" for run in runs]
+    words = words_of(noting_python)
+    assert words[-3:] == ["--", "--limit", "5"] and "--plan" in words[:-3]
+    given = {"--models": f"{checkout}/models.txt", "--reference": "floor", "--seconds-per-image": "2"}
+    given |= {"--judge-model": "gpt-4o-mini-2024-07-18", "--protocol": "ours", "--gpus": "0", "--metrics": "viescore"}
+    assert all(words[words.index(flag) + 1] == value for flag, value in given.items())
+    assert words[words.index("--benchmarks") + 1 :][:3] == ["aurora", "vismin", "--metrics"]
+    assert words[words.index("--usd-per-million-tokens") + 1 :][:2] == ["0.15", "0.6"]
+    assert "--prompts" not in words and "--yes" not in words
 
 
 def test_the_published_protocol_is_the_default_and_needs_its_words(checkout: Path, noting_python: Path) -> None:
@@ -82,15 +88,30 @@ def test_the_published_protocol_is_the_default_and_needs_its_words(checkout: Pat
         **{f"JUDGE_{name}": value for name, value in settings.items()},
     )
     assert done.returncode == 0, done.stderr
-    calls = [text.strip("\n").split("\n") for text in noting_python.read_text().split("end-of-call\n")[:-1]]
-    score = next(words for words in calls if words[1] == "baselines.score")
+    words = words_of(noting_python)
     given = {"--protocol": "published", "--prompts": "VIEScore"}
     given |= {f"--judge-{name.lower().replace('_', '-')}": value for name, value in settings.items()}
-    assert all(score[score.index(flag) + 1] == value for flag, value in given.items())
-    paper = next(words for words in calls if words[1] == "baselines.paper_tables")
-    assert paper[paper.index("--protocol") + 1] == "published"
-    without_judge = call(checkout, MODELS=f"{checkout}/models.txt", BENCHMARKS="aurora", METRICS="l1")
+    assert all(words[words.index(flag) + 1] == value for flag, value in given.items())
+    noting_python.unlink()
+    without_judge = call(checkout, MODELS=f"{checkout}/models.txt", BENCHMARKS="aurora", METRICS="l1 psnr")
     assert without_judge.returncode == 0, without_judge.stderr
+    words = words_of(noting_python)
+    assert words[words.index("--metrics") + 1 :][:3] == ["l1", "psnr", "--results"]
+
+
+def test_help_is_the_scripts_own(checkout: Path, noting_python: Path) -> None:
+    """Guards the flags and every variable of the script, each with what it is."""
+    done = call(checkout, "--limit", "5", "--help")
+    assert done.returncode == 0 and not noting_python.exists()
+    script = (checkout / "scripts/reproduce_tables.sh").read_text()
+    variables = re.findall(r"^([A-Z_]+)=\$\{", script, re.MULTILINE)
+    assert len(variables) > 15 and "#!" not in done.stdout
+    lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert all(len(lines[name]) > 2 for name in [*variables, "--plan", "--yes", "--help"])
+    assert " ".join(lines["JUDGE_IMAGE_FORMAT"]) == "JUDGE_IMAGE_FORMAT png or jpeg; empty here and below: " + (
+        "what the protocol has"
+    )
+    assert "[published]" in lines["PROTOCOL"]
 
 
 def test_the_models_of_the_paper_are_known_by_their_rows() -> None:

@@ -139,7 +139,7 @@ def test_a_dead_judge_is_one_clear_line(
 
 
 def test_missing_images_and_predictions_are_named(predicted: Path, judge: FakeJudge, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere/predictions.parquet does not exist|nowhere does not exist"):
+    with pytest.raises(UserError, match=r"nowhere does not exist: baselines.evaluate writes it when all images are"):
         score.run(tmp_path / "nowhere", judge=JudgeConfig(judge.url))
     (predicted / "3-edited.png").unlink()
     with pytest.raises(UserError, match=r"edited.png does not exist"):
@@ -168,12 +168,12 @@ def test_statistics_have_the_published_names(predicted: Path, judge: FakeJudge) 
     scored(predicted, judge)
     stats = json.loads((predicted / "m_viescore_stats.json").read_text())
     names = ["VIE_SC", "VIE_PQ", "VIE_ALL", "EDIT_SUCCESS", "OVEREDIT", "LOOKS_NATURAL", "NO_ARTIFACT"]
-    assert list(stats["mean"]) == list(stats["std"]) == names
+    assert [name for name in stats if isinstance(stats[name], dict) and set(stats[name]) == {"mean", "std"}] == names
     assert (stats["n"], stats["failed"]) == (4, 1)
-    assert stats["mean"]["VIE_SC"] == 5.0 and stats["mean"]["OVEREDIT"] == 9.0
-    assert stats["std"]["EDIT_SUCCESS"] == pytest.approx(math.sqrt(5))
-    assert stats["mean"]["VIE_ALL"] == pytest.approx(sum(math.sqrt(2 * row * 9) for row in range(1, 5)) / 4)
-    assert stats["per_source"]["north"]["n"] == 1 and stats["per_source"]["south"]["mean"]["VIE_SC"] == 6.0
+    assert stats["VIE_SC"]["mean"] == 5.0 and stats["OVEREDIT"]["mean"] == 9.0
+    assert stats["EDIT_SUCCESS"]["std"] == pytest.approx(math.sqrt(5))
+    assert stats["VIE_ALL"]["mean"] == pytest.approx(sum(math.sqrt(2 * row * 9) for row in range(1, 5)) / 4)
+    assert stats["per_source"]["north"]["n"] == 1 and stats["per_source"]["south"]["VIE_SC"]["mean"] == 6.0
     assert set(stats["per_task_type"]) == {"colour", "counting"}
 
 
@@ -231,10 +231,12 @@ def test_metrics_stand_beside_the_judge_in_any_order(predicted: Path, judge: Fak
 def test_a_metric_is_measured_again_only_for_a_reason(predicted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against work done twice, holes that stay, and two versions under one name."""
     whole = read_records(predicted / "predictions.parquet", Prediction)[:4]
-    write_records(predicted / "predictions.parquet", whole, {})
+    write_records(predicted / "predictions.parquet", whole, {"editor": "emu3", "seed": 5})
     for _ in range(2):
         score.run(predicted, metrics=["redness"])
     assert Redness.calls == 1
+    about = read_settings(predicted / "scores.parquet")["evaluation"]
+    assert about == {"editor": "emu3", "seed": 5}, "the editor is known without a judge, too"
     monkeypatch.setattr(Redness, "version", "two")
     with pytest.raises(UserError, match="metric redness"):
         score.run(predicted, metrics=["redness"])
@@ -363,6 +365,16 @@ def test_a_judge_that_refuses_everything_ends_the_command(predicted: Path, judge
     assert "--judge-omit" in str(caught.value)
     assert not (predicted / "scores.parquet").exists()
     assert judge.questions <= 200
+
+
+def test_a_judge_that_never_gives_a_score_ends_the_command(predicted: Path, judge: FakeJudge) -> None:
+    """Guards: a benchmark without one score, exit code 0, and a pipeline that goes on to its tables."""
+    judge.answers = {f"change number {row}": "I would rather talk about the weather." for row in range(5)}
+    with pytest.raises(UserError, match="no sample of 5 has a score: unparsable: I would rather"):
+        scored(predicted, judge)
+    assert [row.value for row in read_records(predicted / "scores.parquet", ScoredSample)] == [None] * 5
+    judge.answers = {}
+    assert [row.value for row in scored(predicted, judge)] == [9.0] * 5
 
 
 def test_the_servers_reason_stands_in_the_file(predicted: Path, judge: FakeJudge) -> None:

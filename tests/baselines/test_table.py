@@ -125,7 +125,7 @@ def test_files_hold_the_same_numbers(make_score: Make, tmp_path: Path) -> None:
         ("rl", "complex", 1, 3.0, 0),
     ]
     assert summary[0]["ci95"] == list(rows[0].ci95 or ()) and summary[2]["ci95"] is None
-    assert summary[1]["difference"] == {"to": "sft", "n": 5, "mean": 1.0, "ci95": None}
+    assert summary[1]["difference"] == {"to": "sft", "n": 5, "mean": 1.0, "ci95": None, "nested": None, "runs": {}}
 
     with (tmp_path / "out" / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -135,7 +135,7 @@ def test_files_hold_the_same_numbers(make_score: Make, tmp_path: Path) -> None:
     text = (tmp_path / "out" / "table.md").read_text()
     low, high = rows[0].ci95 or (0.0, 0.0)
     assert f"| `sft` | 2.00 [{low:.2f}, {high:.2f}] | 5 | 1 | 3.00 | 1 | 0 |" in text
-    assert "| `rl` | +1.00 | +0.00 |" in text
+    assert "| `rl` | +1.00 | 5 | +0.00 | 1 |" in text
     assert "**Score from 0 to 10, by task**" in text
 
 

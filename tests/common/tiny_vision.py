@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 
 

@@ -27,7 +27,7 @@ def test_the_menu_has_every_page_once() -> None:
     """A page that nobody can come to, and a menu that leads nowhere."""
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = in_menu(yaml.safe_load(text)["nav"])
-    assert sorted(pages) == sorted({*(path.name for path in ROOT.glob("docs/*.md")), *PAGES})
+    assert sorted(pages) == sorted([*(path.name for path in ROOT.glob("docs/*.md")), *PAGES])
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -69,7 +69,7 @@ def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_facts(tmp_path, facts)
     assert read_facts(tmp_path) == facts
     assert json.loads((tmp_path / FACTS_FILE).read_text())["version"] == 1
-    assert {"earl", "torch"} <= facts.versions.keys()
+    assert {"earl-image-editing", "torch"} <= facts.versions.keys()
 
 
 def test_a_run_that_is_moved_as_a_whole_still_finds_its_vision_tokenizer(tree: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_checkpoints_of_others_need_what_they_needed(tiny_model_folder: Path, ti
 def test_a_file_of_another_form_is_one_line(tree: Path, change: dict[str, object]) -> None:
     path = tree / "sft/final" / FACTS_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(UserError, match=r"earl\.json is not what this program wrote") as error:
+    with pytest.raises(UserError, match=r"earl\.json is not what this command writes") as error:
         read_facts(tree / "sft/final")
     assert "\n" not in str(error.value)
 
@@ -151,7 +151,7 @@ def test_a_file_of_another_form_is_one_line(tree: Path, change: dict[str, object
 @pytest.mark.parametrize("content", ["[]", "3", "{}", "null"])
 def test_a_file_that_is_no_object_is_one_line(tree: Path, content: str) -> None:
     (tree / "sft/final" / FACTS_FILE).write_text(content)
-    with pytest.raises(UserError, match=r"earl\.json is not what this program wrote"):
+    with pytest.raises(UserError, match=r"earl\.json is not what this command writes"):
         read_facts(tree / "sft/final")
 
 
@@ -159,7 +159,7 @@ def test_a_later_version_is_refused(tree: Path) -> None:
     """A field that this program does not know may change what the others mean."""
     path = tree / "sft/final" / FACTS_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
-    with pytest.raises(UserError, match="has version 2, this program reads versions up to 1: update it"):
+    with pytest.raises(UserError, match="has format 2, this version of the project reads up to 1: update it"):
         read_facts(tree / "sft/final")
 
 

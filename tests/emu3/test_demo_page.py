@@ -234,7 +234,7 @@ def test_a_public_address_is_asked_for_by_its_flag_alone(monkeypatch: pytest.Mon
     """Guards gradio's function, which is not documented, and a network that has none to give."""
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(networking, "setup_tunnel", lambda *given: asked.append(given) or "https://x.example")
-    assert share(7860) == "https://x.example"
+    assert share("0.0.0.0", 7860) == "https://x.example"
     [(host, port, token, server, certificate)] = asked
     assert (host, port, server, certificate) == ("127.0.0.1", 7860, None, None) and len(token) > 30
     assert list(inspect.signature(REAL_TUNNEL).parameters)[:3] == ["local_host", "local_port", "share_token"]
@@ -244,7 +244,7 @@ def test_a_public_address_is_asked_for_by_its_flag_alone(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(networking, "setup_tunnel", nobody)
     with pytest.raises(UserError, match=r"no public address .Could not get share link.: leave --share out"):
-        share(7860)
+        share("127.0.0.1", 7860)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_progress_counts_tokens(editor: Editor, photo: str, think: bool) -> None
     seen: list[tuple[int, int]] = []
     edit_image(editor, photo, "a", replace(SETTINGS, think=think), lambda done, most: seen.append((done, most)))
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
-    assert {most for _, most in seen} == {6 + 512 * think}
+    assert {most for _, most in seen} == {6 + 3000 * think}
     assert len(seen) == 6 if not think else 6 < len(seen) <= 518
 
 
@@ -132,5 +132,7 @@ def test_a_chain_of_thought_comes_with_its_boxes() -> None:
     assert image.size == (480, 320) and np.asarray(image)[160, 320:480].any(axis=-1).all()
     assert [piece for piece, colour in pieces if colour] == ["[32, 16, 48, 32]"]
     assert result.thought(0) is None
+    cut = Comparison(source, [EditedImage(source, "So far", cut=True)]).thought(0)
+    assert cut is not None and "".join(piece for piece, _ in cut[1]) == "So far [cut: no more tokens]"
     nowhere = result.thought(2)
     assert nowhere is not None and not np.asarray(nowhere[0]).any()

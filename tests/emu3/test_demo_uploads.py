@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-import pytest
+from installed import skip_without
 from PIL import Image
 
-pytest.importorskip("gradio")
+skip_without("gradio")
 
 MARK = {"_type": "gradio.FileData"}
 

@@ -7,15 +7,18 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_edit_cli import folders, run  # noqa: F401  # the tiny model's flags
 
+from emu3 import edit_turns
 from emu3.edit_turns import take_turns
 from emu3.errors import UserError
 from emu3.mllm.editor import EditedImage
+from emu3.tokenizer.images import fit_image
 
 
 @pytest.fixture
@@ -197,6 +200,25 @@ def _end(lines: object) -> str:
     if getattr(lines, "__length_hint__")() == 0:  # noqa: B009
         raise EOFError
     return ""
+
+
+def test_a_turn_edits_the_image_as_it_is(monkeypatch: pytest.MonkeyPatch, photos: Path, tmp_path: Path) -> None:
+    """Guards many turns: each scaled the last result to the area again, and cropped what no longer was whole cells."""
+    fitted = []
+
+    class Looking:
+        image_area, codec = 576, SimpleNamespace(factor=8)
+
+        def edit(self, image: Image.Image, instruction: str, *, image_area: int, **_: object) -> list[EditedImage]:
+            fitted.append(fit_image(image, image_area, 8).tobytes() == image.tobytes())
+            return [EditedImage(image, None)]
+
+    monkeypatch.setattr(edit_turns, "load_editor", lambda _: Looking())
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    lines = iter(["once", "twice"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or _end(lines))
+    run(monkeypatch, "--model", "m", photos / "b.webp", "-o", tmp_path / "out.png")
+    assert fitted == [True, True]
 
 
 def test_turns_at_a_terminal(photos: Path, folders: list[str], tmp_path: Path) -> None:  # noqa: F811

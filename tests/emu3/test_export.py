@@ -23,7 +23,7 @@ from emu3.errors import UserError
 from emu3.export import export
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 
 CODES = 16
@@ -199,6 +199,26 @@ def test_bad_input_writes_nothing(run: Path, tmp_path: Path, change: dict[str, o
     with pytest.raises(UserError, match=told):
         export(str(run / "rl/final"), tmp_path / "earl", **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_was_ended_goes_on(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two folders, or before the card, the same command was refused: the first one existed."""
+
+    def ended(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    options = {"name": "org/earl", "vision": str(run / "vision")}
+    for place in ("emu3.mllm.language_model.save_checkpoint", "emu3.model_card.model_card"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(place, ended)
+            export(str(run / "rl/final"), tmp_path / "earl", **options)  # type: ignore[arg-type]
+        assert [path.name for path in tmp_path.iterdir()] == ["earl-vision"]
+    export(str(run / "rl/final"), tmp_path / "earl", **options)  # type: ignore[arg-type]
+    export(str(run / "rl/final"), tmp_path / "other", **options)  # type: ignore[arg-type]
+    for name in ("", "-vision"):
+        folders = [tmp_path / f"{stem}{name}" for stem in ("earl", "other")]
+        files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+        assert files[0] == files[1] and "README.md" in files[0]
 
 
 def test_an_existing_folder_is_left_alone(run: Path, tmp_path: Path) -> None:

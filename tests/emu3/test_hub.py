@@ -11,7 +11,7 @@ from hub_cache import COMMIT, cached
 from huggingface_hub import constants
 
 from emu3.errors import UserError
-from emu3.hub import local_folder
+from emu3.hub import bytes_to_fetch, local_folder
 
 FILES = {
     "config.json": b"{}",
@@ -59,6 +59,27 @@ def test_only_files_without_code_are_fetched(hub: FakeHub, name: str) -> None:
     harmless = {"config.json", "model.safetensors", "emu3.tiktoken", "emu3_vision_tokens.txt"}
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {n: FILES[n] for n in harmless}
     assert set(hub.fetched) == harmless
+
+
+def test_what_a_fetch_would_bring_is_known_before(hub: FakeHub, tmp_path: Path) -> None:
+    """Guards a plan: bytes of the safe files alone, nothing for what is there, and nothing is fetched."""
+    safe = sum(len(FILES[name]) for name in ("config.json", "model.safetensors", "emu3.tiktoken"))
+    assert bytes_to_fetch("org/open") == safe + len(FILES["emu3_vision_tokens.txt"])
+    assert bytes_to_fetch("org/open", ["*.json"]) == len(FILES["config.json"])
+    assert hub.fetched == []
+    local_folder("org/open", ["*.json"])
+    assert bytes_to_fetch("org/open", ["*.json"]) == 0 == bytes_to_fetch(tmp_path)
+    with pytest.raises(UserError, match="folder org/none does not exist, and as a Hub id"):
+        bytes_to_fetch("org/none")
+
+
+def test_offline_nothing_would_be_fetched(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a plan without a network: what the cache has whole is there, what it lacks is missing."""
+    local_folder("org/open", ["*.json"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert bytes_to_fetch("org/open", ["*.json"]) == 0
+    with pytest.raises(UserError, match=r"org/open does not exist, .* offline \(HF_HUB_OFFLINE is set\)"):
+        bytes_to_fetch("org/open")
 
 
 def test_a_caller_cannot_ask_for_code(hub: FakeHub) -> None:

@@ -33,15 +33,14 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily  # noqa: E402
 from transformers import Emu3ForCausalLM, Emu3TextConfig  # noqa: E402
 
 from emu3.errors import leave  # noqa: E402
-from emu3.mllm.grammar import GridGrammar  # noqa: E402
+from emu3.mllm.head import choose  # noqa: E402
 from emu3.mllm.lanes import Lanes  # noqa: E402
-from emu3.mllm.layout import TokenLayout  # noqa: E402
-from emu3.mllm.sampling import choose  # noqa: E402
-from emu3.tokenizer.config import StillVQConfig  # noqa: E402
+from emu3.mllm.layout import GridGrammar, TokenLayout  # noqa: E402
+from emu3.tokenizer.blocks import StillVQConfig  # noqa: E402
 from emu3.tokenizer.model import StillVQ  # noqa: E402
 from emu3.train_image_editing.objective import TargetLosses, weighted_sum  # noqa: E402
 from emu3.training.activations import ModelSizes, Pass, Scored  # noqa: E402
-from emu3.training.lora import add_lora  # noqa: E402
+from emu3.training.state import add_lora  # noqa: E402
 from rl.config import Config  # noqa: E402
 from rl.logprobs import Batch, pack  # noqa: E402
 from rl.losses import OBJECTIVES, Tokens, Totals  # noqa: E402

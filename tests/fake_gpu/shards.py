@@ -25,9 +25,8 @@ from accelerate import Accelerator  # noqa: E402
 from peak import Peak  # noqa: E402
 from sizes_of_emu3 import settings  # noqa: E402
 
-from emu3.mllm.grammar import GridGrammar  # noqa: E402
 from emu3.mllm.language_model import new_language_model  # noqa: E402
-from emu3.mllm.layout import TokenLayout  # noqa: E402
+from emu3.mllm.layout import GridGrammar, TokenLayout  # noqa: E402
 from emu3.training.activations import ModelSizes  # noqa: E402
 from emu3.training.memory import Zero, held  # noqa: E402
 from rl.logprobs import pack  # noqa: E402

@@ -14,7 +14,7 @@ from mutations import ANY_JSON, broken_json, damaged, with_another_value
 
 from emu3.checkpoint_facts import FACTS_FILE, VERSION, CheckpointFacts, Origin, read_facts, setup_of
 from emu3.errors import UserError
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from rl.config import Config
 from rl.config_file import build_config, load_config

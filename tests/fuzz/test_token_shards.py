@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from mutations import broken_json, damaged, with_another_value
 
 from emu3.errors import UserError
-from emu3.train_image_editing.shards import EditRow, ShardWriter, read_rows
+from emu3.train_image_editing.shard_writer import ShardWriter
+from emu3.train_image_editing.shards import EditRow, read_rows
 
 SETTINGS = {"vision_sha256": "0" * 64, "image_area": 384, "factor": 8, "data": {"name": "pairs"}}
 SHARD, MANIFEST = "shard-00000-of-00001.parquet", "manifest.json"

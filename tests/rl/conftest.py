@@ -15,11 +15,12 @@ from tiny_run import StubScorer, config_of
 
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.codec import ImageCodec
-from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
-from emu3.train_image_editing.shards import EditRow, ShardWriter
+from emu3.train_image_editing.shard_writer import ShardWriter
+from emu3.train_image_editing.shards import EditRow
 from rl.config import Config
 from rl.train import train
 

@@ -1,7 +1,7 @@
 """Parts of torch and DeepSpeed that are private or that only a GPU or several ranks call, against the installed ones.
 
-Everything here is used by name in `rl.flash`, `rl.training.zero` and `emu3.training.state`: a version in which it
-is called otherwise has to fail in the tests and not on a node.
+Everything here is used by name in `rl.shared_prefix`, `rl.training.zero` and `emu3.training.state`: a version in which
+it is called otherwise has to fail in the tests and not on a node.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from emu3.training import state
-from rl import flash
-from rl.flash import Stretches
+from rl.shared_prefix import Stretches, flash_backward, flash_forward
 from rl.training import zero
 
 aten = torch.ops.aten
@@ -63,10 +62,10 @@ def test_the_branch_of_gpus_has_the_shapes_that_are_meant(key_heads: int) -> Non
     stretches = Stretches((3, 1, 6), (5, 3, 6), causal=False, device=device)
     query = torch.empty(10, 4, 64, dtype=torch.bfloat16, device=device)
     key, value = (torch.empty(14, key_heads, 64, dtype=torch.bfloat16, device=device) for _ in range(2))
-    out, logsum = flash.forward(query, key, value, stretches, 0.1)
+    out, logsum = flash_forward(query, key, value, stretches, 0.1)
     assert (out.shape, out.dtype) == (query.shape, query.dtype)
     assert (logsum.shape, logsum.dtype) == ((10, 4), torch.float32)
-    gradients = flash.backward(out, query, key, value, out, logsum, stretches, 0.1)
+    gradients = flash_backward(out, query, key, value, out, logsum, stretches, 0.1)
     assert [(x.shape, x.dtype) for x in gradients] == [(x.shape, x.dtype) for x in (query, key, value)]
 
 

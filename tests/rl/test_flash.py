@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl import flash
-from rl.flash import Stretches
+from rl.shared_prefix import Stretches, flash_backward, flash_forward
 
 CPU = torch.device("cpu")
 SIZE, SCALE = 8, 0.3
@@ -52,8 +51,8 @@ def test_equal_to_attention_written_out(shape: str, key_heads: int) -> None:
     expected, expected_logsum = written_out(query, key, value, stretches)
     gradients = torch.autograd.grad(expected, leaves, grad)
     with torch.no_grad():
-        out, logsum = flash.forward(query, key, value, stretches, SCALE)
-        ours = flash.backward(grad, query, key, value, out, logsum, stretches, SCALE)
+        out, logsum = flash_forward(query, key, value, stretches, SCALE)
+        ours = flash_backward(grad, query, key, value, out, logsum, stretches, SCALE)
     torch.testing.assert_close((out, logsum), (expected, expected_logsum), **EXACT)
     torch.testing.assert_close(ours, gradients, **EXACT)
 
@@ -80,8 +79,8 @@ def test_cuda_kernels_get_what_they_take(shape: str, monkeypatch: pytest.MonkeyP
 
         monkeypatch.setattr(torch.ops.aten, name, noted)
     query, key, value, grad = (x.to(meta, torch.bfloat16) for x in inputs(stretches, 4, 2))
-    out, logsum = flash.forward(query, key, value, stretches, SCALE)
-    gradients = flash.backward(grad, query, key, value, out, logsum, stretches, SCALE)
+    out, logsum = flash_forward(query, key, value, stretches, SCALE)
+    gradients = flash_backward(grad, query, key, value, out, logsum, stretches, SCALE)
     assert (out.shape, out.dtype) == (query.shape, torch.bfloat16)
     assert (logsum.shape, logsum.dtype) == (query.shape[:2], torch.float32)
     assert [x.shape for x in gradients] == [x.shape for x in (query, key, value)]

@@ -25,8 +25,8 @@ from baselines.benchmarks.spec import BENCHMARKS, GENERIC
 from emu3.errors import UserError
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.codec import ImageCodec
-from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.train_image_editing import sft
 from emu3.train_image_editing.prepare_data import PrepareArguments, prepare

@@ -10,7 +10,8 @@ import pytest
 from emu3.errors import UserError
 from emu3.mllm.sequence import THINK_PREFILL
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.train_image_editing.shards import EditRow, ShardWriter
+from emu3.train_image_editing.shard_writer import ShardWriter
+from emu3.train_image_editing.shards import EditRow
 from rl.config import DataConfig
 from rl.prompts import Prompts
 

@@ -13,7 +13,7 @@ from transformers.models.emu3.modeling_emu3 import Emu3RMSNorm
 
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import TokenLayout
-from rl import flash
+from rl import shared_prefix
 from rl.shared_prefix import ATTENTION, SharedPrefix, attend, final_states
 
 LAYOUT = TokenLayout(text_ranks=20, codebook_size=8)
@@ -86,8 +86,8 @@ def test_without_a_kernel(monkeypatch: pytest.MonkeyPatch, float64_norms: None) 
     """float32 and float64 on CUDA have none and go with a mask."""
     shared, model = MIXES["all lengths"], new_model().double()
     expected = final_states(model, tokens(shared), shared)
-    monkeypatch.setattr(flash, "available", lambda query: False)
-    monkeypatch.setattr(flash, "forward", None)
+    monkeypatch.setattr(shared_prefix, "flash_available", lambda query: False)
+    monkeypatch.setattr(shared_prefix, "flash_forward", None)
     torch.testing.assert_close(final_states(model, tokens(shared), shared), expected, rtol=1e-10, atol=1e-10)
 
 

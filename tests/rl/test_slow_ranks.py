@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from installed import skip_without
+from warm_ranks import warm_ranks
 
 from rl.config import Config
 
 skip_without("deepspeed")
 
-HERE = Path(__file__).parent
-
 
 def two_ranks(config: Config, what: str) -> subprocess.CompletedProcess[str]:
     path = Path(config.output_dir) / f"{what}.json"
     path.write_text(json.dumps(dataclasses.asdict(config)))
-    command = [sys.executable, "-m", "emu3.launch", "--ranks", "2", "slow_ranks", str(path), what]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
-    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    return warm_ranks(2, str(Path(__file__).with_name("slow_ranks.py")), str(path), what)
 
 
 @pytest.fixture

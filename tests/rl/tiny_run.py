@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from warm_ranks import warm_ranks
 
 from rl.config import Config
 from rl.config_file import build_config
@@ -76,14 +74,7 @@ def run_ranks(ranks: int, configs: Sequence[Config]) -> list[list[dict[str, Any]
     paths = [folder.with_suffix(f".{index}.json") for index, folder in enumerate(folders)]
     for path, config in zip(paths, configs, strict=True):
         path.write_text(json.dumps(dataclasses.asdict(config)))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    done = subprocess.run(
-        [sys.executable, *command, str(Path(__file__).with_name("stub_run.py")), *map(str, paths)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = warm_ranks(ranks, str(Path(__file__).with_name("stub_run.py")), *map(str, paths))
     assert done.returncode == 0, done.stderr[-2000:]
     return [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
 

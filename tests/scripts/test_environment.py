@@ -63,7 +63,8 @@ class Checkout:
             return False
         assert (
             asked.read_text().splitlines()[-1]
-            == f"install --quiet --editable {self._folder}{f'[{extra}]' * bool(extra)}"
+            == f"install --quiet --constraint {self._folder}/requirements.txt --editable "
+            f"{self._folder}{f'[{extra}]' * bool(extra)}"
         )
         return True
 
@@ -104,6 +105,6 @@ def test_vllm_and_this_project_want_packages_that_there_are() -> None:
         requirement = Requirement(text)
         if requirement.name == "fastapi":
             assert requirement.specifier.contains(version("fastapi"))
-    needed = [Requirement(text) for text in requires("earl") or []]
+    needed = [Requirement(text) for text in requires("earl-image-editing") or []]
     [ours] = [requirement for requirement in needed if requirement.name == "fastapi"]
     assert ours.specifier.contains(version("fastapi"))

@@ -13,7 +13,7 @@ from emu3.errors import UserError
 from emu3.files import sha256_of
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from shapes.new_model import build
 

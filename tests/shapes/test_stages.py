@@ -64,6 +64,16 @@ def test_a_stage_that_was_renamed_is_not_run_again(tmp_path: Path) -> None:
     assert not (tmp_path / "log.txt").exists()
 
 
+def test_a_folder_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    """Guards stages that are taken for done though they made something else."""
+    Stages(tmp_path, cores=1).run("first", note(tmp_path / "log.txt", "one"))
+    done = read_json(tmp_path / "stages.json")
+    assert done.keys() == {"version", "first"} and list(Stages(tmp_path, cores=1).done) == ["first"]
+    write_json(tmp_path / "stages.json", done | {"version": done["version"] + 1})
+    with pytest.raises(UserError, match=r"stages\.json has format 3, this version of the project reads up to 2"):
+        Stages(tmp_path, cores=1)
+
+
 def test_a_failure_names_the_stage_and_shows_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The reason is in the log of a child; without its end on the screen a person sees only a number."""
     stages = Stages(tmp_path, cores=1)

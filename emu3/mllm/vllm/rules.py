@@ -3,7 +3,7 @@
 The completion is in a state, a whole number, and the table says for each state which ids are legal: a half-open range,
 and one id besides. With thinking the first states are the tokens of thought so far, legal are the text ids and `boi`,
 and in the last of them the budget is spent and `boi` is forced (`emu3.mllm.generate`). The others are the offsets of
-the grid grammar (`emu3.mllm.grammar`). Finding a row takes an addition, whatever the size of the vocabulary.
+the grid grammar (`emu3.mllm.layout`). Finding a row takes an addition, whatever the size of the vocabulary.
 
 The functions on tensors below find the state of each row of a batch, and forbid what is not legal in it. Axes: R rows,
 W tokens of a window on what was drawn, V vocabulary.
@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
+from emu3.mllm.layout import GridGrammar, TokenLayout
 
 Legal = tuple[int, int, int]
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
-from emu3.mllm.generate import THINK_TOKENS, Completion, Request, check_settings
+from emu3.mllm.generate import Completion, Request, check_settings, think_budget
+from emu3.mllm.layout import THINK_TOKENS
 from emu3.mllm.vllm.llm_engine import VllmSettings, start_engine
 from emu3.mllm.vllm.rules import CompletionRule
 
@@ -91,10 +92,12 @@ class VllmSampler:
         The settings and the errors are those of `emu3.mllm.generate.generate`, but for `top_k`: log-probabilities are
         those after the cut. The caller checks that the completions fit the model (`check_fits`).
         """
-        check_settings(temperature, top_k)
+        check_settings(temperature, top_k, think_tokens)
         if self._asleep:
             raise RuntimeError("the engine sleeps: it has no weights until the next load")
-        rules = [CompletionRule(request.grammar, think_tokens if request.think else None) for request in requests]
+        positions = self._config.max_position_embeddings
+        budgets = [think_budget(positions, request, think_tokens) if request.think else None for request in requests]
+        rules = [CompletionRule(r.grammar, budget) for r, budget in zip(requests, budgets, strict=True)]
         places: dict[str, tuple[int, int]] = {}
         running: dict[str, str] = {}
         try:
@@ -204,6 +207,7 @@ def _sample(rule: CompletionRule, drawn: list[int], logprobs: list[float]) -> Co
         logprobs=np.array([*[0.0] * len(opening), *logprobs, 0.0, 0.0], dtype=np.float32),
         codes=np.array(grammar.codes(tokens[boi + 1 :]), dtype=np.uint16),
         reasoning=tokens[:boi] if thinks else None,
+        cut=boi == rule.think_tokens,
     )
 
 

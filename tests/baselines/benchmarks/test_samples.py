@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from fake_hub import FakeHub, commit_of, use
 from noise_images import IMAGE, noise, png
 
 from baselines import evaluate
-from baselines.benchmarks.samples import Samples, columns_of, find_rows, rows_of_files
+from baselines.benchmarks.samples import DEV, HELD_OUT, Samples, columns_of, find_rows, rows_of_files
 from baselines.benchmarks.spec import AURORA, BENCHMARKS, GENERIC, Benchmark, Subset
 from baselines.results.predictions import Prediction
 from baselines.results.records import read_records
@@ -51,11 +53,53 @@ def test_without_columns_a_row_has_its_number_and_the_benchmark(make_data: Calla
     assert (sample.id, sample.task, sample.target) == ("1", "data", None)
 
 
-def test_limit_keeps_the_first_rows(make_data: Callable[..., Path]) -> None:
-    assert [sample.id for sample in Samples(FULL, rows_of_files(FULL, [make_data()]), limit=2)] == [
-        "sample-0",
-        "sample-1",
-    ]
+def ids(files: list[Path], spec: Benchmark = FULL, **chosen: Any) -> list[str]:
+    return [sample.id for sample in Samples(spec, rows_of_files(spec, files), **chosen)]
+
+
+def test_limit_draws_rows_by_a_seed(make_data: Callable[..., Path]) -> None:
+    """Guards against the first rows, which are those of one task or source: a draw holds the smaller ones, in the order
+    of the data, the same in every call."""
+    files = [make_data(rows=30)]
+    whole, large, small = ids(files), ids(files, limit=12), ids(files, limit=5)
+    assert len(large) == 12 and len(small) == 5 and set(small) < set(large) < set(whole)
+    assert [name for name in whole if name in large] == large != whole[:12]
+    assert ids(files, limit=5) == small and ids(files, limit=99) == whole
+
+
+def test_a_run_over_the_first_rows_is_not_taken_for_a_draw(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    """Guards runs of before, whose limit took the first rows; and those that know no parts: these go on."""
+    data, settings = make_data(), tmp_path / "out/settings.json"
+
+    def run() -> None:
+        evaluate.run(editor="no-edit", data=data, output_dir=tmp_path / "out", benchmark=FULL, limit=2, image_area=256)
+
+    run()
+    found = json.loads(settings.read_text())
+    assert (found["limit"], found.pop("part")) == ("2 by seed 42", None)
+    settings.write_text(json.dumps(found))
+    run()
+    settings.write_text(json.dumps(found | {"limit": 2}))
+    with pytest.raises(UserError, match='holds a run with limit=2, this one has limit="2 by seed 42"'):
+        run()
+
+
+def test_the_development_part_shares_no_image_with_the_rest(make_data: Callable[..., Path]) -> None:
+    """Guards settings that were chosen on edits of the images that they are then measured with: by the image as it is
+    stored, or by the data's own name of it."""
+    images = [{"bytes": png(noise(row // 3)), "path": None} for row in range(90)]
+    scenes = [f"scene {row // 6}" for row in range(90)]
+    files = [make_data(rows=90, input=pa.array(images, IMAGE), scene=scenes)]
+    for spec, edits in ((FULL, 3), (replace(FULL, source_id="scene"), 6)):
+        parts = {part: Samples(spec, rows_of_files(spec, files), part=part) for part in (DEV, HELD_OUT)}
+        dev, held_out = ([sample.source_id for sample in samples] for samples in parts.values())
+        assert len(dev) + len(held_out) == 90 and not set(dev) & set(held_out)
+        assert 0 < len(dev) < 45 and set(Counter(dev + held_out).values()) == {edits}
+    assert set(dev) < set(scenes)
+    drawn = ids(files, part=DEV, limit=2)
+    assert len(drawn) == 2 and [name for name in ids(files, part=DEV) if name in drawn] == drawn
+    with pytest.raises(UserError, match="its 1 rows are too few to have a part 'dev'"):
+        ids([make_data(rows=1)], part=DEV)
 
 
 def test_reads_files_in_order(make_data: Callable[..., Path], tmp_path: Path) -> None:
@@ -87,9 +131,8 @@ def test_a_subset_comes_shuffled_with_ids_of_the_whole(make_data: Callable[..., 
         assert (sample.id, sample.instruction) == (str(row), str(row))
         assert sample.source.tobytes() == noise(row).tobytes()
     assert samples.rows_in_files == 12 and samples.rows_with_target() == [0, 1, 2, 3, 4]
-    assert [sample.id for sample in Samples(spec, rows_of_files(spec, files), limit=2)] == [
-        str(row) for row in order[:2]
-    ]
+    drawn = ids(files, spec, limit=2)
+    assert [str(row) for row in order if str(row) in drawn] == drawn and len(drawn) == 2
 
 
 def test_only_rows_with_the_wanted_value_count(make_data: Callable[..., Path]) -> None:
@@ -211,7 +254,6 @@ def test_a_benchmark_comes_from_its_place_on_the_hub(hub: FakeHub) -> None:
 def test_data_by_hub_id(hub: FakeHub) -> None:
     assert names(find_rows(GENERIC, "org/pairs@v1", split="dev").files) == ["dev-0.parquet"]
     assert hub.fetched == ["data/dev-0.parquet"]
-    assert len(find_rows(GENERIC, "org/pairs@v1", split="dev", limit=2)) == 2
     with pytest.raises(UserError, match="org/pairs is on the Hub: name its split"):
         find_rows(GENERIC, "org/pairs")
     with pytest.raises(UserError, match=r"org/none does not exist here, and as a Hub id: .* is not on the Hub"):

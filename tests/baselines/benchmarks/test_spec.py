@@ -114,3 +114,12 @@ def test_a_missing_column_of_a_benchmark_is_named(tmp_path: Path) -> None:
     row = {key: value for key, value in PUBLISHED["emuedit"][0].items() if key != "task"}
     with pytest.raises(UserError, match="no column 'task'; it has image, instruction, idx"):
         Samples(BENCHMARKS["emuedit"], rows_of_files(BENCHMARKS["emuedit"], [write(tmp_path / "emuedit.parquet", row)]))
+
+
+def test_a_benchmark_of_ones_own_has_a_name() -> None:
+    """Guards two datasets that are both called `data`, and one that stands beside published numbers as `omniedit`."""
+    assert GENERIC.called("my edits").name == "my edits"
+    assert BENCHMARKS["omniedit"].called("omniedit") == BENCHMARKS["omniedit"]
+    for name in ("omni edit", "EmuEdit", "GEdit-Bench", "../x", ""):
+        with pytest.raises(UserError, match=r"is a benchmark that is known here|is no name"):
+            GENERIC.called(name)

@@ -81,9 +81,23 @@ def test_our_models_get_whole_batches_and_keep_their_reasoning(ours: Recorder, t
     editor = choose_editor("emu3", EditorOptions(**parts(tmp_path), temperature=0.5, top_k=0, think=True), AREA)
     results = edit(editor, ["invert it"] * 2, seed=3)
     assert [result.reasoning for result in results if isinstance(result, Edited)] == ["thought 0"] * 2
-    sampling = {"temperature": 0.5, "top_k": None, "think": True, "image_area": AREA}
+    sampling = {"temperature": 0.5, "top_k": None, "think": True, "think_tokens": 3000, "image_area": AREA}
     assert ours.calls == [{"images": 2, "n": 1, "seed": 3, **sampling}]
     assert [str(part) for part in ours.parts[:3]] == list(parts(tmp_path).values()) and ours.engine == "local"
+
+
+def test_how_long_a_chain_may_be_is_told(ours: Recorder, tmp_path: Path) -> None:
+    """Guards numbers of short chains that pass for those of long ones, and settings of runs without a chain."""
+    options = EditorOptions(**parts(tmp_path), mixed=True, think_tokens=40)
+    editor = choose_editor("emu3", options, AREA)
+    edit(editor, ["invert it"])
+    assert (ours.calls[0]["think"], ours.calls[0]["think_tokens"]) == ("mixed", 40)
+    assert (editor.settings["mixed"], editor.settings["think_tokens"]) == (True, 40)
+    assert editor.name.endswith(" mixed")
+    assert "think_tokens" not in choose_editor("emu3", EditorOptions(**parts(tmp_path)), AREA).settings
+    for wrong in ({"think_tokens": 5}, {"think": True, "think_tokens": 0}, {"think": True, "mixed": True}):
+        with pytest.raises(UserError, match="--think"):
+            choose_editor("emu3", EditorOptions(**parts(tmp_path), **wrong), AREA)
 
 
 def test_quantization_is_passed_on_and_told(ours: Recorder, tmp_path: Path) -> None:
@@ -177,7 +191,13 @@ def test_the_judge_sees_the_source_at_the_size_of_the_edit() -> None:
         return SimpleNamespace(result=lambda: Score(1, {}))
 
     model: Any = SimpleNamespace(edit=lambda *_, **__: [[EditedImage(one.image, one.reasoning) for one in CANDIDATES]])
-    settings: dict[str, Any] = {"temperature": 1.0, "top_k": None, "think": False, "image_area": AREA}
+    settings: dict[str, Any] = {
+        "temperature": 1.0,
+        "top_k": None,
+        "think": False,
+        "think_tokens": 1,
+        "image_area": AREA,
+    }
     scorer: Any = SimpleNamespace(submit=submit)
     Emu3Editor(model, **settings, best_of=3, scorer=scorer).edit([noise(0, 64, 64)], ["more"], 0)
     assert seen == [(16, 16)] * 3

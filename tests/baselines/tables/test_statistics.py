@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from baselines.tables import statistics
+from baselines.tables.correlations import correlations
 from baselines.tables.statistics import (
     Interval,
+    Sampled,
     average_interval,
-    correlations,
     failure_bounds,
     mean_interval,
     nested_interval,
@@ -42,8 +43,10 @@ def test_agrees_with_the_normal_interval() -> None:
 
 
 # 95% within 3 points where there is time for it; else within what twice the standard error of a coverage over so many
-# simulations (1.1 points) adds. EARL_SLOW=1 takes a few minutes.
-SIMULATIONS, ROOM = (2000, 0.03) if os.environ.get("EARL_SLOW") else (400, 0.052)
+# simulations (1.1 points of 400, 2.2 of 100) adds. EARL_SLOW=1 takes a quarter of an hour of one core.
+SLOW = bool(os.environ.get("EARL_SLOW"))
+SIMULATIONS, ROOM = (2000, 0.03) if SLOW else (400, 0.052)
+FEWER, FEWER_ROOM = (SIMULATIONS, ROOM) if SLOW else (100, 0.072)
 
 
 def lumpy(random: np.random.Generator, n: int, good: float = 0.5) -> np.ndarray:
@@ -74,54 +77,96 @@ def test_covers_the_true_difference_of_pairs(n: int) -> None:
 def test_covers_the_true_average_of_benchmarks(n: int) -> None:
     random = np.random.default_rng(4)
     shares = (0.1, 0.3, 0.5, 0.5, 0.7, 0.9)
-    found = [
-        average_interval([lumpy(random, n, share) for share in shares], resamples=200) for _ in range(SIMULATIONS // 4)
-    ]
-    assert coverage(found, 4.0) == pytest.approx(0.95, abs=ROOM + 0.02)  # a quarter of the simulations
+    found = [average_interval([lumpy(random, n, share) for share in shares], resamples=200) for _ in range(FEWER)]
+    assert coverage(found, 4.0) == pytest.approx(0.95, abs=FEWER_ROOM)
 
 
+@pytest.mark.parametrize("n", [100, 500])
 @pytest.mark.parametrize("clustered", [True, False])
-def test_edits_of_one_image_are_drawn_together(clustered: bool) -> None:
-    """Five edits of each of 100 images, half of whose scores is the image's: drawn apart they count as 500 samples, and
-    the interval covers the truth far less often than it says."""
+def test_edits_of_one_image_are_drawn_together(clustered: bool, n: int) -> None:
+    """One to nine edits of each of n images, half of whose scores is the image's: drawn apart they count as so many
+    samples, and the interval covers the truth far less often than it says."""
     random = np.random.default_rng(5)
-    images = np.repeat(np.arange(100), 5)
     found = []
-    for _ in range(SIMULATIONS):
-        values = random.normal(5, 1, 100)[images] + random.normal(0, 1, 500)
+    for _ in range(FEWER if n > 100 else SIMULATIONS):
+        images = np.repeat(np.arange(n), random.integers(1, 10, n))
+        values = random.normal(5, 1, n)[images] + random.normal(0, 1, len(images))
         found.append(mean_interval(values, clusters=images.tolist() if clustered else None, resamples=400))
     if clustered:
-        assert coverage(found, 5.0) == pytest.approx(0.95, abs=ROOM)
+        assert coverage(found, 5.0) == pytest.approx(0.95, abs=FEWER_ROOM if n > 100 else ROOM)
     else:
         assert coverage(found, 5.0) < 0.85
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_intervals_over_seeds(seeds: int) -> None:
-    """What one run's interval does not cover: its training seed. By t over the seeds' means it holds; drawing seeds and
-    samples falls short with three seeds, as its docstring says, and is better than samples alone."""
+def runs_of(*values: np.ndarray, shared: bool) -> list[list[Sampled]]:
+    """Runs on one benchmark; shared: on the same source images."""
+    return [[Sampled(run, [(0 if shared else s, row) for row in range(len(run))])] for s, run in enumerate(values)]
+
+
+@pytest.mark.parametrize("n", [100, 500])
+@pytest.mark.parametrize(("seeds", "shared"), [(3, False), (3, True), (5, True)])
+def test_intervals_over_seeds(seeds: int, shared: bool, n: int) -> None:
+    """What one run's interval does not cover: its seed. By t it holds, also where all runs have the same samples, whose
+    luck the runs' means do not show; drawing runs and samples falls short with few runs, as its docstring says, and is
+    better than samples alone."""
     random = np.random.default_rng(6)
     by_t, nested, alone = [], [], []
     for _ in range(SIMULATIONS):
-        runs = [random.normal(random.normal(5, 0.5), 3, 200) for _ in range(seeds)]
-        by_t.append(seed_interval([float(run.mean()) for run in runs]))
-        nested.append(nested_interval(runs, resamples=200))
-        alone.append(mean_interval(np.concatenate(runs), resamples=200))
+        easy = random.normal(0, 2, (1 if shared else seeds, n))
+        values = random.normal(5, 0.5, (seeds, 1)) + easy + random.normal(0, 1, (seeds, n))
+        runs = runs_of(*values, shared=shared)
+        by_t.append(seed_interval(runs))
+        if len(nested) < FEWER:
+            nested.append(nested_interval(runs, resamples=200))
+            alone.append(mean_interval(values.ravel(), resamples=200))
     assert coverage(by_t, 5.0) == pytest.approx(0.95, abs=ROOM)
     assert coverage(alone, 5.0) < 0.7 < coverage(nested, 5.0)
 
 
-def test_coverage_of_agreement() -> None:
-    """Pearson's coefficient of normal pairs whose true one is 0.6."""
+def test_seeds_with_samples_of_their_own_are_students_t() -> None:
+    """Guards the formula: three means 1, 2, 6 have the mean 3, the standard error sqrt(7 / 3), and t is 4.3027."""
+    runs = runs_of(*(np.array([mean - 1.0, mean + 1.0]) for mean in (1.0, 2.0, 6.0)), shared=False)
+    low, high = seed_interval(runs)
+    assert (low + high) / 2 == pytest.approx(3.0) and (high - low) / 2 == pytest.approx(4.30265 * (7 / 3) ** 0.5)
+    assert seed_interval(runs[:1]) is None and nested_interval(runs[:1]) is None
+
+
+def test_runs_that_are_alike_do_not_narrow_the_interval() -> None:
+    """Guards against three runs of a greedy editor that look like certainty: t over three equal means has no width."""
+    values = lumpy(np.random.default_rng(9), 400)
+    low, high = seed_interval(runs_of(values, values, values, shared=True))
+    one_low, one_high = mean_interval(values)
+    assert high - low == pytest.approx(one_high - one_low, rel=0.05)
+    nested_low, nested_high = nested_interval(runs_of(values, values, values, shared=True))
+    assert nested_high - nested_low == pytest.approx(one_high - one_low, rel=0.05)
+    assert seed_interval(runs_of(*[np.full(9, 2.0)] * 3, shared=True)) is None
+
+
+def test_average_over_benchmarks_and_seeds() -> None:
+    """Three runs on two benchmarks: their seed moves both, the samples are shared by the runs."""
+    random = np.random.default_rng(10)
+    found = []
+    for _ in range(SIMULATIONS):
+        easy = random.normal(0, 2, (2, 100))
+        luck = random.normal(0, 0.2, 3)
+        runs = [[Sampled(4 + shift + row + random.normal(0, 1, 100), range(100)) for row in easy] for shift in luck]
+        found.append(seed_interval(runs))
+    assert coverage(found, 4.0) == pytest.approx(0.95, abs=ROOM)
+
+
+@pytest.mark.parametrize("n", [100, 500] if SLOW else [100])
+@pytest.mark.parametrize(("name", "truth"), [("pearson", 0.6), ("spearman", 6 / np.pi * np.arcsin(0.3))])
+def test_coverage_of_agreement(name: str, truth: float, n: int) -> None:
+    """Coefficients of normal pairs whose true Pearson coefficient is 0.6."""
     random = np.random.default_rng(7)
-    for n in (100, 500) if os.environ.get("EARL_SLOW") else (100,):
-        found = []
-        for _ in range(SIMULATIONS // 4):
-            one = random.normal(size=n)
-            pearson, *_ = correlations(one, 0.6 * one + 0.8 * random.normal(size=n), resamples=100, names=["pearson"])
-            found.append(pearson.ci95)
-        # A quarter of the simulations: twice the standard error. So few resamples make it a little too narrow besides.
-        assert coverage(found, 0.6) == pytest.approx(0.95, abs=ROOM + 0.02)
+    found = []
+    for _ in range(FEWER):
+        one = random.normal(size=n)
+        other = 0.6 * one + 0.8 * random.normal(size=n)
+        [agreement] = correlations(one, other, resamples=400 if SLOW else 100, names=[name])
+        found.append(agreement.ci95)
+    # So few resamples make it a little too narrow.
+    assert coverage(found, truth) == pytest.approx(0.95, abs=FEWER_ROOM)
 
 
 def test_models_that_differ_make_a_judge_look_good() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from emu3.mllm import editor as editor_module
 from emu3.mllm.editor import EditedImage, Editor
 from emu3.mllm.generate import Request, generate
 from emu3.mllm.sequence import THINK_PREFILL, edit_prompt
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.codec import ImageCodec
-from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.images import fit_image, scale_image
 from emu3.tokenizer.model import StillVQ
 
@@ -115,6 +116,42 @@ def test_thinking_gives_the_chain_of_thought(editor: Editor, monkeypatch: pytest
     assert edit.reasoning == "plan: sky"
     prefill = editor.tokenizer.encode(THINK_PREFILL)
     assert seen[0].think and list(seen[0].prompt[-len(prefill) :]) == prefill
+
+
+def test_the_model_may_decide_whether_to_think(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the published mode `mixed`: nothing is put in the model's mouth, and its marks are no chain."""
+    seen: list[Request] = []
+
+    def written(model: Any, layout: Any, requests: list[Request], **settings: Any) -> Any:
+        seen.extend(requests)
+        plain = generate(model, layout, [replace(request, think=False) for request in requests])
+        texts = ("", f"{THINK_PREFILL} plan: sky<|end thinking|>")
+        return [
+            [replace(sample, reasoning=editor.tokenizer.encode(text)) for sample in group]
+            for group, text in zip(plain, texts, strict=True)
+        ]
+
+    monkeypatch.setattr(editor_module, "generate", written)
+    edits = editor.edit([photo(0)] * 2, ["a", "a"], think="mixed", image_area=AREA)
+    assert [edit.reasoning for [edit] in edits] == ["", "plan: sky"]
+    [codes] = editor.codec.encode([scale_image(photo(0), AREA, 8)])
+    assert [request.prompt for request in seen] == [tuple(edit_prompt(editor.tokenizer, codes, "a"))] * 2
+    assert all(request.think for request in seen)
+
+
+def test_long_chains_are_sampled_fewer_at_once(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the memory of keys and values, which a chain of 3,000 tokens takes four times of."""
+    at_once: list[int] = []
+
+    def counting(model: Any, layout: Any, requests: list[Request], **settings: Any) -> Any:
+        at_once.append(len(requests))
+        return generate(model, layout, [replace(request, think=False) for request in requests])
+
+    monkeypatch.setattr(editor_module, "generate", counting)
+    monkeypatch.setattr(editor_module, "SAMPLES_AT_ONCE", 6)
+    for settings in ({"think": True}, {"think": True, "think_tokens": 8}, {}):
+        editor.edit([photo(0)] * 6, "a", image_area=AREA, **settings)  # type: ignore[call-overload]
+    assert at_once == [2, 2, 2, 6, 6]
 
 
 def test_thinking_runs_to_the_end(editor: Editor) -> None:

@@ -16,9 +16,8 @@ from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from emu3.errors import UserError
 from emu3.mllm.generate import MAX_LANES, Completion, Request, generate
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
-from emu3.mllm.sampling import choose, uniform_numbers
+from emu3.mllm.head import choose, uniform_numbers
+from emu3.mllm.layout import GridGrammar, TokenLayout
 
 LAYOUT = TokenLayout(text_ranks=12, codebook_size=16)
 GRID = GridGrammar(LAYOUT, 3, 2, size_ids=(3, 9, 2))
@@ -148,7 +147,27 @@ def test_thinking_forced_to_stop_has_no_log_probability(model: Emu3ForCausalLM) 
     samples = [s for group in generate(model, LAYOUT, [request(0, 12, think=True)], think_tokens=3) for s in group]
     for sample in samples:
         at_boi = sample.logprobs[sample.tokens.index(LAYOUT.boi)]
-        assert (at_boi == 0.0) == (len(sample.reasoning or []) == 3)
+        assert (at_boi == 0.0) == (len(sample.reasoning or []) == 3) == sample.cut
+
+
+def test_a_chain_ends_where_the_positions_do() -> None:
+    """Guards models with fewer positions than a chain may have tokens, as those of 3,000 are: each chain has what its
+    prompt leaves, whoever shares the batch, and says that it was cut."""
+    requests = [request(0, think=True), request(1, think=True)]
+    room = [6, 6 + len(requests[0].prompt) - len(requests[1].prompt)]
+    assert room[0] != room[1] and min(room) > 0
+    model = tiny_model(positions=len(requests[0].prompt) + 1 + GRID.length + room[0])
+    samples = generate(model, LAYOUT, requests, think_tokens=20)
+    for wanted, budget, group in zip(requests, room, samples, strict=True):
+        assert_same([group], generate(model, LAYOUT, [wanted], think_tokens=20))
+        for sample in group:
+            assert sample.cut == (len(sample.reasoning or []) == budget)
+            assert len(wanted.prompt) + len(sample.tokens) <= model.config.max_position_embeddings
+    assert {sample.cut for group in samples for sample in group} == {False, True}
+    roomy = tiny_model(positions=200)
+    for wanted, budget, group in zip(requests, room, samples, strict=True):
+        for sample, free in zip(group, generate(roomy, LAYOUT, [wanted], think_tokens=20)[0], strict=True):
+            assert sample.reasoning == (free.reasoning or [])[:budget]
 
 
 @pytest.mark.parametrize("think", [False, True])
@@ -270,6 +289,8 @@ def test_bad_settings_get_one_line(model: Emu3ForCausalLM) -> None:
         generate(model, LAYOUT, [request()], temperature=-0.1)
     with pytest.raises(UserError, match="top-k"):
         generate(model, LAYOUT, [request()], top_k=0)
+    with pytest.raises(UserError, match="think-tokens"):
+        generate(model, LAYOUT, [request(think=True)], think_tokens=-1)
 
 
 def test_an_answer_beyond_the_models_positions_is_refused() -> None:

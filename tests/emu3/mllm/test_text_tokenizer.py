@@ -13,8 +13,7 @@ from transformers import AutoTokenizer
 
 from emu3.errors import UserError
 from emu3.mllm.sequence import edit_prompt
-from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
-from emu3.mllm.vocabulary_files import read_ranks, write_ranks
+from emu3.mllm.text_tokenizer import TextTokenizer, read_ranks, train_ranks, write_ranks
 
 CODEBOOK = 16
 CORPUS = [

@@ -12,8 +12,7 @@ from tiktoken_reference import assert_same_ids, qwen_rank_file, reference
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from emu3.errors import UserError
-from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
-from emu3.mllm.vocabulary_files import read_ranks, write_ranks
+from emu3.mllm.text_tokenizer import TextTokenizer, read_ranks, train_ranks, write_ranks
 
 CODEBOOK = 16
 CHARACTERS = bytes_to_unicode()

@@ -42,8 +42,7 @@ from vllm.v1.worker.gpu.sample import logits_processor as second
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner as FirstRunner
 from vllm.v1.worker.gpu_worker import Worker
 
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
+from emu3.mllm.layout import GridGrammar, TokenLayout
 from emu3.mllm.vllm import inside
 from emu3.mllm.vllm.rules import CompletionRule
 

@@ -19,8 +19,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext
 
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
+from emu3.mllm.layout import GridGrammar, TokenLayout
 from emu3.mllm.vllm import inside
 from emu3.mllm.vllm.rules import CompletionRule
 

@@ -7,8 +7,7 @@ import json
 import pytest
 import torch
 
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
+from emu3.mllm.layout import GridGrammar, TokenLayout
 from emu3.mllm.vllm.rules import CompletionRule, mask_illegal, row_states, rule_of
 
 LAYOUT = TokenLayout(text_ranks=12, codebook_size=16)

@@ -7,9 +7,8 @@ from torch import Tensor
 from transformers import Emu3ForCausalLM
 
 from emu3.mllm.generate import Completion, Request
-from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.language_model import new_language_model
-from emu3.mllm.layout import TokenLayout
+from emu3.mllm.layout import GridGrammar, TokenLayout
 
 LAYOUT = TokenLayout(text_ranks=40, codebook_size=24)
 SMALL = GridGrammar(LAYOUT, 2, 3, size_ids=(2, 9, 3))

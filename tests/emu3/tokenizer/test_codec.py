@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.codec import ImageCodec, to_pil, to_tensor
-from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 
 CONFIG = StillVQConfig(

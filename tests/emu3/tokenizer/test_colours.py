@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, PngImagePlugin, features
 
 from emu3.errors import UserError
@@ -68,6 +69,70 @@ def test_16_bit_grey_is_scaled(form: str) -> None:
     assert np.array_equal(pixels(file(wide, form)), grey(GREY))
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
     assert np.array_equal(pixels(file(Image.fromarray(ramp.astype(np.uint16)), form)), grey(ramp // 257))
+
+
+@pytest.mark.parametrize("form", ["RGB", "RGBA", "LA", "RGB TIFF", "RGB TIFF, packed, upright"])
+def test_16_bit_colours_are_scaled_like_grey(form: str) -> None:
+    """Guards other codes for what looks alike: of colours Pillow keeps the high byte, level // 256."""
+    wide = NOISE.integers(0, 65536, (40, 30, 3), dtype=np.uint16)
+    opaque = np.full((40, 30, 1), 65535, np.uint16)
+    if "TIFF" in form:
+        packed = {"compression": "zlib", "extratags": [(274, 3, 1, 1, True)]} if "packed" in form else {}
+        data = io.BytesIO()
+        tifffile.imwrite(data, wide, photometric="rgb", **packed)
+        data.seek(0)
+    elif form == "LA":
+        wide = np.repeat(wide[..., :1], 3, axis=2)
+        data = png(np.dstack([wide[..., 0], opaque]), 16, 4)
+    else:
+        data = png(np.dstack([wide, opaque]) if form == "RGBA" else wide, 16, 6 if form == "RGBA" else 2)
+    assert np.array_equal(pixels(data), wide // 257)
+
+
+def test_a_transparent_colour_of_16_bits_is_that_alone() -> None:
+    """Guards its neighbours, which have the same high bytes."""
+    wide = np.array([[[5000, 600, 70], [5001, 600, 70], [5000, 601, 70], [9, 9, 9]]] * 4)
+    shown = wide // 257
+    shown[:, 0] = 255
+    assert np.array_equal(pixels(png(wide, 16, 2, struct.pack(">HHH", 5000, 600, 70))), shown)
+
+
+@pytest.mark.parametrize(
+    ("samples", "options", "why"),
+    [
+        (GREY.astype(np.int16) * 100, {}, "signed numbers of 16 bits"),
+        ((GREY // 2).astype(np.int8), {}, "signed numbers of 8 bits"),
+        (
+            COLOUR.transpose(2, 0, 1).astype(np.uint16) * 257,
+            {"photometric": "rgb", "planarconfig": "separate"},
+            "16 bits in separate planes",
+        ),
+    ],
+)
+def test_what_pillow_reads_as_something_else_is_refused(samples: np.ndarray, options: dict[str, Any], why: str) -> None:
+    """Guards wrong colours without a word: half as bright, or noise of high and low bytes."""
+    data = io.BytesIO()
+    tifffile.imwrite(data, samples, **options)
+    with pytest.raises(UserError, match=f"^it cannot be used as an image: .*{why}"):
+        read_image(io.BytesIO(data.getvalue()), "it")
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"<!DOCTYPE html><html>403</html>", "an HTML page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"iVBORw0KGgo" * 20, r"text \(base64\?\)"),
+        (bytes(3000), "zeros alone"),
+        (b"\x93NUMPY\1\0", "an array"),
+        (b'{"error": 1}', "JSON"),
+        (b"II*\0" + bytes(20), "a TIFF file with pixels of a kind"),
+    ],
+)
+def test_what_lies_in_the_place_of_an_image_is_named(data: bytes, why: str) -> None:
+    with pytest.raises(UserError, match=rf"^it cannot be read as an image \(unknown format: {why}"):
+        read_image(io.BytesIO(data), "it")
 
 
 @pytest.mark.parametrize("low", [0, 7])
@@ -174,6 +239,17 @@ def test_notes_of_any_size_are_passed_over() -> None:
     assert np.array_equal(pixels(buffer), COLOUR)
 
 
+def test_the_orientation_in_a_note_is_kept() -> None:
+    """Guards an image on its side: ImageMagick writes a camera's notes as text."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    profile = f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n"
+    for packed in (False, True):
+        notes = PngImagePlugin.PngInfo()
+        notes.add_text("Raw profile type exif", profile, zip=packed)
+        assert read_image(file(Image.fromarray(COLOUR), pnginfo=notes), "it").size == (40, 30)
+
+
 def test_the_limit_on_pixels_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(UserError, match=r"^it cannot be used as an image: 30x40 is more than 1000 pixels"):
@@ -212,6 +288,19 @@ def indexed(*palette: int) -> Image.Image:
     return image
 
 
+def keyed(form: str, transparent: int) -> io.BytesIO:
+    """The region white on black in a file of which one level is transparent."""
+    bits = {"1": 1, "L": 8, "I;16": 16}[form]
+    return png(REGION * (2**bits - 1), bits, 0, struct.pack(">H", transparent))
+
+
+@pytest.mark.parametrize("form", ["1", "L", "I;16"])
+def test_a_transparent_level_marks_no_region(form: str) -> None:
+    """Guards a number about the whole image: black that is transparent was laid over white."""
+    assert np.array_equal(np.asarray(read_mask(keyed(form, 0), "it")), REGION * 255)
+    assert np.array_equal(np.asarray(read_mask(keyed("L", 17), "it")), REGION * 255)
+
+
 @pytest.mark.parametrize(
     "image",
     [
@@ -245,9 +334,11 @@ def test_a_region_is_found_whatever_marks_it(image: Image.Image) -> None:
 
 def test_edges_may_be_smooth() -> None:
     large = Image.fromarray(REGION * np.uint8(255)).resize((600, 800), Image.Resampling.BICUBIC)
-    found = np.asarray(read_mask(file(large.convert("RGB"), "JPEG", quality=60), "it"))
-    assert set(np.unique(found)) == {0, 255}
-    assert abs((found > 0).mean() - REGION.mean()) < 0.01
+    wide = Image.fromarray(np.asarray(large).astype(np.uint16))  # levels of 8 bits in a file of 16
+    for data in (file(large.convert("RGB"), "JPEG", quality=60), file(wide)):
+        found = np.asarray(read_mask(data, "it"))
+        assert set(np.unique(found)) == {0, 255}
+        assert abs((found > 0).mean() - REGION.mean()) < 0.01
 
 
 @pytest.mark.parametrize(("level", "found"), [(0, 0), (255, 255)])
@@ -270,6 +361,8 @@ def test_all_and_nothing(level: int, found: int) -> None:
         (rgba((255, 255, 255, 128), (0, 0, 0, 0)), "half so"),
         (rgba((0, 0, 0, 0), (255, 255, 255, 0)), "is transparent"),
         (indexed(0, 128, 0, 128, 0, 0), "several colours"),
+        (Image.fromarray((REGION + REGION[::-1] * 2).astype(np.uint16)), "levels from 0 to 2"),
+        (Image.fromarray(np.where(REGION, 255, 254).astype(np.uint8)), "levels from 254 to 255"),
     ],
 )
 def test_what_could_mean_two_things_is_refused(image: Image.Image, why: str) -> None:
@@ -315,14 +408,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "I;16", "P"])
+@pytest.mark.parametrize("mode", ["RGBA", "I;16", "P", "RGB of 16 bits"])
 def test_a_hostile_image_takes_less_than_a_gigabyte(tmp_path: Path, mode: str) -> None:
     """Guards the memory of whoever reads images from strangers: a small file can be all the pixels that are allowed."""
     side = 3000
     exif = Image.Exif()
     exif[0x112] = 6
-    image = Image.new(mode, (side, side))
-    image.save(tmp_path / "it.png", compress_level=1, exif=exif, **({"transparency": 0} if mode == "P" else {}))
+    if mode == "RGB of 16 bits":
+        tifffile.imwrite(tmp_path / "it.png", np.zeros((side, side, 3), np.uint16), photometric="rgb")
+    else:
+        image = Image.new(mode, (side, side))
+        image.save(tmp_path / "it.png", compress_level=1, exif=exif, **({"transparency": 0} if mode == "P" else {}))
     ran = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "it.png"], capture_output=True, text=True, check=True)
     taken = int(ran.stdout) * 1024
     fixed = 40e6  # strips, and what libraries load when they are first used

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
 from emu3.errors import UserError
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.fold import fold
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import still_config

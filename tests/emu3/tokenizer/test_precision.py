@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from emu3.tokenizer import blocks
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.codec import ImageCodec
-from emu3.tokenizer.config import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 
 

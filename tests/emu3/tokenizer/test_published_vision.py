@@ -17,7 +17,7 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3TextConfi
 
 from emu3 import tensor_files
 from emu3.errors import UserError
-from emu3.tokenizer.config import Parts
+from emu3.tokenizer.blocks import Parts
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.random_vision import save_baai
 from emu3.tokenizer.vision_checkpoint import weights_digest

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emu3.tokenizer.blocks import Norm
-from emu3.tokenizer.config import Parts, StillVQConfig
+from emu3.tokenizer.blocks import Norm, Parts, StillVQConfig
 from emu3.tokenizer.model import StillVQ
 
 TINY = StillVQConfig(

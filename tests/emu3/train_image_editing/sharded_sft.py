@@ -1,6 +1,6 @@
 """Fine-tuning runs one after the other in the processes of one launch: importing DeepSpeed takes longer than a run.
 
-    python -m emu3.launch --ranks 2 sharded_sft RUNS.json        this folder on PYTHONPATH
+    sharded_sft.py RUNS.json        on every rank
 
 RUNS.json: a list of objects with `sft` and `training`, the keyword arguments of the two classes of arguments,
 `chunk_bytes` of the head and, for a run that is interrupted, `stop_after` so many steps; the disk is full while the

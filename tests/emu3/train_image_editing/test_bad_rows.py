@@ -4,8 +4,10 @@ that tokenizes; by the one that evaluates, file and row are named before the fir
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,64 @@ def test_bytes_that_are_not_utf8_in_csv(tokenize: Callable[..., Any], tmp_path: 
         "2": "empty instruction",
         "3": "its line has 4 cells, the header 3",
     }
+
+
+LINE = b'{"input": "0.png", "output": "1.png", "instruction": "make it red"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("metadata.jsonl", LINE.decode().encode("utf-16"), "is UTF-16, not UTF-8"),
+        ("metadata.jsonl", LINE.decode().encode("utf-16-le"), "is UTF-16, not UTF-8"),
+        ("metadata.csv", "input,output,instruction\n0.png,1.png,a\n".encode("utf-16"), "is UTF-16, not UTF-8"),
+        ("metadata.jsonl", LFS_POINTER + b"v1\noid sha256:00\n", "git lfs pull"),
+        ("metadata.csv", LFS_POINTER + b"v1\noid sha256:00\n", "git lfs pull"),
+        ("metadata.jsonl", gzip.compress(LINE), "is packed"),
+        ("metadata.jsonl", b"[" + LINE + b"]", "one JSON value over several lines"),
+        ("metadata.jsonl", json.dumps(json.loads(LINE), indent=1).encode(), "one JSON value over several lines"),
+        ("metadata.jsonl", LINE.replace(b"}\n", b"}\r") * 2, "no column .*; it has none: its line is not JSON"),
+        ("metadata.csv", b"input,output,instruction,instruction\n0.png,1.png,a,b\n", "two columns 'instruction'"),
+        ("metadata.csv", b'input,output,instruction\n0.png,1.png,a\n0.png,1.png,"b\n0.png,1.png,c\n', "opens in row 1"),
+    ],
+)
+def test_a_table_of_another_kind_is_named(tmp_path: Path, name: str, text: bytes, why: str) -> None:
+    """Guards "has no column", of a file whose fault is another; and rows that an open quote swallows."""
+    with pytest.raises(UserError, match=why):
+        open_rows(str(folder(tmp_path / "data", name, text)), "local", None, SPEC_COLUMNS)
+
+
+def test_lines_that_could_mean_two_things_are_bad_rows(tokenize: Callable[..., Any], tmp_path: Path) -> None:
+    text = LINE + LINE.replace(b'"output"', b'"input"', 1) + LINE.replace(b"make it red", b"caf\xe9")
+    instructions, reasons = tokenize(folder(tmp_path / "data", "metadata.jsonl", text))
+    assert instructions == ["make it red"]
+    assert reasons == {
+        "1": "its line is not JSON: a key occurs twice",
+        "2": "its line is not UTF-8: byte 0xe9 at 57",
+    }
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u00a0 \u3000", "\ufeff", "\u2060\u200e"])
+def test_a_text_that_shows_nothing_is_empty(tokenize: Callable[..., Any], tmp_path: Path, text: str) -> None:
+    data = table(tmp_path / "data.parquet", instruction=["paint it", text])
+    assert tokenize(data) == (["paint it"], {"1": "empty instruction"})
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("https://example.org/a.png", "input: holds an address (https://example.org/a.png...), not the name of a file"),
+        ("file:///etc/passwd", "input: holds an address (file:///etc/passwd...), not the name of a file"),
+        ("iVBORw0KGgo" * 500, "input: holds text (base64?), not the name of a file"),
+        ("gone.png", "input: 'gone.png' is a link to what does not exist"),
+        ("x" * 90 + ".png", f"input: '{'x' * 80}' does not exist"),
+    ],
+)
+def test_what_is_no_file_is_named(tokenize: Callable[..., Any], tmp_path: Path, name: str, why: str) -> None:
+    """Guards a reason of a megabyte, and git-annex links, whose file "does not exist" though it is listed."""
+    data = folder(tmp_path / "data", "metadata.jsonl", LINE + LINE.replace(b"0.png", name.encode()))
+    (data / "gone.png").symlink_to(".git/annex/objects/x")
+    assert tokenize(data) == (["make it red"], {"1": why})
 
 
 @pytest.mark.parametrize("column", ["id", "task", "why"])
@@ -259,15 +319,59 @@ def test_hidden_files_are_no_data(tokenize: Callable[..., Any], tmp_path: Path) 
     assert len(find_rows(SPEC, tmp_path / "data")) == 1
 
 
-@pytest.mark.parametrize("copy", ["train-Copy1.parquet", "train (1).parquet", "train copy.parquet"])
+@pytest.mark.parametrize(
+    "copy",
+    ["train-Copy1.parquet", "train (1).parquet", "train copy.parquet", "train - Copy.parquet", "train_copy.parquet",
+     "Copy of train.parquet", "train (copy).parquet", "train - Kopie.parquet", "train-checkpoint.parquet"],
+)  # fmt: skip
 def test_a_copy_is_refused(tmp_path: Path, copy: str) -> None:
     """Guards every row twice."""
     for name in ("train.parquet", copy):
         table(tmp_path / name, instruction=["a"])
-    with pytest.raises(UserError, match=r"has train.*, a copy of train\.parquet: remove one"):
+    with pytest.raises(UserError, match=r"has .*train.*, a copy of train\.parquet: remove one"):
         open_rows(str(tmp_path), "local", None, SPEC_COLUMNS)
     (tmp_path / "train.parquet").unlink()
     assert visible_files(tmp_path, ".parquet") == [copy]
+
+
+def test_the_same_file_under_another_name_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards rows that count twice without a word: a backup, a link, a second download."""
+    data = table(tmp_path / "data" / "train.parquet", instruction=["paint it", "clear it"])
+    table(data.parent / "other.parquet", instruction=["paint me", "clear me"])
+    (data.parent / "a.old.parquet").write_bytes(data.read_bytes())
+    (data.parent / "link.parquet").symlink_to(data)
+    open_rows(str(data.parent), "local", None, SPEC_COLUMNS)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("a.old.parquet once more, byte for byte" in line for line in said)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    """Guards the other of the two instructions."""
+    columns = [cells(2), cells(2, 50), pa.array(["a", "b"]), pa.array(["c", "d"])]
+    pq.write_table(
+        pa.Table.from_arrays(columns, ["input", "output", "instruction", "instruction"]), tmp_path / "a.parquet"
+    )
+    with pytest.raises(UserError, match="two columns 'instruction'"):
+        open_rows(str(tmp_path), "local", None, SPEC_COLUMNS)
+
+
+def test_what_spark_and_windows_write(tokenize: Callable[..., Any], tmp_path: Path) -> None:
+    """Guards a folder named like a file, attempts that were given up, and a suffix in capitals."""
+    table(tmp_path / "data" / "all.parquet" / "part-0.PARQUET", instruction=["paint it", "clear it"])
+    table(tmp_path / "data" / "_temporary" / "0" / "part-0.parquet", instruction=["a", "b"])
+    (tmp_path / "data" / "_common.parquet").write_bytes(b"")
+    assert tokenize(tmp_path / "data") == (["paint it", "clear it"], {})
+
+
+def test_nothing_is_no_text_however_it_is_written(tokenize: Callable[..., Any], tmp_path: Path) -> None:
+    """Guards "nan" as a chain of thought, and the spelling of bytes in Python."""
+    why = pa.array([float("nan"), 2.0])
+    data = table(tmp_path / "data.parquet", instruction=["a", "b"], why=why, more=[[b"\xff"], [b"ok"]])
+    tokenize(data, cot_keys=["why"])
+    assert [dict(row.cot) for row in read_rows(tmp_path / "shards")] == [{}, {"why": "2.0"}]
+    shutil.rmtree(tmp_path / "shards")
+    assert tokenize(data, cot_keys=["more"]) == (["b"], {"0": "more is not UTF-8: byte 0xff at 0"})
+    assert [dict(row.cot) for row in read_rows(tmp_path / "shards")] == [{"more": '["ok"]'}]
 
 
 def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:

@@ -56,6 +56,24 @@ def test_shards_hold_the_arrays_of_the_files(arguments: ConvertArguments) -> Non
         np.testing.assert_array_equal(row.edited, expected["edited_image"])  # type: ignore[arg-type]
 
 
+def test_the_list_itself_can_be_trained_on(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards DATAPATH=.../tokenized_datalist.json: the error is a command, after which the path is right."""
+    listed = out / "list" / "tokenized_datalist.json"
+    for place in (listed, out):
+        with pytest.raises(UserError, match=r"holds published \.pth files") as refused:
+            read_rows(place)
+    module, *flags = str(refused.value).partition("python -m ")[2].split()
+    assert module == convert_published.__spec__.name if convert_published.__spec__ else False
+    place = flags.index("--model-path")
+    monkeypatch.setattr(sys, "argv", ["convert", *flags[:place], "--image-area", str(AREA)])
+    convert_published.main()
+    rows = read_rows(listed)
+    assert (rows.folder, len(rows)) == (out, 7) and len(read_rows(out)) == 7
+    assert (out / "feature" / "swap_1.pth").is_file() and "vision tokenizer unknown" in capsys.readouterr().out
+
+
 def test_bad_files_are_recorded_and_counted(arguments: ConvertArguments, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = convert(arguments)
     assert manifest is not None

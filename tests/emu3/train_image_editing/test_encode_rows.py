@@ -13,10 +13,11 @@ from sft_world import image_bytes, save_vision
 from emu3.errors import UserError
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.model import StillVQ
-from emu3.train_image_editing import encode_rows
-from emu3.train_image_editing.encode_rows import WINDOWS_AHEAD, RowEncoder
+from emu3.train_image_editing import prepare_data
 from emu3.train_image_editing.image_rows import BadRow, Columns
-from emu3.train_image_editing.shards import EditRow, FailedRow
+from emu3.train_image_editing.prepare_data import WINDOWS_AHEAD, RowEncoder
+from emu3.train_image_editing.shard_writer import FailedRow
+from emu3.train_image_editing.shards import EditRow
 
 AREA = 32 * 32
 COLUMNS = Columns(source="a", instruction="text", edited="b", cot=("why",))
@@ -67,7 +68,7 @@ def encoded(codec: ImageCodec, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def windows_of(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode_rows, "WINDOW_PIXELS", 2 * AREA * rows)
+    monkeypatch.setattr(prepare_data, "WINDOW_PIXELS", 2 * AREA * rows)
 
 
 def run(
@@ -89,7 +90,7 @@ def test_any_window_gives_the_rows_of_one_at_a_time(
 ) -> None:
     """Ordering by size and splitting into calls must not swap codes between rows."""
     windows_of(rows, monkeypatch)
-    monkeypatch.setattr(encode_rows, "IMAGES_PER_TICK", 5)
+    monkeypatch.setattr(prepare_data, "IMAGES_PER_TICK", 5)
     shards = run(codec, {3: range(10), 5: range(10, 25)})
     assert list(shards) == [3, 5]
     assert [row.id for row in shards[3][0]] == [str(index) for index in range(10)]
@@ -127,7 +128,7 @@ def test_boxes_follow_the_image(codec: ImageCodec) -> None:
 def test_every_image_is_counted_as_done(codec: ImageCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shared and broken ones too: else the bar stops short and the time left is wrong."""
     windows_of(4, monkeypatch)
-    monkeypatch.setattr(encode_rows, "IMAGES_PER_TICK", 2)
+    monkeypatch.setattr(prepare_data, "IMAGES_PER_TICK", 2)
     done: list[int] = []
     run(codec, {0: range(10, 20)}, done.append)
     assert sum(done) == 20 and max(done) <= 4
@@ -145,7 +146,7 @@ class AtOnce(ThreadPoolExecutor):
 def test_reading_stays_a_few_windows_ahead(codec: ImageCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     """A million decoded images would not fit into memory."""
     windows_of(2, monkeypatch)
-    monkeypatch.setattr(encode_rows, "ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(prepare_data, "ThreadPoolExecutor", AtOnce)
     source = Source()
     shards = RowEncoder(source, COLUMNS, codec, AREA).shards({i: np.arange(2 * i, 2 * i + 2) for i in range(15)}, int)
     for done in (1, 2):

@@ -70,7 +70,7 @@ def test_changed_lines_and_changed_images_are_other_contents(table: Path) -> Non
         ("", "is empty"),
         ("\n \n", "is empty"),
         ('{"before": "0.png", "text": "x"}', "no column 'after'; it has before, text"),
-        ("nonsense", "no column 'before'; it has none"),
+        ("nonsense", "no column 'before'; it has none: its line is not JSON"),
     ],
 )
 def test_a_table_of_something_else_is_refused(table: Path, text: str, message: str) -> None:

@@ -27,7 +27,8 @@ from emu3.tokenizer.random_vision import random_vqvae, save_baai
 from emu3.tokenizer.vision_checkpoint import weights_digest
 from emu3.train_image_editing import prepare_data
 from emu3.train_image_editing.prepare_data import PrepareArguments, chosen_rows, prepare
-from emu3.train_image_editing.shards import ShardWriter, read_rows
+from emu3.train_image_editing.shard_writer import ShardWriter
+from emu3.train_image_editing.shards import read_rows
 from emu3.train_image_editing.verify import verify
 
 AREA = 32 * 32

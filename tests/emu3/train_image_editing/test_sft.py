@@ -7,8 +7,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import sft_world
 import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
+from warm_ranks import warm_ranks
 
 from emu3.checkpoint_facts import model_origin, read_facts
 from emu3.errors import UserError
@@ -51,7 +52,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def trainer_fp64(model: Path, data: Path, training: TrainingArguments, weight: float = 3.0) -> EditTrainer:
     tokenizer = TextTokenizer.from_pretrained(model)
-    rows = EncodedRows(read_rows(data), tokenizer, ["reasoning_verbose"], 256)
+    rows = EncodedRows(read_rows(data), tokenizer, ["reasoning_verbose"], 256, missing="drop")
     return EditTrainer(
         model=load_language_model(model).double(),
         args=training,
@@ -178,6 +179,44 @@ def test_the_evaluation_loss_does_not_depend_on_the_batch(
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
 
 
+def test_published_names_of_flags_are_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards the command of the published script, with both spellings of a flag and one line about all of them."""
+    taken: list[Any] = []
+    monkeypatch.setattr(sft, "train", lambda *arguments: taken.extend(arguments))
+    flags = [
+        "--model_name_or_path", "m", "--data_paths", "a", "b", "--validation_paths=c", "--output_dir", "o",
+        "--eval_strategy", "steps", "--evaluation_strategy", "steps", "--random-seed", "7", "--attn_type", "fa2",
+        "--lr_scheduler_type", "cosine_with_min_lr", "--min_learning_rate", "1e-5", "--use_cpu",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["sft", *flags])
+    sft.main()
+    ours, training = taken
+    assert (ours.train_data, ours.eval_data) == (["a", "b"], ["c"])
+    assert ours.attn_implementation == "flash_attention_2"
+    assert (training.eval_strategy, training.data_seed, training.lr_scheduler_kwargs) == ("steps", 7, {"min_lr": 1e-5})
+    [note] = capsys.readouterr().err.splitlines()
+    assert note.startswith("note: --data_paths is --train_data here, --validation_paths is --eval_data here, ")
+
+
+def test_chains_that_are_missing_are_told_and_a_run_of_before_goes_on(
+    model: Path, train_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards runs from before rows without a chain could be plain edits: they left them out, and go on so or not."""
+    training = sft_world.trainer_arguments(tmp_path / "out", max_steps=1)
+    wanted = arguments(model, train_data, cot_keys=["reasoning_verbose"])
+    sft.train(wanted, training)
+    assert "24 rows, of which 16 without reasoning are plain edits" in capsys.readouterr().out
+    file = tmp_path / "out" / sft.ARGUMENTS
+    before = json.loads(file.read_text())
+    assert before.pop("reasoning_missing") == "plain"
+    file.write_text(json.dumps(before))
+    with pytest.raises(UserError, match="reasoning_missing"):
+        sft.train(wanted, training)
+    sft.train(replace(wanted, reasoning_missing="drop"), training)
+
+
 def test_the_command_takes_published_and_trainer_flags(
     model: Path, train_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,7 +227,7 @@ def test_the_command_takes_published_and_trainer_flags(
         "--per_device_train_batch_size", "2", "--eval_strategy", "steps", "--eval_steps", "1", "--logging_steps", "1",
         "--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-5}',
         "--attn_implementation", "eager", "--image_area", "384", "--max_position_embeddings", "200",
-        "--gradient_checkpointing", "True", "--save_strategy", "no",
+        "--gradient_checkpointing", "True", "--save_strategy", "no", "--reasoning_missing", "drop",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["sft", *flags])
     sft.main()
@@ -331,13 +370,11 @@ def test_two_ranks_take_the_steps_of_one(model: Path, train_data: Path, tmp_path
         "--changed_token_weight", "3", "--max_steps", "3", "--use_cpu", "--optim", "sgd", "--learning_rate", "0.1",
         "--logging_steps", "1", "--save_strategy", "no", "--disable_tqdm", "True",
     ]  # fmt: skip
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for command, output in (
-        ([sys.executable, *common, "--per_device_train_batch_size", "4"], "one"),
-        ([*ranks, *common, "--per_device_train_batch_size", "2"], "two"),
-    ):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, "--output_dir", str(tmp_path / output)], env=environment, check=True)
+    for ranks, batch, output in ((0, "4", "one"), (2, "2", "two")):
+        done = warm_ranks(
+            ranks, *common, "--per_device_train_batch_size", batch, "--output_dir", str(tmp_path / output)
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
     # float32: the ranks' partial sums are added in another order.
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     two, one = weights(tmp_path / "two" / "final"), weights(tmp_path / "one" / "final")

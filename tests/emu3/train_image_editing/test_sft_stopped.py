@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import sft_world
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from emu3.errors import UserError
@@ -129,6 +130,34 @@ def test_flags_that_this_loss_ignores_are_refused(
     """`--label_smoothing_factor 0.5` had no effect, silently."""
     with pytest.raises(UserError, match=f"^--{next(iter(flag))} .* has no effect on this training: leave it out$"):
         sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path / "out", **flag))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("learning_rate", float("nan")),
+        ("adam_beta1", 1.5),
+        ("weight_decay", float("inf")),
+        ("max_grad_norm", -1.0),
+        ("per_device_train_batch_size", 0),
+        ("gradient_accumulation_steps", 0),
+        ("seed", 2**32),
+        ("save_total_limit", 0),
+    ],
+)
+def test_the_trainers_numbers_have_ranges(
+    model: Path, train_data: Path, tmp_path: Path, flag: str, value: float
+) -> None:
+    """`--learning_rate nan` trained until the loss was none, `--adam_beta1 1.5` without a word."""
+    with pytest.raises(UserError, match=f"^--{flag}: expected (at least|more than|at most) .*, got {value}$"):
+        sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path / "out", **{flag: value}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_number_of_the_trainer_has_a_range() -> None:
+    kinds = {item.name: item.type for item in fields(TrainingArguments)}
+    of_numbers = {name for name, kind in kinds.items() if kind in (int, float, int | None, float | None)}
+    assert of_numbers - set(sft._WITHOUT_EFFECT) - {"local_rank"} == set(sft.TRAINER_NUMBERS)
 
 
 def test_only_checkpoints_of_its_own_go(model: Path, train_data: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import torch
 from installed import skip_without
 from safetensors.torch import load_file
 from transformers import TrainingArguments
+from warm_ranks import warm_ranks
 
 from emu3.train_image_editing import sft
 from emu3.train_image_editing.sft import SftArguments
@@ -73,9 +74,7 @@ def run_of(world: Path, name: str, folder: Path, ranks: int = 2, **changes: Any)
 def launch(runs: list[dict[str, Any]], ranks: int, folder: Path) -> None:
     path = folder / f"runs-{ranks}.json"
     path.write_text(json.dumps(runs))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}"}
-    command = [sys.executable, "-m", "emu3.launch", "--ranks", str(ranks), "sharded_sft", str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    done = warm_ranks(ranks, str(Path(__file__).with_name("sharded_sft.py")), str(path))
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
 

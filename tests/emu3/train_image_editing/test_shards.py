@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ import pytest
 from emu3.errors import UserError
 from emu3.files import sha256_of
 from emu3.train_image_editing import shards
-from emu3.train_image_editing.shards import EditRow, FailedRow, ShardWriter, check_alike, read_rows
+from emu3.train_image_editing.shard_writer import FailedRow, ShardWriter
+from emu3.train_image_editing.shards import EditRow, check_alike, read_rows
 
 ROWS = [
     EditRow("a", np.arange(6, dtype=np.uint16).reshape(2, 3), np.ones((2, 3), np.uint16), "add a dog", {"k": "why"}),
@@ -133,6 +135,63 @@ def test_damaged_shards_are_noticed(tmp_path: Path) -> None:
             read_rows(tmp_path)
     writer.path(0).write_bytes(whole[:-1])
     with pytest.raises(UserError, match="another size"):
+        read_rows(tmp_path)
+
+
+def test_damage_after_the_first_reading_is_noticed(tmp_path: Path) -> None:
+    """Guards a cache that answers for a file that has become another."""
+    writer = write(tmp_path)
+    writer.finish()
+    before = [row.instruction for row in read_rows(tmp_path)]
+    whole = writer.path(0).read_bytes()
+    writer.path(0).write_bytes(whole[:-9] + b"?" + whole[-8:])
+    with pytest.raises(UserError, match="another sha256"):
+        read_rows(tmp_path)
+    writer.path(0).write_bytes(whole)
+    assert [row.instruction for row in read_rows(tmp_path)] == before
+
+
+def test_rows_are_mapped_and_not_held(tmp_path: Path) -> None:
+    """A million pairs took 32 GB of each rank's memory."""
+    grid = np.zeros((64, 64), np.uint16)
+    writer = ShardWriter(tmp_path, {}, shards=1)
+    writer.write(0, [EditRow(str(number), grid, grid, "go") for number in range(200)], [])
+    writer.finish()
+    before = pa.total_allocated_bytes()
+    rows = read_rows(tmp_path)
+    assert rows[199].source.shape == (64, 64)
+    assert pa.total_allocated_bytes() - before < 200 * 2 * grid.nbytes / 50
+
+
+def test_shards_are_unpacked_once_on_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards ranks that each read and check all of a dataset. What another process removes is made again."""
+    monkeypatch.setenv("EARL_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "data").finish()
+    checked: list[Path] = []
+    check = shards._checked
+    monkeypatch.setattr(shards, "_checked", lambda path, digest: checked.append(path) or check(path, digest))
+    for _ in range(2):
+        assert len(read_rows(tmp_path / "data")) == len(ROWS)
+    assert len(checked) == 2
+    shutil.rmtree(tmp_path / "cache")
+    assert len(read_rows(tmp_path / "data")) == len(ROWS) and len(checked) == 4
+
+
+def test_a_cache_without_room_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "data").finish()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EARL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"data cannot be unpacked into .*: .*; set EARL_CACHE to a folder"):
+        read_rows(tmp_path / "data")
+
+
+def test_a_manifest_leads_nowhere_else(tmp_path: Path) -> None:
+    """Its digests name files of the cache."""
+    write(tmp_path).finish()
+    text = (tmp_path / "manifest.json").read_text()
+    digest = json.loads(text)["shards"][0]["sha256"]
+    (tmp_path / "manifest.json").write_text(text.replace(digest, f"../../{digest}"))
+    with pytest.raises(UserError, match="lists no shards"):
         read_rows(tmp_path)
 
 

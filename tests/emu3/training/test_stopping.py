@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from emu3.training import stopping as module
-from emu3.training.stopping import SIGNALS, stopping
+from emu3.training import ranks as module
+from emu3.training.ranks import SIGNALS, stopping
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -31,7 +31,7 @@ def test_a_second_request_ends_the_process() -> None:
     """Guards a run that cannot be ended while it saves on a disk that hangs."""
     text = """
 import os, signal
-from emu3.training import stopping as module
+from emu3.training import ranks as module
 module.PATIENCE = -1.0
 with module.stopping():
     os.kill(os.getpid(), signal.SIGTERM)

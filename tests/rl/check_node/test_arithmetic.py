@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from emu3.errors import UserError
+from emu3.mllm import head
 from emu3.tokenizer.model import StillVQ
-from emu3.training import head
-from rl import flash
+from rl import shared_prefix
 from rl.check_node.arithmetic import fast_paths
 from rl.check_node.check import Node
 
@@ -31,7 +31,7 @@ def test_the_paths_of_this_device(precision: str) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_attention_kernel_that_is_off(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    monkeypatch.setattr(flash, "backward", broken_backward(flash.backward))
+    monkeypatch.setattr(shared_prefix, "flash_backward", broken_backward(shared_prefix.flash_backward))
     with pytest.raises(UserError, match=rf"^attention on cpu in {precision} differ"):
         fast_paths(NODE, precision)
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,11 @@ def test_the_page_in_docs_names_every_check() -> None:
 
 @pytest.mark.slow
 def test_all_of_it(tmp_path: Path) -> None:
-    """Every check on this machine; those that need a Hub, GPUs, a judge or vLLM are skipped or say so."""
+    """Every check on this machine; those that need a Hub, GPUs, a judge or vLLM are skipped or say so. SFT and RL are
+    the shipped scripts and settings on two ranks, RL with a checkpoint in between."""
     done = run(tmp_path, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stdout
+    facts = {check["name"]: check["facts"] for check in json.loads((tmp_path / "node.json").read_text())["checks"]}
+    if find_spec("deepspeed") is not None:
+        assert len(facts["sft"]["losses"]) == 2
+        assert facts["rl"]["ranks"] == 2 and max(facts["rl"]["gaps"]) < 0.1

@@ -251,6 +251,21 @@ def test_loopback_goes_round_a_proxy(stub: Any, say: Any, monkeypatch: Any, name
     assert ask(stub.url.replace("127.0.0.1", "localhost")) == GOOD
 
 
+def test_a_page_of_the_proxys_own_is_said_to_be_its(stub: Any, monkeypatch: Any) -> None:
+    """Guards: a proxy's 403, which is taken for the judge's."""
+    monkeypatch.setattr("rl.reward.transport._is_loopback", lambda host: False)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", stub.url.removesuffix("/v1"))
+
+    async def blocked() -> None:
+        raise web.HTTPForbidden(text="<html>ERR_ACCESS_DENIED</html>")
+
+    stub.before_models = blocked
+    with pytest.raises(UserError, match=r"HTTP 403.*through the proxy.*set by http_proxy"):
+        ask("http://judge.invalid:4877/v1")
+
+
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "all_proxy"])
 def test_a_message_about_a_proxy_names_its_variable(monkeypatch: Any, name: str) -> None:
     """Guards: hours of looking at a judge that is well, while a proxy that nobody remembers is asked for it."""
@@ -408,6 +423,13 @@ def test_a_key_that_no_header_can_hold_is_said_and_not_shown(stub: Any, monkeypa
         ),
         ({"message": {"content": [{"type": "refusal", "refusal": "No."}]}}, "refused: No."),
         ({"message": {"content": "hm"}, "finish_reason": "stop"}, ""),
+        ({"message": {"content": '{"reason'}, "finish_reason": "model_length"}, "cut off at max_tokens (1400)"),
+        ({"message": {"content": GOOD}, "finish_reason": "SPII"}, "stopped by the server's filter (SPII)"),
+        ({"message": {"content": None, "tool_calls": [{}]}, "finish_reason": "tool_calls"}, "it called a tool"),
+        (
+            {"message": {"content": "", "reasoning": GOOD}, "finish_reason": "stop"},
+            "an empty reply, all of its words are in its thought",
+        ),
     ],
 )
 def test_the_servers_own_reason_is_kept(stub: Any, image: Any, choice: dict[str, Any], reason: str) -> None:
@@ -421,6 +443,51 @@ def test_the_servers_own_reason_is_kept(stub: Any, image: Any, choice: dict[str,
     outcome = with_judge(judge, lambda j: VieScore(j, load_prompts()).score("do", image(0), image(1)))
     assert isinstance(outcome, Unparsable) and outcome.reason == reason
     assert len(stub.bodies) == 4 and len(cache) == 0
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"finish_reason": "error", "error": {"message": "upstream died"}},
+        {"finish_reason": "stop", "error": {"message": "upstream died"}},
+        {"finish_reason": "insufficient_system_resource", "error": "upstream died"},
+        {"finish_reason": "abort", "error": "upstream died"},
+    ],
+)
+def test_a_reply_that_broke_off_is_none(stub: Any, choice: dict[str, Any]) -> None:
+    """Guards a verdict of half a reply: gateways report the death of the server behind them with status 200."""
+
+    async def reply(_: Any) -> web.Response:
+        return web.json_response({"choices": [choice | {"message": {"content": GOOD}}]})
+
+    stub.reply = reply
+    outcome = ask(stub.url)
+    assert isinstance(outcome, Unavailable) and not outcome.refused and outcome.reason.endswith(": upstream died")
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "asked"),
+    [
+        (429, "You exceeded your current quota, please check your plan and billing details.", 1),
+        (429, "Quota exceeded for metric requests per minute", 2),
+        (402, "Insufficient credits", 1),
+        (409, "conflict", 2),
+        (529, "Overloaded", 2),
+    ],
+)
+def test_what_waiting_does_not_mend_is_asked_once(stub: Any, status: int, message: str, asked: int) -> None:
+    """Guards hours of pauses for an account that is used up, and a busy server that is not asked again."""
+
+    class Refusal(web.HTTPException):
+        status_code = status
+
+    async def refuse(_: Any) -> web.Response:
+        raise Refusal(text=json.dumps({"error": {"message": message}}))
+
+    stub.reply = refuse
+    outcome = ask(stub.url)
+    assert isinstance(outcome, Unavailable) and outcome.refused == (asked == 1) and message in outcome.reason
+    assert len(stub.bodies) == asked
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,23 @@ def test_answers_survive_the_process(tmp_path: Path) -> None:
         assert second.get("a") == "line\nbreak ü" and second.get("b") is None
 
 
+def test_replies_of_a_newer_version_are_refused(tmp_path: Path) -> None:
+    """Guards a key that means another question by then; lines from before there were versions are read."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"key": "a", "answer": "1"}\n')
+    with ReplyCache(path) as cache:
+        cache.put("b", "2")
+    lines = path.read_text().splitlines()
+    assert '"version": 2' in lines[1]
+    with ReplyCache(path) as cache:
+        assert (cache.get("a"), cache.get("b")) == ("1", "2")
+    path.write_text(f"{lines[0]}\n{lines[1].replace('2', '3', 1)}\n")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"answers\.jsonl has format 3, this version of the project reads up to 2"):
+        ReplyCache(path)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("cut", range(1, 30))
 def test_torn_last_line_is_dropped_and_the_file_goes_on(tmp_path: Path, cut: int) -> None:
     """Guards: a crash in the middle of a write makes the file useless, or glues the next answer to the stump."""

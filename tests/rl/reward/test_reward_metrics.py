@@ -127,9 +127,11 @@ def test_published_prompts_from_a_checkout(tmp_path: Path) -> None:
     (raw / "context_no_delimit.txt").write_text("context")
     for name in ("two_image_edit_rule", "tie_rule_SC", "rule_PQ"):
         (raw / "prompts_0shot" / f"{name}.txt").write_text(name + (" <instruction>" if "SC" in name else ""))
-    for folder in (tmp_path, raw):
+    (tmp_path / "assets").mkdir()
+    for folder in (tmp_path, tmp_path / "assets", raw.parent, raw, raw / "prompts_0shot"):
         prompts = load_published_prompts(folder)
         assert prompts.edit_question("do") == "context\ntwo_image_edit_rule\ntie_rule_SC do"
+        assert prompts.edit_question(" do\n it").endswith("tie_rule_SC  do\n it"), "as published"
         assert prompts.quality == "context\nrule_PQ"
     (raw / "prompts_0shot" / "rule_PQ.txt").unlink()
     with pytest.raises(UserError, match=r"rule_PQ\.txt"):

@@ -18,7 +18,7 @@ from emu3.errors import UserError
 from emu3.mllm.language_model import load_language_model, new_language_model, save_checkpoint
 from emu3.mllm.sequence import THINK_PREFILL, edit_prompt, grid_grammar
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
-from emu3.training.lora import add_lora
+from emu3.training.state import add_lora
 from rl.config import Config
 from rl.logprobs import pack
 from rl.rollout.engine import LocalEngine, Prompt, make_engine

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from installed import skip_without
 from safetensors.torch import load_file
 from tiny_run import without_times
 
 from emu3.mllm.language_model import load_language_model
+from emu3.training.state import add_lora, merged
 
-pytest.importorskip("peft")
-
-from emu3.training.lora import add_lora, merged
+skip_without("peft")
 
 LORA = {"rank": 4, "alpha": 8.0}
 

@@ -1,6 +1,6 @@
 """Runs sharded by DeepSpeed on two gloo ranks against whole ones on one rank.
 
-All sharded runs are made by one launch: importing DeepSpeed takes longer than ten steps of them.
+All sharded runs are made by the same two processes: importing DeepSpeed takes longer than ten steps of them.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +17,7 @@ import torch
 from installed import skip_without
 from safetensors.torch import load_file, save_file
 from tiny_run import config_of, run_ranks, without_times
+from warm_ranks import warm_ranks
 
 from emu3.errors import UserError
 from emu3.mllm.language_model import load_language_model
@@ -158,7 +157,7 @@ def facts(world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[st
         config = config_of(world, folder, compute={"zero": stage, "precision": "bf16"})
         path.write_text(json.dumps(dataclasses.asdict(config)))
     script = Path(__file__).with_name("sharded_facts.py")
-    done = subprocess.run([sys.executable, str(script), *map(str, paths)], capture_output=True, text=True, timeout=900)
+    done = warm_ranks(0, str(script), *map(str, paths))
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import Emu3TextConfig
 
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from rl.config import Config
 from rl.config_file import build_config
 from rl.watch.costs import Sizes

@@ -15,7 +15,7 @@ from sizes_of_emu3 import VISION_PARAMETERS, emu3, settings
 from transformers import Emu3ForCausalLM
 
 from emu3.mllm.language_model import new_language_model
-from emu3.tokenizer.config import StillVQConfig
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.training.memory import Memory
 from rl.config import Config
 from rl.shared_prefix import ATTENTION, SharedPrefix, final_states

@@ -16,9 +16,8 @@ from sizes_of_emu3 import emu3, settings
 from transformers import Emu3TextConfig
 
 from emu3.errors import UserError, run_main
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
-from emu3.tokenizer.config import StillVQConfig
+from emu3.mllm.layout import GridGrammar, TokenLayout
+from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from rl.config import Config
 from rl.config_file import load_config

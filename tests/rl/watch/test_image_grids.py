@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emu3.mllm.grammar import GridGrammar
-from emu3.mllm.layout import TokenLayout
+from emu3.mllm.layout import GridGrammar, TokenLayout
 from rl.reward.scores import Outcome, Score, Unavailable
 from rl.rollout.engine import Prompt, Rollout
 from rl.scoring import Episode

@@ -14,16 +14,19 @@ def test_failures_are_counted_and_never_averaged() -> None:
         [
             JudgedRollout("add", 10, Score(8.0, {"sc": 8.0})),
             JudgedRollout("add", 10, Unavailable("late")),
-            JudgedRollout("count", 20, Score(2.0, {"sc": 3.0})),
-            JudgedRollout("count", 20, Unparsable("well")),
+            JudgedRollout("count", 20, Score(2.0, {"sc": 3.0}), cut=True),
+            JudgedRollout("count", 20, Unparsable("well"), cut=False),
         ]
     )
     assert metrics["reward"] == 5.0
     assert metrics["reward_by_task"] == {"add": 8.0, "count": 2.0}
     assert metrics["parts"] == {"sc": 5.5}
+    assert metrics["failed_by_task"] == {"add": 1, "count": 1}
+    assert metrics["rollouts_by_task"] == {"add": 2, "count": 2}
     assert (metrics["failed"], metrics["unparsable"], metrics["unavailable"]) == (2, 1, 1)
-    assert (metrics["answer_tokens"], metrics["sampled_tokens"]) == (15.0, 60)
-    assert reward_metrics([JudgedRollout("add", 10, Unavailable("late"))])["reward"] is None
+    assert (metrics["answer_tokens"], metrics["sampled_tokens"], metrics["cut_chains"]) == (15.0, 60, 1)
+    plain = reward_metrics([JudgedRollout("add", 10, Unavailable("late"))])
+    assert (plain["reward"], plain["cut_chains"]) == (None, None)
 
 
 def test_a_step_without_training_has_no_rate() -> None:

@@ -38,6 +38,28 @@ def written() -> None:
             thread.join()
 
 
+def test_failures_of_one_task_are_said_once(
+    make_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards a policy that learns the tasks whose replies can be read; lines of an earlier start count, too."""
+    run = tmp_path / "run"
+    run.mkdir()
+    config = make_config(steps=9)
+    record_config(config, run / "config.json", resuming=False)
+    watch = Watch(run, config, 0)
+    scattered = {"rollouts_by_task": {"add": 64, "count": 64}, "failed_by_task": {"add": 1, "count": 1}}
+    for step in range(3):
+        watch.step(line(step, failed=2, **scattered), judged(1, SCORES))
+    watch.step(line(3, failed=0, rollouts_by_task={"add": 64}, failed_by_task={}), judged(1, SCORES))
+    assert "warning" not in capsys.readouterr().out
+    for step in (4, 5):
+        tasks = scattered | {"failed_by_task": {"count": 30}}
+        watch.step(line(step, failed=30, **tasks), judged(1, SCORES))
+    told = capsys.readouterr().out
+    assert told.count("warning: failures go with the task: count 33 of 256, others 3 of 320;") == 1
+    assert told.count("warning") == 1
+
+
 def test_a_run_leaves_lines_images_and_a_report(
     make_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,9 +15,8 @@ from sizes_of_emu3 import settings
 from transformers import Emu3ForCausalLM
 
 from dev.speed.measure import added_memory
-from emu3.mllm.grammar import GridGrammar
 from emu3.mllm.language_model import new_language_model
-from emu3.mllm.layout import TokenLayout
+from emu3.mllm.layout import GridGrammar, TokenLayout
 from rl.config import Config
 from rl.logprobs import pack
 from rl.rollout.engine import Prompt, Rollout

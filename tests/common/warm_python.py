@@ -1,7 +1,8 @@
 """A Python that has its libraries loaded already, for tests that start dozens of commands, and that can be killed.
 
-    python warm_python.py SOCKET                    loads them and waits: a fork of it runs each command
-    python -S warm_python.py SOCKET -m MODULE ...   has `python -m MODULE ...` run by a fork and ends as that does
+    python warm_python.py serve SOCKET MODULE ...   loads the modules and waits: a fork of it runs each command
+    python -S warm_python.py SOCKET -m MODULE ...   has `python -m MODULE ...` (or `SCRIPT.py ...`) run by a fork and
+                                                    ends as that does
 
 A command finds what it finds in a process of its own: arguments, environment, working directory, output. With
 
@@ -21,17 +22,11 @@ import socket
 import sys
 from pathlib import Path
 
-LIBRARIES = (
-    *("torch", "transformers", "diffusers", "aiohttp", "jinja2", "matplotlib.figure", "pyarrow.parquet"),
-    *("emu3.mllm.editor", "rl.reward.scorer", "baselines.metrics.pixel", "baselines.editors.emu3_editor"),
-    *("baselines.editors.diffusers_editors", "diffusers.pipelines.stable_diffusion"),
-)
 
-
-def serve(address: str) -> None:
+def serve(address: str, libraries: list[str]) -> None:
     import importlib
 
-    for name in LIBRARIES:
+    for name in libraries:
         importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -39,13 +34,29 @@ def serve(address: str) -> None:
         while True:
             client, _ = listener.accept()
             with client:
-                call, output = _receive(client)
-                child = os.fork()
-                if child == 0:
-                    _run(call, output)
-                for descriptor in output:
-                    os.close(descriptor)
-                client.sendall(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+                if os.fork() == 0:  # a command may start others, and wait for them
+                    _answer(client)
+            while _reaped():
+                pass
+
+
+def _answer(client: socket.socket) -> None:
+    """In a fork: have a fork of its own run the command, and say how that ended."""
+    call, output = _receive(client)
+    child = os.fork()
+    if child == 0:
+        _run(call, output)
+    for descriptor in output:
+        os.close(descriptor)
+    client.sendall(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+    os._exit(0)
+
+
+def _reaped() -> bool:
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0] > 0
+    except ChildProcessError:
+        return False
 
 
 def _receive(client: socket.socket) -> tuple[dict, list[int]]:  # type: ignore[type-arg]
@@ -68,12 +79,17 @@ def _run(call: dict, output: list[int]) -> None:  # type: ignore[type-arg]
         os.chdir(call["folder"])
         os.environ.clear()
         os.environ.update(call["environment"])
-        _, module, *arguments = call["arguments"]
+        sys.executable = os.environ.get("PYTHON_OF_TEST", sys.executable)
+        module, *arguments = call["arguments"][call["arguments"][0] == "-m" :]
         sys.argv = [module, *arguments]
+        sys.path[:0] = [str(Path(module).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         words, place, number = (os.environ.get("DIE") or "-||0").split("|")
         if place and words in " ".join([module, *arguments]):
             _die_at(place, int(number))
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module.endswith(".py"):
+            runpy.run_path(module, run_name="__main__")
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
@@ -119,7 +135,7 @@ def ask(address: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        serve(sys.argv[1])
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2], sys.argv[3:])
     else:
         sys.exit(ask(sys.argv[1], sys.argv[2:]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emu3.training.head import chosen_logprobs
+from emu3.mllm.head import chosen_logprobs
 
 TOKENS, HIDDEN, CODES = 41, 8, 13
 
