@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from baselines import paper_tables, table
+from baselines import evaluate, paper_tables, score, table
+from baselines.benchmarks.spec import GENERIC
 from baselines.results.records import ScoredSample, read_records, write_records
 from baselines.tables.statistics import mean_interval
 from baselines.tables.summary import summarise
@@ -80,6 +82,20 @@ def test_runs_of_other_weights_are_told_apart(write: Callable[..., Path], tmp_pa
     assert list(row["runs"]) == ["seed 0, model abababab", "seed 0, model cdcdcdcd"]
     with pytest.raises(UserError, match=r"model 'sft' has two scores for sample '0' of 'data'.*seed, or its weights"):
         table.run([files[0], write("sft", [1.0, 2.0, 4.0])], tmp_path / "twice")
+
+
+def test_seeds_and_source_images_come_through_all_steps(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    """Guards what a table knows of a run that no judge saw: its seed, and which edits are of one image."""
+    spec = replace(GENERIC, target="output", source_id="scene").called("mine")
+    data = make_data(rows=6, scene=[f"scene {row // 2}" for row in range(6)])
+    files = []
+    for seed in (0, 1):
+        folder = tmp_path / f"{seed}"
+        evaluate.run(editor="no-edit", data=data, output_dir=folder, benchmark=spec, seed=seed, image_area=256)
+        files.append(score.run(folder, metrics=["l1"]))
+    [simple, complex_] = table.run(files, tmp_path / "out")
+    assert list(simple.runs) == ["seed 0", "seed 1"] and (simple.n + complex_.n, simple.images) == (12, 3)
+    assert {one.benchmark for one in read_records(files[0], ScoredSample)} == {"mine"}
 
 
 def test_a_reference_of_one_run_and_of_other_seeds(write: Callable[..., Path], tmp_path: Path) -> None:

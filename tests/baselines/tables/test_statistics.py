@@ -160,10 +160,10 @@ def test_coverage_of_agreement(name: str, truth: float, n: int) -> None:
     """Coefficients of normal pairs whose true Pearson coefficient is 0.6."""
     random = np.random.default_rng(7)
     found = []
-    for _ in range(FEWER):
+    for _ in range(1000 if SLOW else 100):
         one = random.normal(size=n)
         other = 0.6 * one + 0.8 * random.normal(size=n)
-        [agreement] = correlations(one, other, resamples=400 if SLOW else 100, names=[name])
+        [agreement] = correlations(one, other, resamples=200 if SLOW else 100, names=[name])
         found.append(agreement.ci95)
     # So few resamples make it a little too narrow.
     assert coverage(found, truth) == pytest.approx(0.95, abs=FEWER_ROOM)
