@@ -22,7 +22,6 @@ correlations, the mean difference with its interval, and the share of equal scor
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import math
@@ -41,6 +40,7 @@ from baselines.tables.statistics import Interval, add_resampling_flags, cluster_
 from baselines.tables.summary import by_benchmark, by_source, of_metric
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, reading_parquet, whole_file, write_json
+from emu3.flags import CommandParser
 from emu3.settings import COUNT
 
 EQUAL = 0.5
@@ -253,9 +253,7 @@ def _grid(found: Sequence[Agreement], names: Sequence[str], part: str | None) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Agreement of a judge with another or with people.", allow_abbrev=False
-    )
+    parser = CommandParser(description="Agreement of a judge with another or with people.")
     parser.add_argument("--scores", type=Path, required=True, help="a scores.parquet")
     parser.add_argument("--other", type=Path, help="scores of the same predictions by another judge, or by this again")
     parser.add_argument("--ratings", type=Path, help="people's ratings: CSV, JSON or Parquet")

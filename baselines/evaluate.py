@@ -36,6 +36,7 @@ from baselines.results.records import fingerprint, versions
 from emu3.checkpoint_facts import DEFAULT_AREA, read_facts
 from emu3.errors import UserError, run_main
 from emu3.extensions import is_extension, source_digests
+from emu3.flags import CommandParser
 from emu3.settings import COUNT, SEED
 from emu3.train_image_editing.image_folder import ImageFolder
 from emu3.train_image_editing.row_files import RowSource
@@ -168,17 +169,17 @@ def main() -> None:
 
 def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
     """What `run` takes, from a command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
+        old={"--output-dir": "--output"},
         prog=None if words is None else "baselines.evaluate",
         description="Write an editor's images for a benchmark.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--editor", required=True, metavar="EDITOR", help=f"{', '.join(EDITORS)}, or your own: file.py:name"
     )
     parser.add_argument("--name", help="the model's row in the tables (default: what it is called)")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--output-dir", type=Path, help="folder of this run")
+    where.add_argument("--output", dest="output_dir", type=Path, help="folder of this run")
     where.add_argument("--save-dir", type=Path, help="folder of runs; this one is named by benchmark, name and seed")
     _add_data(parser)
     add_options(parser)

@@ -8,7 +8,6 @@ The edits are not chosen by eye: in each split, the samples at fixed ranks of th
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from baselines.tables.statistics import RESAMPLES, add_resampling_flags
 from baselines.tables.summary import Row, by_split, groups_of, summarise
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
+from emu3.flags import CommandParser
 from emu3.report.charts import running_mean
 
 INK, SOFT, LINE = "#1b1d21", "#5c636e", "#e3e6ea"
@@ -196,7 +196,7 @@ def _ranked(found: RunFolder, split: str, candidate: str, reference: str) -> lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw a run folder as one PNG.", allow_abbrev=False)
+    parser = CommandParser(description="Draw a run folder as one PNG.")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--candidate", required=True, help="model whose gain is to be seen")

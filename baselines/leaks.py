@@ -13,7 +13,6 @@ and what was not looked at; ends with code 0 either way.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import os
@@ -32,6 +31,7 @@ from baselines.benchmarks.samples import Samples, find_rows
 from baselines.benchmarks.spec import GENERIC, Benchmark, benchmark_named
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
+from emu3.flags import CommandParser
 from emu3.tokenizer.images import image_size, read_image
 from emu3.train_image_editing.image_rows import BadRow, Columns, image_bytes, row_id
 from emu3.train_image_editing.open_rows import open_rows
@@ -237,7 +237,7 @@ def report(sets: Sequence[Compared]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Look for rows of a benchmark in training data.", allow_abbrev=False)
+    parser = CommandParser(description="Look for rows of a benchmark in training data.")
     parser.add_argument("--benchmark", default=GENERIC.name, help="rules and columns to begin with, as for evaluate")
     parser.add_argument("--benchmark-data", help="a Parquet file, a folder of them (default: the benchmark's own)")
     parser.add_argument("--data-dir", type=Path, help="a folder with a subfolder or files named as the benchmark")

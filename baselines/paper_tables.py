@@ -11,7 +11,6 @@ published ones (`baselines.tables.conditions`).
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from baselines.results.records import SCORES_FILE, read_settings
@@ -22,6 +21,7 @@ from baselines.tables.statistics import RESAMPLES, add_resampling_flags
 from baselines.tables.summary import by_benchmark, cells_of, metrics_of, models_of, of_metric
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
+from emu3.flags import CommandParser
 
 
 def run(
@@ -63,7 +63,7 @@ def run(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The paper's tables beside results of one's own.", allow_abbrev=False)
+    parser = CommandParser(description="The paper's tables beside results of one's own.")
     parser.add_argument("--results", type=Path, required=True, help="folder with scores.parquet files somewhere in it")
     parser.add_argument("--output", type=Path, required=True, help="folder of the tables")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="take the scores made by this one only (default: all)")

@@ -12,7 +12,6 @@ images lie in a folder beside the page, report-pictures, which goes with it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from baselines.tables.statistics import RESAMPLES, Interval, add_resampling_flag
 from baselines.tables.summary import AVERAGE, SPLIT_ORDER, Row, main_rows, models_of, summarise, task_group
 from emu3.errors import run_main
 from emu3.files import whole_file
+from emu3.flags import CommandParser
 from emu3.report.run_page import environment, panels, unmoved
 from rl.reward.viescore import PARTS_NOTE
 
@@ -262,7 +262,7 @@ def _where(split: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the report of a run folder.", allow_abbrev=False)
+    parser = CommandParser(description="Write the report of a run folder.")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, help="default: RUN_DIR/report.html")
     parser.add_argument("--title", help="default: the folder's name")

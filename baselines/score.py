@@ -58,6 +58,7 @@ from baselines.tables.statistics import stats_name, viescore_stats
 from emu3.errors import UserError, run_main
 from emu3.extensions import source_digests
 from emu3.files import sha256_of, write_json
+from emu3.flags import CommandParser
 from emu3.settings import number_in
 from emu3.tokenizer.images import read_image
 from rl.reward.cache import ReplyCache
@@ -348,10 +349,9 @@ def main() -> None:
 
 def arguments_of(words: Sequence[str] | None = None) -> dict[str, Any]:
     """What `run` takes, from a command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=None if words is None else "baselines.score",
         description="Score an editor's predictions.",
-        allow_abbrev=False,
     )
     parser.add_argument("--predictions", type=Path, required=True, help="predictions.parquet or its folder")
     parser.add_argument(

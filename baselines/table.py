@@ -19,7 +19,6 @@ has parts, sources.csv (all numbers, one line each), and summary.json (the main 
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -44,6 +43,7 @@ from baselines.tables.summary import (
 )
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file, write_json
+from emu3.flags import CommandParser
 from emu3.settings import number_in
 
 CSV_COLUMNS = (
@@ -292,9 +292,9 @@ def _published(metric: str, row: Row) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Means with intervals from score files.", allow_abbrev=False)
+    parser = CommandParser(old={"--output-dir": "--output"}, description="Means with intervals from score files.")
     parser.add_argument("--scores", type=Path, nargs="+", required=True, help="scores.parquet files, one per model")
-    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--output", dest="output_dir", type=Path, required=True, help="folder to write")
     parser.add_argument("--reference", help="model that differences are taken to")
     parser.add_argument(
         "--margin",

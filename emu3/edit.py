@@ -28,6 +28,7 @@ from PIL import Image
 
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
+from emu3.flags import CommandParser
 from emu3.mllm.layout import THINK_TOKENS
 from emu3.settings import COUNT, SEED, number_in
 from emu3.tokenizer.images import fit_image, read_image
@@ -151,7 +152,7 @@ def load_editor(arguments: argparse.Namespace) -> Editor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m emu3.edit", description="Edit images by an instruction.")
+    parser = CommandParser(prog="python -m emu3.edit", description="Edit images by an instruction.")
     parser.add_argument(
         "images",
         nargs="*",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import errno
+import logging
 import os
 import re
 import signal
@@ -68,6 +69,11 @@ def run_main(main: Callable[[], None]) -> None:
 
     Of several ranks with the same trouble only the first says so, and all of them end with their launcher.
     """
+    level = os.environ.get("EARL_LOG_LEVEL", "WARNING").upper()
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        level=level if level in logging.getLevelNamesMapping() else logging.WARNING,
+    )
     parent = os.environ.pop(PARENT, "")  # whoever set it meant this process, not what it starts
     is_rank = "TORCHELASTIC_RUN_ID" in os.environ
     if parent.isdecimal() or is_rank:

@@ -11,13 +11,13 @@ written beside it, as OUTPUT-vision, for a repository of its own.
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, whole_folder
+from emu3.flags import CommandParser
 from emu3.settings import COUNT
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _holds(folder: Path, codec: StillVQ) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a checkpoint as a folder for the Hub.", allow_abbrev=False)
+    parser = CommandParser(description="Write a checkpoint as a folder for the Hub.")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--name", required=True, help="repository it is for, org/name")
     parser.add_argument(

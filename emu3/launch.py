@@ -26,6 +26,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from emu3.errors import PARENT, UserError, run_main
+from emu3.flags import CommandParser
 from emu3.settings import COUNT
 
 MASTER_PORT = "29500"
@@ -118,7 +119,7 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run a module on several processes.")
+    parser = CommandParser(description="Run a module on several processes.")
     parser.add_argument("--ranks", type=COUNT, required=True, help="number of processes on this machine, 1 or more")
     parser.add_argument("module", help="such as rl.train")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for the module")

@@ -9,13 +9,13 @@ Variables of the environment that are not set are stood in for.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from emu3.errors import UserError, run_main
+from emu3.flags import CommandParser
 from emu3.hub import HUB_ID
 from rl.config import Config
 from rl.config_file import load_config, stand_in
@@ -92,7 +92,7 @@ def _name_of_set(folder: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Check the configs of RL runs.")
+    parser = CommandParser(description="Check the configs of RL runs.")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="jsonnet files; default: rl/configs")
     arguments = parser.parse_args()
     stand_in()

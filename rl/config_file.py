@@ -7,6 +7,7 @@ variables whose name begins with `APP__` are visible in them as `std.extVar('APP
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import hashlib
@@ -25,7 +26,9 @@ import _jsonnet
 from emu3.checkpoint_facts import CheckpointFacts, read_facts
 from emu3.errors import UserError
 from emu3.extensions import source_digests
+from emu3.flags import CommandParser
 from emu3.run_folder import SettingsFile, flat
+from emu3.settings import COUNT, number_in
 from rl.config import Config, check_config, with_home
 from rl.reward.viescore import prompts_from
 
@@ -231,3 +234,37 @@ def _as_written(hint: Any, value: Any, name: str) -> str:
     elif get_origin(hint) is tuple:
         meant = [value] if isinstance(value, str) else ["a", "b"]
     return "" if meant is None else f"; write {name}={json.dumps(meant)}"
+
+
+def add_run(parser: CommandParser) -> CommandParser:
+    """A run's config file and overrides, as `rl.train` and `rl.watch.estimate` take them."""
+    parser.add_argument("config", type=Path, help="jsonnet file, for example rl/configs/shapes.jsonnet")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=1e-5; docs/config.md has all"
+    )
+    return parser
+
+
+def train_arguments() -> argparse.Namespace:
+    """Of `rl.train`."""
+    return add_run(CommandParser(description="GRPO with a judge's score; see rl/README.md")).parse_args()
+
+
+def estimate_arguments() -> argparse.Namespace:
+    """Of `rl.watch.estimate`."""
+    parser = add_run(CommandParser(description="Estimate memory and time of a run."))
+    parser.add_argument("--ranks", type=COUNT, default=1, help="processes, one for each GPU")
+    parser.add_argument(
+        "--device-memory",
+        type=number_in(float, above=0, most=1e6),
+        metavar="GB",
+        help="of each GPU (default: this machine's device)",
+    )
+    parser.add_argument("--device", default="GPU", help="its name, for the time, such as H100; with --device-memory")
+    parser.add_argument("--prompt-tokens", type=COUNT, help="of a prompt (default: those of the published models)")
+    parser.add_argument(
+        *("--completion-tokens", "--answer-tokens"),
+        type=COUNT,
+        help="of a completion, thinking included (default: of the published models, and the longest chain of thought)",
+    )
+    return parser.parse_intermixed_args()

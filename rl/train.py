@@ -15,7 +15,6 @@ Axes on names: P prompts of this rank, G rollouts of a group.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -46,7 +45,7 @@ from emu3.training.ranks import Stopping, end_run, stopping
 from emu3.training.state import WRITE_ERRORS
 from rl import checkpoint
 from rl.config import Config
-from rl.config_file import inputs_of, load_config, record_config
+from rl.config_file import inputs_of, load_config, record_config, train_arguments
 from rl.losses import constant_groups, group_advantages, objective_of
 from rl.prompts import Prompts
 from rl.reward.counters import judge_metrics
@@ -305,10 +304,7 @@ def start_ranks(config: Config) -> Accelerator:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="GRPO with a judge's score; see rl/README.md")
-    parser.add_argument("config", type=Path, help="jsonnet file, for example rl/configs/shapes.jsonnet")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-5")
-    arguments = parser.parse_args()
+    arguments = train_arguments()
     config = load_config(arguments.config, arguments.overrides)
     objective_of(config.objective)  # one's own is tried before anything large is loaded
     if checkpoint.is_finished(config):

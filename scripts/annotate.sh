@@ -3,9 +3,9 @@
 # Call it again after an interruption: nothing is asked twice.
 #
 #   vllm serve Qwen/Qwen2.5-VL-72B-Instruct --tensor-parallel-size 4 --limit-mm-per-prompt '{"image": 2}' &
-#   bash scripts/annotate.sh --source local --dataset-name pairs.parquet --output-path data/annotated \
+#   bash scripts/annotate.sh --source local --data pairs.parquet --output data/annotated \
 #       --original-image-key input --edited-image-key output --edit-instruction-key instruction
-#   bash scripts/tokenize.sh --source local --dataset-name data/annotated --output-path data/thinking \
+#   bash scripts/tokenize.sh --source local --data data/annotated --output data/thinking \
 #       --original-image-key input --edited-image output --edit-instruction instruction \
 #       --id-key id --CoT-keys reasoning_verbose
 #   COT_KEYS=reasoning_verbose DATAPATH=data/thinking bash scripts/ie_sft.sh

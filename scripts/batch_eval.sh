@@ -58,5 +58,5 @@ for ((sample = 0; sample < K_SAMPLE; sample++)); do
         ${edited_image:+--edited-image "$edited_image"} ${edit_type_key:+--edit-type-key "$edit_type_key"} \
         --batch-size "$BS" --seed $((RANDOM_SEED + sample)) ${IMAGE_AREA:+--image-area "$IMAGE_AREA"} \
         ${think:+"$think"} ${think:+${NEW_TOKENS:+--think-tokens "$NEW_TOKENS"}} \
-        --output-dir "$SAVE_DIR/sample-$((RANDOM_SEED + sample))" "$@"
+        --output "$SAVE_DIR/sample-$((RANDOM_SEED + sample))" "$@"
 done

@@ -51,8 +51,8 @@ fi
 # Unquoted on purpose: these hold lists.
 # shellcheck disable=SC2086
 exec python -m emu3.launch --ranks "$processes" emu3.train_image_editing.sft \
-    --model_name_or_path "$MODEL_PATH" \
-    --train_data $DATAPATH \
+    --model "$MODEL_PATH" \
+    --data $DATAPATH \
     ${COEF:+--coefficients $COEF} \
     ${COT_KEYS:+--cot_keys $COT_KEYS} \
     ${VALPATH:+--eval_data $VALPATH --validation_size $VALIDATION_SIZE --eval_strategy steps --eval_steps 100} \

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Images -> shards of codes and a manifest. Call it again after an interruption: finished shards are kept.
 #
-#   bash scripts/tokenize.sh --dataset-name TIGER-Lab/OmniEdit-Filtered-1.2M --source HF --split train \
-#       --output-path data/omniedit --model-path models/vision --original-image-key src_img \
+#   bash scripts/tokenize.sh --data TIGER-Lab/OmniEdit-Filtered-1.2M --source HF --split train \
+#       --output data/omniedit --vision models/vision --original-image-key src_img \
 #       --edited-image edited_img --edit-instruction edited_prompt_list --id-key omni_edit_id --task-key task
-#   bash scripts/tokenize.sh --dataset-name pairs.parquet --source local --output-path data/pairs ...
+#   bash scripts/tokenize.sh --data pairs.parquet --source local --output data/pairs ...
 #
 #   data_name="pairs.parquet" output_dir=data/pairs original_image_key=input edited_image=output \
 #       edit_instruction=instruction image_area=65536 split=train . ./scripts/tokenize.sh    the published variables

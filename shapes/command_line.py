@@ -26,21 +26,37 @@ DISTRIBUTION = "earl-image-editing"
 
 @dataclass(frozen=True)
 class Command:
-    """`module` has a `main`. several: whether it may run in several processes."""
+    """`module` has a `main`. several: whether it may run in several processes. arguments: `module:function` that reads
+    the command line before `module`, which takes seconds, is imported."""
 
     module: str
     summary: str
     several: bool = False
+    arguments: str = ""
 
+
+TOKENS = "emu3.train_image_editing.arguments"
 
 COMMANDS = {
     "edit": Command("emu3.edit", "edit images by instruction"),
     "demo": Command("emu3.demo.__main__", "the same in a browser"),
-    "tokenize": Command("emu3.train_image_editing.prepare_data", "images to shards of codes", several=True),
-    "convert": Command("emu3.train_image_editing.convert_published", "the published .pth data to shards", several=True),
-    "sft": Command("emu3.train_image_editing.sft", "supervised fine-tuning on shards", several=True),
-    "rl": Command("rl.train", "GRPO with a judge's score", several=True),
-    "estimate": Command("rl.watch.estimate", "memory and time of an RL run, before it is started"),
+    "tokenize": Command(
+        "emu3.train_image_editing.prepare_data", "images to shards of codes", True, f"{TOKENS}:parse_prepare"
+    ),
+    "convert": Command(
+        "emu3.train_image_editing.convert_published",
+        "the published .pth data to shards",
+        True,
+        f"{TOKENS}:parse_convert",
+    ),
+    "sft": Command("emu3.train_image_editing.sft", "supervised fine-tuning on shards", True, f"{TOKENS}:check_sft"),
+    "rl": Command("rl.train", "GRPO with a judge's score", True, "rl.config_file:train_arguments"),
+    "estimate": Command(
+        "rl.watch.estimate",
+        "memory and time of an RL run, before it is started",
+        False,
+        "rl.config_file:estimate_arguments",
+    ),
     "annotate": Command("rl.annotate.__main__", "chains of thought for training data, by a vision-language model"),
     "evaluate": Command("baselines.evaluate", "predictions of an editor on a benchmark"),
     "score": Command("baselines.score", "scores of predictions, by a judge or by other metrics"),
@@ -68,14 +84,24 @@ def main() -> None:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         raise UserError(f"earl has no command {name!r}{f', the nearest is {near[0]!r}' if near else ''}: earl --help")
     command = COMMANDS[name]
+    sys.argv = [f"earl {name}", *rest]
     if rest[:1] == ["--ranks"] or (rest and rest[0].startswith("--ranks=")):
         ranks, rest = _ranks(name, rest)
+        sys.argv[1:] = rest
+        _check(command)
         if ranks > 1:
             from emu3.launch import launch
 
             sys.exit(launch(ranks, command.module, rest))
-    sys.argv = [f"earl {name}", *rest]
+    _check(command)
     importlib.import_module(command.module).main()
+
+
+def _check(command: Command) -> None:
+    """End with --help or an error, where the command line asks for it, before anything large is imported."""
+    if command.arguments:
+        module, _, function = command.arguments.partition(":")
+        getattr(importlib.import_module(module), function)()
 
 
 def _ranks(name: str, arguments: Sequence[str]) -> tuple[int, list[str]]:

@@ -12,7 +12,6 @@ matters: these judges are deterministic.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import time
@@ -22,6 +21,7 @@ from aiohttp import web
 
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
+from emu3.flags import CommandParser
 from emu3.settings import number_in
 from shapes.judges import ANY_IMAGE, VERIFIER, BadQuestion, WorldJudge, choice
 
@@ -83,7 +83,7 @@ async def serve(judge: WorldJudge, host: str, port: int, address_file: Path | No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
     parser.add_argument(
         "--port", type=number_in(int, least=0, most=65535), default=4877, help="0 takes a free one (default 4877)"

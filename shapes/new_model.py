@@ -8,7 +8,6 @@ training data and laid out like Emu3's. The model is transformers' `Emu3ForCausa
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from emu3.checkpoint_facts import CheckpointFacts, vision_origin
 from emu3.errors import UserError, run_main
 from emu3.files import reading_parquet
+from emu3.flags import CommandParser
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
 from emu3.settings import COUNT, SEED
@@ -62,10 +62,10 @@ def build(data: list[Path], vision: Path, output_dir: Path, ranks: int, layers: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(old={"--output-dir": "--output"}, description=__doc__)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="Parquet files of shapes.write_data")
     parser.add_argument("--vision", type=Path, required=True, help="vision tokenizer folder")
-    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--output", dest="output_dir", type=Path, required=True, help="folder to write")
     parser.add_argument("--ranks", type=COUNT, default=512, help="text tokens (default 512, bytes included)")
     parser.add_argument("--layers", type=COUNT, default=4, help="default 4")
     parser.add_argument("--width", type=COUNT, default=128, help="a multiple of 32 (default 128)")

@@ -13,7 +13,6 @@ pairs without their noise.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -21,10 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from baselines import figure, report, table
 from emu3.errors import run_main
 from emu3.files import write_json
-from emu3.mllm.vllm.llm_engine import check_installed
+from emu3.flags import CommandParser
 from emu3.run_folder import SettingsFile, owned
 from emu3.settings import SEED
 from shapes.scene import HEIGHT, WIDTH
@@ -206,6 +204,8 @@ def _evaluate(folder: Path, name: str, model: Path | None, seed: int) -> Command
 
 
 def _summarize(folder: Path, names: list[str], stages: Stages, seed: int) -> dict[str, Any]:
+    from baselines import figure, report, table
+
     scores = [folder / "eval" / name / "scores.parquet" for name in names]
     rows = table.run(scores, folder, reference="sft_s")
     summary = {
@@ -222,13 +222,15 @@ def _summarize(folder: Path, names: list[str], stages: Stages, seed: int) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="full")
+    parser = CommandParser(old={"--output-dir": "--output"}, description=__doc__)
+    parser.add_argument("--preset", choices=PRESETS, default="full", help="how long it takes: 20 or 3 minutes, idle")
     parser.add_argument("--seed", type=SEED, default=0, help="changes data, weights and samples (default 0)")
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--output", dest="output_dir", type=Path, default=Path("runs/quickstart"), help="folder")
     parser.add_argument("--engine", choices=("local", "vllm"), default="local", help="what samples in RL")
     options = parser.parse_args()
     if options.engine == "vllm":
+        from emu3.mllm.vllm.llm_engine import check_installed
+
         check_installed()  # not a quarter of an hour later
     folder: Path = options.output_dir.absolute()
     # A stage's processes end with it, whether it is interrupted from the keyboard, by a scheduler or by a lost

@@ -19,7 +19,6 @@ that has nothing of the kind. What was asked for stays done; a strict judge scor
 
 from __future__ import annotations
 
-import argparse
 import io
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +34,7 @@ from PIL import Image
 
 from emu3.errors import UserError, run_main
 from emu3.files import whole_file
+from emu3.flags import CommandParser
 from emu3.settings import COUNT, SEED, number_in
 from emu3.train_image_editing.image_rows import IMAGE_CELL
 from shapes.edits import COMPLEX, SIMPLE, SceneEdit, random_edit
@@ -187,8 +187,8 @@ def _box(slot: int) -> str:
 
 def main() -> None:
     default = DataSpec()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, required=True)
+    parser = CommandParser(old={"--output-dir": "--output"}, description=__doc__)
+    parser.add_argument("--output", dest="output_dir", type=Path, required=True, help="folder to write")
     parser.add_argument("--simple", type=COUNT, default=default.simple, help=f"rows (default {default.simple})")
     parser.add_argument("--complex", type=COUNT, default=default.complex, help=f"rows (default {default.complex})")
     parser.add_argument(

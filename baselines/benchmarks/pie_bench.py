@@ -11,7 +11,6 @@ it as well, whatever the runs say. Brackets in the prompts only mark what differ
 
 from __future__ import annotations
 
-import argparse
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from PIL import Image
 
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, whole_file
+from emu3.flags import CommandParser
 from emu3.tokenizer.images import read_image
 from emu3.train_image_editing.image_rows import IMAGE_CELL, BadRow, ImageFile
 
@@ -95,7 +95,7 @@ def _plain(prompt: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Turn PIE-Bench into one Parquet file.", allow_abbrev=False)
+    parser = CommandParser(description="Turn PIE-Bench into one Parquet file.")
     parser.add_argument("--folder", type=Path, required=True, help=f"holds {MAPPING_FILE} and {IMAGES}/")
     parser.add_argument("--output", type=Path, required=True, help="such as data/benchmarks/piebench.parquet")
     options = parser.parse_args()

@@ -25,6 +25,7 @@ from baselines.reproduce.progress import Progress
 from baselines.results.records import SCORES_FILE, VIESCORE
 from baselines.tables.conditions import OURS, PROTOCOLS
 from emu3.errors import PARENT, UserError, run_main
+from emu3.flags import CommandParser
 from emu3.settings import COUNT, SEED, number_in
 
 NOTHING_OF_THE_PAPER = 2
@@ -97,11 +98,10 @@ def _goes_on(plan: Plan) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="baselines.reproduce",
         description="Models on benchmarks, to tables and a report. Other flags go to baselines.score, those behind -- "
         "to baselines.evaluate.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--models", type=Path, required=True, help="a file with a line per model: NAME EDITOR [options]"

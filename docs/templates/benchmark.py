@@ -1,7 +1,7 @@
 """A benchmark of one's own: where its rows are, what its columns are called, which rows count.
 
     python -m baselines.evaluate --editor no-edit --benchmark docs/templates/benchmark.py:GARDEN \
-        --data garden.parquet --output-dir runs/garden
+        --data garden.parquet --output runs/garden
 
 An instance of `Benchmark` (baselines/benchmarks/spec.py has all fields). With `hub` and `files` it is fetched where
 `--data` is left out. Its rules are recorded with the predictions, so that a change of them is another run.

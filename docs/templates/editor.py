@@ -1,6 +1,6 @@
 """An editor of one's own: turns an image upside down where the instruction says so.
 
-    python -m baselines.evaluate --editor docs/templates/editor.py:Flip --data pairs.parquet --output-dir runs/flip
+    python -m baselines.evaluate --editor docs/templates/editor.py:Flip --data pairs.parquet --output runs/flip
 
 A class of `--model` (None where it is not given) with `edit` (`ImageEditor` in baselines/editors/editing.py). It is
 made once, when there is something to edit. The same arguments have to give the same images; images come back at any

@@ -1,7 +1,7 @@
 """A reader of one's own: edits that lie as `NAME-before.png`, `NAME-after.png` and `NAME.txt` in folders.
 
-    python -m emu3.train_image_editing.prepare_data --dataset-name docs/templates/reader.py:TrioFolder \
-        --data-files photos/one photos/two --model-path VISION --output-path data/trios \
+    python -m emu3.train_image_editing.prepare_data --data docs/templates/reader.py:TrioFolder \
+        --data-files photos/one photos/two --vision VISION --output data/trios \
         --original-image-key before --edited-image-key after --edit-instruction-key text
 
 A class of the columns that are asked for and of `--data-files`, with the members of `RowSource`

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import secrets
 import signal
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from emu3.checkpoint_facts import short_name
 from emu3.edit import add_model_flags, load_editor
 from emu3.errors import UserError, run_main
+from emu3.flags import CommandParser
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -70,7 +70,7 @@ def share(host: str, port: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m emu3.demo", description="A page that edits images.")
+    parser = CommandParser(prog="python -m emu3.demo", description="A page that edits images.")
     add_model_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument(

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emu3.mllm.layout import GridGrammar
-from emu3.mllm.text_tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from emu3.mllm.text_tokenizer import TextTokenizer
 
 THINK_PREFILL = " Let's think step by step. <|start thinking|>"
 THINK_END = "<|end thinking|>"

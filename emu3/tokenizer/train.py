@@ -12,7 +12,6 @@ learn. No GAN or perceptual loss.
 
 from __future__ import annotations
 
-import argparse
 import io
 import math
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from emu3.errors import UserError, run_main
 from emu3.files import reading_parquet
+from emu3.flags import CommandParser
 from emu3.settings import COUNT, SEED, number_in
 from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.codec import to_tensor
@@ -198,10 +198,10 @@ def read_images(files: list[Path], keys: list[str], limit: int, factor: int) -> 
 
 def main() -> None:
     default = TrainSpec()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(old={"--output-dir": "--output"}, description=__doc__)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="Parquet files with image columns")
     parser.add_argument("--image-key", nargs="+", default=["input"], help="image columns (default: input)")
-    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--output", dest="output_dir", type=Path, required=True, help="folder to write")
     parser.add_argument("--limit", type=COUNT, default=8000, help="images to train on at most (default 8000)")
     parser.add_argument("--steps", type=COUNT, default=default.steps)
     parser.add_argument("--batch-size", type=COUNT, default=default.batch_size, help="images in a step")

@@ -1,6 +1,6 @@
 """Turn published tokenized data, one `.pth` file per edit and a list of the files, into shards of codes.
 
-    python -m emu3.train_image_editing.convert_published --data OUT --output-path data/omniedit --model-path VISION
+    python -m emu3.train_image_editing.convert_published --data OUT --output data/omniedit --vision VISION
     python -m emu3.launch --ranks 8 emu3.train_image_editing.convert_published --data OUT ...    # on 8 processes
 
     OUT/list/tokenized_datalist.json    {"prefix": "/the/makers/disk/OUT/feature", "path_list": ["<id>.pth", ...]}
@@ -14,7 +14,7 @@ instruction}`. The pickle is read by `published_pickle`, which executes nothing.
 and never followed, and no name in the list reaches a file outside of OUT.
 
 The files do not name the vision tokenizer that their codes are from, nor the image area: `Grids` has both, and what
-does not fit is a bad file. `vision_sha256` is that of `--model-path`, the vision tokenizer of which you know that the
+does not fit is a bad file. `vision_sha256` is that of `--vision`, the vision tokenizer of which you know that the
 codes are its own; without it the manifest has null. Data of an unknown tokenizer are not mixed with data of a known
 one, and GRPO refuses them.
 """
@@ -25,7 +25,7 @@ import io
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,7 +39,8 @@ from emu3.run_folder import owned
 from emu3.tokenizer.blocks import StillVQConfig
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
-from emu3.train_image_editing.commands import Worker, WorkerArguments, parse_flags
+from emu3.train_image_editing.arguments import ConvertArguments, parse_convert
+from emu3.train_image_editing.commands import Worker
 from emu3.train_image_editing.published_pickle import BadFile, read_pickle
 from emu3.train_image_editing.shard_writer import FailedRow
 from emu3.train_image_editing.shards import LIST_FILE, EditRow
@@ -48,20 +49,6 @@ FILE_LIMIT = 2**20  # bytes; a pair of 128x128 grids takes 300 kB
 NAME_LIMIT = 255  # bytes that Linux allows
 # What zipfile raises for a damaged file, whose sizes and places it takes as they are.
 ZIP_DAMAGE = (zipfile.BadZipFile, struct.error, EOFError, ValueError, LookupError, OverflowError, RuntimeError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertArguments(WorkerArguments):
-    """What the command takes; the flags are these names with dashes. Raises UserError for wrong values."""
-
-    data: str = field(metadata={"help": "OUT, the folder with list/ and the .pth files, or the list itself"})
-    archive: str | None = field(default=None, metadata={"help": "tar or zip to unpack as --data, unless that is there"})
-    model_path: str | None = field(default=None, metadata={"help": "vision tokenizer that the codes are from"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.archive is not None and self.world_size > 1:
-            raise UserError("one worker unpacks an archive: call this once without emu3.launch, or unpack it first")
 
 
 def convert(arguments: ConvertArguments) -> dict[str, Any] | None:
@@ -246,7 +233,7 @@ def _text(value: Any, what: str) -> str:
 
 
 def main() -> None:
-    [arguments] = parse_flags([ConvertArguments], __doc__)
+    arguments = parse_convert()
     with owned(Path(arguments.output_path), (arguments.rank, arguments.world_size)):
         convert(arguments)
 

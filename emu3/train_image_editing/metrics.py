@@ -10,7 +10,6 @@ full disk, costs the run nothing.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from emu3.errors import UserError, run_main
 from emu3.files import read_json
+from emu3.flags import CommandParser
 from emu3.report.charts import lines_chart, running_mean
 from emu3.report.console import Table, duration, settled_median, short, shown, step_of
 from emu3.report.metrics_file import NAME, MetricsFile, Spared, lines_before, read_lines
@@ -265,7 +265,7 @@ def _or_dash(value: float | None, form: Callable[[float], str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the page of a fine-tuning run.", allow_abbrev=False)
+    parser = CommandParser(description="Write the page of a fine-tuning run.")
     parser.add_argument("run", type=Path, help="output folder of the run, which holds metrics.jsonl")
     print(write_report(parser.parse_args().run))
 

@@ -1,7 +1,7 @@
 """Tokenize a dataset of edits: rows with images in, Parquet shards of codes out.
 
-    python -m emu3.train_image_editing.prepare_data --dataset-name pairs.parquet --source local --output-path out \\
-        --model-path VISION --original-image-key input --edited-image-key output --edit-instruction-key instruction
+    python -m emu3.train_image_editing.prepare_data --data pairs.parquet --source local --output out \\
+        --vision VISION --original-image-key input --edited-image-key output --edit-instruction-key instruction
 
 Any number of workers share the work (`commands.Worker`). A shard depends on its rows alone, so a restarted run skips
 what is there, with any number of workers, and ends with the same bytes; a folder that was begun with other settings or
@@ -23,11 +23,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,12 +37,12 @@ from emu3.boxes import rescale_boxes
 from emu3.errors import UserError, run_main
 from emu3.extensions import source_digests
 from emu3.run_folder import owned
-from emu3.settings import setting
 from emu3.tokenizer.codec import ImageCodec
 from emu3.tokenizer.images import scale_image
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import weights_digest
-from emu3.train_image_editing.commands import Worker, WorkerArguments, parse_flags
+from emu3.train_image_editing.arguments import PrepareArguments, parse_prepare
+from emu3.train_image_editing.commands import Worker
 from emu3.train_image_editing.image_rows import BadRow, Columns, ImageRow, read_row, row_id
 from emu3.train_image_editing.open_rows import open_rows
 from emu3.train_image_editing.row_files import RowSource
@@ -55,38 +55,6 @@ WINDOW_PIXELS = 2**25  # resized, about 100 MB of RGB; a source and a target for
 WINDOWS_AHEAD = 2
 DECODE_THREADS = min(8, os.cpu_count() or 1)
 IMAGES_PER_TICK = 64
-
-
-def _option(default: Any, text: str, *aliases: str) -> Any:
-    return field(default=default, metadata={"help": text, "aliases": list(aliases)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareArguments(WorkerArguments):
-    """What the command takes; the flags are these names with dashes. Raises UserError for wrong values."""
-
-    dataset_name: str = field(
-        metadata={
-            "help": "Hub id or id@revision; Parquet files, an image folder with a JSONL or CSV file, a saved dataset; "
-            "or your own reader, file.py:name"
-        }
-    )
-    model_path: str = _option("BAAI/Emu3-VisionTokenizer", "vision tokenizer: a folder, Hub id or id@revision")
-    original_image_key: str = _option("source_image", "column of the source image")
-    edit_instruction_key: str = _option("instruction", "column of the instruction", "--edit-instruction")
-    edited_image_key: str | None = _option(None, "column of the target image, if there is one", "--edited-image")
-    cot_keys: list[str] = field(
-        default_factory=list,
-        metadata={"help": "columns of reasoning text; boxes in it are rescaled", "aliases": ["--CoT-keys"]},
-    )
-    id_key: str | None = _option(None, "column of the row's id; default: its number")
-    task_key: str | None = _option(None, "column of the kind of edit")
-    source: Literal["HF", "local"] = _option("HF", "where the dataset is")
-    split: str | None = _option(None, "files whose path names it; default: train on the Hub, all of a folder")
-    config_name: str | None = _option(None, "configuration of a dataset on the Hub")
-    data_files: list[str] = field(default_factory=list, metadata={"help": "take the files of these patterns alone"})
-    random_seed: int | None = setting("--limit takes rows at random by this seed; default: the first", None, least=0)
-    limit: int | None = setting("use this many rows at most", None, least=1)
 
 
 def prepare(arguments: PrepareArguments) -> dict[str, Any] | None:
@@ -282,7 +250,7 @@ def _edit(row: ImageRow, codes: Mapping[str, np.ndarray]) -> EditRow:
 
 
 def main() -> None:
-    [arguments] = parse_flags([PrepareArguments], __doc__)
+    arguments = parse_prepare()
     with owned(Path(arguments.output_path), (arguments.rank, arguments.world_size)):
         prepare(arguments)
 

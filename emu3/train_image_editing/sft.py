@@ -23,10 +23,10 @@ the checkpoint with the smallest one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,9 +40,9 @@ from emu3.files import read_json, sha256_of, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.run_folder import VERSION, SettingsFile, check_version, refuse_differences
-from emu3.settings import Number, check_numbers, setting
+from emu3.settings import Number, check_numbers
 from emu3.tensor_files import TensorFiles
-from emu3.train_image_editing.commands import Renamed, parse_flags
+from emu3.train_image_editing.arguments import SftArguments, parse_sft
 from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows, Mixture
 from emu3.train_image_editing.metrics import ARGUMENTS, output_folder
 from emu3.train_image_editing.shards import MANIFEST, Rows, check_alike, read_rows
@@ -57,52 +57,6 @@ FINAL = "final"
 FINISHED = "finished.json"
 FORMAT = 2
 """Of the settings; 1 had no version."""
-
-
-@dataclass(frozen=True)
-class SftArguments:
-    """What decides the training besides the Trainer's own arguments."""
-
-    model_name_or_path: str = field(metadata={"help": "checkpoint folder to start from"})
-    train_data: list[str] = field(metadata={"help": "folders written by prepare_data"})
-    eval_data: list[str] = field(default_factory=list, metadata={"help": "folders for the evaluation loss"})
-    coefficients: list[float] | None = setting(
-        "share of each training set, above 1 repeats; left out: smaller sets are upsampled to the largest",
-        None,
-        above=0,
-        most=1e6,
-    )
-    cot_keys: list[str] = field(default_factory=list, metadata={"help": "train to reason first, with these texts"})
-    reasoning_missing: Literal["plain", "drop", "refuse"] = field(
-        default="plain",
-        metadata={
-            "help": "rows that have none of --cot_keys: plain edits, as published, or left out, or the end of the run"
-        },
-    )
-    changed_token_weight: float = setting(
-        "loss weight of target codes that differ from the source", 1.0, above=0, most=1e6
-    )
-    prompt_token_weight: float = setting(
-        "loss weight of the prompt's tokens; 0: loss on the target only", 0.0, least=0, most=1e6
-    )
-    dropout: float = setting(
-        "rate on embeddings, attention and both branches of each layer; the published models had 0.1",
-        0.0,
-        least=0,
-        below=1,
-    )
-    lora_rank: int = setting("train adapters of this rank alone; 0: all weights", 0, least=0, most=65536)
-    lora_alpha: float = setting("adapters are scaled by alpha / rank", 64.0, above=0, most=1e6)
-    early_stopping_patience: int | None = setting(
-        "end after this many evaluations without a smaller loss; default: do not", None, least=1
-    )
-    tokenizer_path: str | None = field(default=None, metadata={"help": "text tokenizer folder; default: the model's"})
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "sdpa, eager (faster for short sequences on a CPU), flash_attention_2, ..."}
-    )
-    max_position_embeddings: int | None = setting("longest sequence in tokens; default: the model's", None, least=1)
-    image_area: int | None = setting("refuse data of another image area", None, least=1)
-    validation_size: int | None = setting("evaluate on this many random rows", None, least=1)
 
 
 def train(arguments: SftArguments, training: TrainingArguments) -> Path:
@@ -377,19 +331,8 @@ def _checkpoint(training: TrainingArguments, output: Path) -> Path | None:
     return checkpoint
 
 
-PUBLISHED_FLAGS: Renamed = {
-    "data_paths": ("--train_data", str),
-    "validation_paths": ("--eval_data", str),
-    "evaluation_strategy": ("--eval_strategy", str),
-    "random_seed": ("--data_seed", str),
-    "attn_type": ("--attn_implementation", lambda kind: "flash_attention_2" if kind == "fa2" else "sdpa"),
-    "min_learning_rate": ("--lr_scheduler_kwargs", '{{"min_lr": {}}}'.format),
-}
-"""What the published command calls them."""
-
-
 def main() -> None:
-    train(*parse_flags([SftArguments, TrainingArguments], __doc__, PUBLISHED_FLAGS))
+    train(*parse_sft(TrainingArguments))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ python -m emu3.train_image_editing.verify data/omniedit data/magic_brush
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from emu3.errors import UserError, run_main
+from emu3.flags import CommandParser
 from emu3.train_image_editing.shards import MANIFEST, check_rows
 
 
@@ -24,7 +24,7 @@ def verify(folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Check tokenized datasets against their manifests.")
+    parser = CommandParser(description="Check tokenized datasets against their manifests.")
     parser.add_argument("folders", nargs="+", type=Path, help="written by prepare_data")
     for folder in parser.parse_args().folders:
         print(verify(folder), flush=True)

@@ -16,16 +16,22 @@ import argparse
 from pathlib import Path
 
 from emu3.errors import run_main
+from emu3.flags import CommandParser
 from emu3.settings import COUNT
 from rl.annotate.run import AnnotateArguments, annotate
 from rl.reward.config import ANNOTATE, add_judge_flags, judge_from_flags
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write chains of thought for a dataset.", allow_abbrev=False)
+    parser = CommandParser(
+        old={"--dataset-name": "--data", "--output-path": "--output"},
+        description="Write chains of thought for a dataset.",
+    )
     usual = AnnotateArguments
-    parser.add_argument("--dataset-name", required=True, help="Hub id, Parquet file, folder of them, or image folder")
-    parser.add_argument("--output-path", type=Path, required=True, help="folder of the annotated rows")
+    parser.add_argument(
+        "--data", dest="dataset_name", required=True, help="Hub id, Parquet file, folder of them, or image folder"
+    )
+    parser.add_argument("--output", dest="output_path", type=Path, required=True, help="folder of the annotated rows")
     parser.add_argument("--source", choices=("HF", "local"), default=usual.source, help="where the dataset is")
     parser.add_argument("--split", help="files whose path names it")
     parser.add_argument("--original-image-key", default=usual.original_image_key, help="column of the source")

@@ -9,7 +9,6 @@ fails, 1 if one does, 2 for options that do not exist. docs/check-node.md says w
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import re
@@ -24,8 +23,8 @@ from typing import Any
 
 from emu3.errors import UserError, run_main
 from emu3.files import write_json
+from emu3.flags import CommandParser
 from emu3.settings import COUNT, number_in
-from rl.check_node import arithmetic, hub_checks, judge, machine, runs
 from rl.check_node.check import ROOT, Check, CheckResult, Node, Shared, bounded
 
 WHOLE_RUN = 1300.0
@@ -33,7 +32,9 @@ WHOLE_RUN = 1300.0
 
 
 def checks() -> dict[str, list[Check]]:
-    """All of them, by group, in the order of the page."""
+    """All of them, by group, in the order of the page. What they need takes seconds to import."""
+    from rl.check_node import arithmetic, hub_checks, judge, machine, runs
+
     return {
         "machine": [
             Check("gpus", machine.gpus, 180),
@@ -127,9 +128,7 @@ def _commit() -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(old={"--judge": "--judge-url"}, description=__doc__)
     names = "machine, published, judge, fast, runs, or single checks"
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"these checks: {names}")
     parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="all but these")
@@ -143,7 +142,8 @@ def main() -> None:
         help="whose disk is measured (default: APP__BASE_EXP_DIR, or runs/rl)",
     )
     parser.add_argument(
-        "--judge",
+        "--judge-url",
+        dest="judge",
         default=os.environ.get("APP__REWARD_FUNCTION_API_BASE") or None,
         metavar="URL",
         help="address up to and with /v1 (default: APP__REWARD_FUNCTION_API_BASE)",

@@ -8,11 +8,9 @@ weights, of the models only their config.json."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -23,12 +21,11 @@ from emu3.files import read_json
 from emu3.hub import local_folder
 from emu3.mllm.language_model import read_config
 from emu3.report.console import duration
-from emu3.settings import COUNT, number_in
 from emu3.tokenizer.model import StillVQ
 from emu3.tokenizer.vision_checkpoint import CONFIG_FILE, layout_of
 from emu3.training.memory import GB, Device, Memory, gb, this_device
 from rl.config import Config, LoraConfig
-from rl.config_file import load_config, stand_in
+from rl.config_file import estimate_arguments, load_config, stand_in
 from rl.rollout.engine import Prompt
 from rl.watch.costs import (
     COMPLETION_TOKENS,
@@ -249,24 +246,7 @@ def _compute(config: Config, **changes: object) -> Config:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Estimate memory and time of a run.", allow_abbrev=False)
-    parser.add_argument("config", type=Path, help="jsonnet file, for example rl/configs/shapes.jsonnet")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example compute.zero=3")
-    parser.add_argument("--ranks", type=COUNT, default=1, help="default: %(default)s")
-    parser.add_argument(
-        "--device-memory",
-        type=number_in(float, above=0, most=1e6),
-        metavar="GB",
-        help="of each GPU; default: this machine's device",
-    )
-    parser.add_argument("--device", default="GPU", help="its name, for the time, such as H100; with --device-memory")
-    parser.add_argument("--prompt-tokens", type=COUNT, default=PROMPT_TOKENS, help="default: %(default)s")
-    parser.add_argument(
-        *("--completion-tokens", "--answer-tokens"),
-        type=COUNT,
-        help=f"thinking included; default: {COMPLETION_TOKENS} and the config's longest chain of thought",
-    )
-    arguments = parser.parse_intermixed_args()
+    arguments = estimate_arguments()
     stand_in()
     config = load_config(arguments.config, arguments.overrides)
     if arguments.device_memory is None:
@@ -274,7 +254,7 @@ def main() -> None:
     else:
         device = Device(arguments.device, arguments.device_memory * GB, None, arguments.ranks)
     completion_tokens = arguments.completion_tokens or COMPLETION_TOKENS + config.rollout.think_tokens
-    sizes = read_sizes(config, arguments.ranks, arguments.prompt_tokens, completion_tokens)
+    sizes = read_sizes(config, arguments.ranks, arguments.prompt_tokens or PROMPT_TOKENS, completion_tokens)
     print("\n".join(estimate(sizes, config, device).lines))
     warning = check(sizes, config, device)
     if warning is not None:

@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emu3.errors import UserError, run_main
 from emu3.files import read_json
+from emu3.flags import CommandParser
 from emu3.report.charts import lines_chart, stacked_chart
 from emu3.report.console import duration, settled_median
 from emu3.report.metrics_file import NAME, read_lines
@@ -156,7 +156,7 @@ def step_seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the report of a training run.", allow_abbrev=False)
+    parser = CommandParser(description="Write the report of a training run.")
     parser.add_argument("run", type=Path, help="folder that holds metrics.jsonl and config.json")
     print(write_report(parser.parse_args().run))
 

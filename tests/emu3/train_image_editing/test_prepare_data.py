@@ -278,7 +278,7 @@ def test_the_published_flags_work(
         (["--nope", "1"], "unknown option --nope"),
         (["--image-area", "big"], "--image-area.*invalid int value: 'big'"),
         (["--source", "ftp"], "--source.*invalid choice"),
-        ([], "required: .*--dataset"),
+        ([], "required: .*--data"),
     ],
 )
 def test_wrong_flags_are_one_clear_line(monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str) -> None:
