@@ -118,7 +118,7 @@ def run(
             about = {"model": rows[0].model, "benchmark": rows[0].benchmark, "judge": usage.judge}
             write_json(output.with_name(stats_name(rows[0].model)), about | viescore_stats(scores.by_metric[name]))
         else:
-            name = _measure(name, rows, file.parent, weights, scores, evaluation_of(read_settings(file)))
+            name = _measure(name, rows, file.parent, weights, scores)
         _print_counts(scores.by_metric[name])
         if name == VIESCORE and all(score.status != SCORED for score in scores.by_metric[name]):
             why = scores.by_metric[name][0]
@@ -192,11 +192,8 @@ def evaluation_of(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in names if name in settings}
 
 
-def _measure(
-    name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile, evaluation: dict[str, Any]
-) -> str:
-    """Another metric than VIEScore; returns what it is called. Rows stand if they are whole and were made alike.
-    evaluation: how the images were made."""
+def _measure(name: str, rows: list[Prediction], folder: Path, weights: Path | None, scores: ScoreFile) -> str:
+    """Another metric than VIEScore; returns what it is called. Rows stand if they are whole and were made alike."""
     # Imported here: the metrics bring torch and models, which the judge needs nothing of.
     from baselines.metrics.measuring import measure, metric_named
 
@@ -208,7 +205,7 @@ def _measure(
     if before is not None and all(score.status == SCORED for score in before):
         scores.check(made)
     else:
-        scores.put(metric.name, measure(metric, rows, folder), made | {"evaluation": evaluation})
+        scores.put(metric.name, measure(metric, rows, folder), made)
     return metric.name
 
 

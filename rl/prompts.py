@@ -52,7 +52,8 @@ class Prompts:
             fitting.append(np.flatnonzero(fits))
         for folder, rows, grids, kept in zip(data.sets, self.sets, sizes, fitting, strict=True):
             if not len(kept):
-                raise UserError(f"{folder}: none of {len(rows)} rows fits the model's {max_positions} positions")
+                chain = f" with a chain of thought of rollout.think_tokens={think_tokens}" if think_tokens else ""
+                raise UserError(f"{folder}: none of {len(rows)} rows fits the model's {max_positions} positions{chain}")
             without = int((grids[kept, 2] == 0).sum()) if targets else 0
             if without:
                 raise UserError(

@@ -210,7 +210,9 @@ def _require(*packages: str) -> None:
     """Raise `UserError` naming the first package that is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"this editor needs the package {package}: pip install -e '.[eval]'")
+            # torchvision is no part of the extra: its build has to be that of the torch that is there.
+            what = "torchvision, from the index that torch is from" if package == "torchvision" else "-e '.[eval]'"
+            raise UserError(f"this editor needs the package {package}: pip install {what}")
 
 
 def _steps(options: EditorOptions, default: int) -> int:

@@ -110,7 +110,7 @@ def test_each_run_is_what_its_name_says(name: str) -> None:
         zip(folders, data.values(), strict=True)
     )
     thinks = "think" in name
-    assert (config.rollout.think_tokens, config.compute.micro_batch) == ((512, 4) if thinks else (0, 8))
+    assert (config.rollout.think_tokens, config.compute.micro_batch) == ((982, 4) if thinks else (0, 8))
     size = "7B" if name.endswith("7b") else "72B"
     assert config.judge.model == f"Qwen/Qwen2.5-VL-{size}-Instruct"
     assert (config.rollout.engine, config.compute.zero, config.compute.precision) == ("vllm", 2, "bf16")

@@ -175,6 +175,7 @@ def test_thinking_and_several_updates_run(make_config: Any, run: Any) -> None:
     lines = run(make_config(steps=2, rollout={"think_tokens": 6}, objective={"updates": 2}))
     assert lines[0]["logprob_gap"] < 1e-4
     assert lines[0]["answer_tokens"] > 16
+    assert 0 < lines[0]["cut_chains"] <= lines[0]["rollouts"]  # of some 270 tokens, one would end a chain earlier
 
 
 def test_weights_that_were_not_handed_over_are_noticed(

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from emu3.errors import UserError
+from emu3.mllm import head, small_memory
 from emu3.mllm import language_model as loading
-from emu3.mllm import sampling, small_memory
 from emu3.mllm.editor import Editor
 from emu3.mllm.generate import Request, generate
 from emu3.mllm.language_model import load_for_editing, load_language_model, new_language_model, save_checkpoint
@@ -257,12 +257,12 @@ def test_draws_in_float32(folder: Path, tiny_vision_folder: Path, monkeypatch: p
     prompt = tuple(edit_prompt(editor.tokenizer, codes, "a"))
     request = Request(prompt, grid_grammar(editor.tokenizer, 3, 3), tuple((0, sample) for sample in range(8)))
     [before] = generate(editor.model, editor.tokenizer.layout, [request])
-    monkeypatch.setattr(sampling, "draw_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(head, "draw_dtype", lambda device: torch.float32)
     monkeypatch.setattr(torch.Tensor, "double", lambda tensor: pytest.fail("float64"))
     [after] = generate(editor.model, editor.tokenizer.layout, [request])
     equal = np.mean([one.codes == other.codes for one, other in zip(before, after, strict=True)])
     assert equal > 0.9 and after[0].logprobs.dtype == np.float32
-    nearly = sampling.draws_on(CPU, np.array([1 - 2**-53]))
+    nearly = head.draws_on(CPU, np.array([1 - 2**-53]))
     assert nearly.dtype == torch.float32 and nearly < 1
 
 

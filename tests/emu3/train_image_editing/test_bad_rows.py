@@ -134,7 +134,7 @@ LINE = b'{"input": "0.png", "output": "1.png", "instruction": "make it red"}\n'
         ("metadata.csv", "input,output,instruction\n0.png,1.png,a\n".encode("utf-16"), "is UTF-16, not UTF-8"),
         ("metadata.jsonl", LFS_POINTER + b"v1\noid sha256:00\n", "git lfs pull"),
         ("metadata.csv", LFS_POINTER + b"v1\noid sha256:00\n", "git lfs pull"),
-        ("metadata.jsonl", gzip.compress(LINE), "is packed"),
+        ("metadata.jsonl", gzip.compress(LINE, mtime=0), "is packed"),
         ("metadata.jsonl", b"[" + LINE + b"]", "one JSON value over several lines"),
         ("metadata.jsonl", json.dumps(json.loads(LINE), indent=1).encode(), "one JSON value over several lines"),
         ("metadata.jsonl", LINE.replace(b"}\n", b"}\r") * 2, "no column .*; it has none: its line is not JSON"),

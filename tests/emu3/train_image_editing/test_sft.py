@@ -428,7 +428,7 @@ def test_training_ends_on_a_plateau_and_keeps_the_best(model: Path, train_data: 
 
 def test_a_run_that_diverges_ends_and_leaves_no_checkpoint_of_it(model: Path, train_data: Path, tmp_path: Path) -> None:
     """The Trainer replaces a loss that is not a number by the mean of those before, and saves."""
-    values: dict[str, Any] = {"max_steps": 30, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e30}
+    values: dict[str, Any] = {"max_steps": 30, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e6}
     with pytest.raises(UserError, match=r"step \d+: the .* is (nan|inf), the run diverged"):
         sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, optim="sgd", **values))
     for folder in tmp_path.glob("checkpoint-*"):
