@@ -13,7 +13,7 @@ import sft_world
 
 from emu3.errors import UserError
 from emu3.train_image_editing import sft
-from emu3.train_image_editing.dataset import EncodedRows, Mixture
+from emu3.train_image_editing.dataset import Mixture
 from emu3.train_image_editing.shards import read_rows
 
 
@@ -61,8 +61,13 @@ def test_a_run_of_several_passes_sees_all_rows_and_so_does_one_that_went_on(
 ) -> None:
     """Guards the way of the pass's number to the rows, in a resumed run too."""
     seen: list[int] = []
-    plain = EncodedRows.__getitem__
-    monkeypatch.setattr(EncodedRows, "__getitem__", lambda rows, index: seen.append(index) or plain(rows, index))
+    plain = Mixture.at
+
+    def noted(mixture: Mixture, index: int, epoch: int = 0) -> tuple[int, int]:
+        seen.append(plain(mixture, index, epoch)[1])
+        return plain(mixture, index, epoch)
+
+    monkeypatch.setattr(Mixture, "at", noted)
     settings = sft.SftArguments(model_name_or_path=str(model), train_data=[str(train_data)], coefficients=[0.5])
     rows = len(read_rows(train_data))
     half = rows // 2
