@@ -392,11 +392,11 @@ def last_whole_checkpoint(output_dir: Path) -> Path | None:
 
 def _schedule(scheduler: Any) -> LambdaLR:
     """Without the wrapper that it has where DeepSpeed's settings name the optimizer."""
-    schedule: LambdaLR = getattr(scheduler, "scheduler", scheduler)
-    return schedule
+    return cast(LambdaLR, getattr(scheduler, "scheduler", scheduler))
 
 
 def _peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    cpu = device.type != "cuda"
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if cpu else torch.cuda.max_memory_allocated(device)
+    ) / 1e9

@@ -159,8 +159,6 @@ def main() -> None:
         help="seconds of questions (default: %(default)s)",
     )
     options = parser.parse_args()
-    if options.judge_concurrency < 1 or options.judge_seconds <= 0:
-        raise UserError("--judge-concurrency and --judge-seconds have to be above 0")
     selected = chosen(options.only, options.skip)
     node = Node(visible_gpus(), options.run_folder, options.judge, options.judge_concurrency, options.judge_seconds)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and so end what is under way

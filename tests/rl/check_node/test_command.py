@@ -132,7 +132,7 @@ def started(folder: Path) -> list[str]:
     ("arguments", "message"),
     [
         (["--only", "gpu"], "error: there is no check 'gpu'; there are machine (gpus, ranks,"),
-        (["--judge-seconds", "0"], "error: --judge-concurrency and --judge-seconds have to be above 0"),
+        (["--judge-seconds", "0"], "error: argument --judge-seconds: expected more than 0 and at most 1000000, got 0"),
         (["--quickly"], "unrecognized arguments: --quickly"),
     ],
 )

@@ -81,7 +81,7 @@ def test_the_block_names_every_large_part() -> None:
     )
     assert (
         lines[1].endswith(" of 85 GB, most in the reference's pass")
-        and lines[2] == "  main memory: reference 68 + a checkpoint's copy 119 = 187 of 2000 GB"
+        and lines[2] == "  main memory: a checkpoint's copy 119 + reference 68 = 187 of 2000 GB"
     )
     written_at_once = settings(compute={"reference": "offloaded", "save_in_background": False})
     assert estimate(emu3(), written_at_once, H100).lines[2] == "  main memory: reference 68 of 2000 GB"
