@@ -396,7 +396,5 @@ def _schedule(scheduler: Any) -> LambdaLR:
 
 
 def _peak_memory(device: torch.device) -> float:
-    cpu = device.type != "cuda"
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if cpu else torch.cuda.max_memory_allocated(device)
-    ) / 1e9
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else host) / 1e9
