@@ -43,11 +43,11 @@ LIBRARIES = (
 )
 
 KILLED = 128 + signal.SIGKILL
-# Where to be killed, as warm_python has it; _sync is called twice for a file, before and after it gets its name.
+# Where to be killed, as warm_python has it; sync is called twice for a file, before and after it gets its name.
 IN_A_BATCH = "baselines.evaluate --editor instruct-pix2pix|baselines.results.predictions:SampleLog.append|2"
 BETWEEN_ANSWERS = "ip2p-seed0 --metrics|rl.reward.cache:ReplyCache.put|2"
-BETWEEN_TABLES = "baselines.table|emu3.files:_sync|3"
-IN_THE_PAGE = "baselines.report|emu3.files:_sync|1"
+BETWEEN_TABLES = "baselines.table|emu3.files:sync|3"
+IN_THE_PAGE = "baselines.report|emu3.files:sync|1"
 
 pytestmark = [
     pytest.mark.slow,

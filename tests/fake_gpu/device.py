@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,7 @@ def start() -> FakeTensorMode:
         subprocess.run(command, check=True)
         ctypes.CDLL(str(built))
 
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # it asks a device for its streams when imported
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
