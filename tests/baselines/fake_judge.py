@@ -22,7 +22,7 @@ class FakeJudge:
         self.count_tokens: Callable[[Any], Any] | None = None
         self.bodies: list[Any] = []
         self.questions = 0
-        judge = self
+        judge, counting = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -30,7 +30,8 @@ class FakeJudge:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                judge.questions += 1
+                with counting:
+                    judge.questions += 1
                 judge.bodies.append(body)
                 text = body["messages"][0]["content"][0]["text"]
                 told = [

@@ -45,7 +45,9 @@ def test_its_commands_and_flags_are_there(cells: list[dict[str, object]]) -> Non
         [name] = [word.value for word in call.args if isinstance(word, ast.Constant)]
         spec = importlib.util.find_spec(str(name))
         assert spec is not None and spec.origin is not None, name
-        source = Path(spec.origin).read_text() + (ROOT / "emu3/train_image_editing/commands.py").read_text()
+        source = Path(spec.origin).read_text() + "".join(
+            (ROOT / f"emu3/train_image_editing/{name}.py").read_text() for name in ("commands", "arguments")
+        )
         for flag in call.keywords:
             words = (f'"--{str(flag.arg).replace("_", "-")}"', f"    {flag.arg}: ", f'"{flag.arg}"')
             # Of shapes.write_data sizes are flags by their fields.

@@ -131,16 +131,18 @@ def test_sft_goes_on(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (old / "sft/final/model.safetensors").is_file()
 
 
-def test_an_evaluation_is_finished_and_its_scores_are_kept(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of it is made or asked again."""
+def test_an_evaluation_of_the_first_rows_is_refused_and_its_scores_are_kept(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--limit` drew no rows then, it took the first: one folder would hold both. Nothing is made or asked again."""
     benchmark = dataclasses.replace(
         BENCHMARKS[GENERIC.name], source="source_image", instruction="instruction", target="edited_image"
     )
-    path = evaluate.run(
-        benchmark=benchmark, editor="no-edit", name=None, data="world/pairs.parquet", output_dir=Path("eval"), limit=2,
-        image_area=96,
-    )  # fmt: skip
-    assert path.is_file()
+    with pytest.raises(UserError, match=r'limit=2, this one has limit="2 by seed 42": choose another folder'):
+        evaluate.run(
+            benchmark=benchmark, editor="no-edit", name=None, data="world/pairs.parquet", output_dir=Path("eval"),
+            limit=2, image_area=96,
+        )  # fmt: skip
     before = (old / "eval/scores.parquet").read_bytes()
     score.run(Path("eval"), metrics=["l1"])
     assert (old / "eval/scores.parquet").stat().st_size >= len(before) - 200

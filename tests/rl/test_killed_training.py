@@ -35,7 +35,7 @@ def test_twenty_kills_leave_no_trace(make_config: Any, tmp_path: Path) -> None:
     path.write_text(json.dumps(dataclasses.asdict(config)))
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("killed_training.py")), str(tmp_path), str(path), str(KILLS)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=600,

@@ -60,7 +60,7 @@ def test_what_was_not_exported_reaches_sft_arrays_too(checkout: Path, script: st
     variables = "DATAPATH=(a b); COEF=(1 6); COT_KEYS=(why how); EXP_NAME=mine GPUS=1"
     done = source(checkout, f'{variables}; . ./scripts/{script}.sh --seed 3; echo "ended $?"')
     called = done.stdout.splitlines()[0]
-    assert "--train_data a b --coefficients 1 6 --cot_keys why how " in called
+    assert "--data a b --coefficients 1 6 --cot_keys why how " in called
     settings = script.replace("ie_sft", "zero3")
     assert called.endswith(f"/scripts/{settings}.json --bf16 --seed 3") and "/mine " in called
     assert done.stdout.splitlines()[-1] == "ended 7"

@@ -80,7 +80,9 @@ def test_zeros_are_scores(stub, image) -> None:
 def test_no_number_without_a_reply_that_holds_it(stub, image, bad, which) -> None:
     """Guards: what the published code does with such answers: random scores, zeros, a dead run."""
     stub.reply = by_question(*((bad, answer(9, 9)) if which == "edit" else (answer(9, 9), bad)))
-    assert viescore(Judge(JudgeConfig(stub.url, reasks=1)), image(0), image(1)) == Unparsable(bad)
+    assert viescore(Judge(JudgeConfig(stub.url, reasks=1)), image(0), image(1)) == Unparsable(
+        bad, "" if bad else "an empty reply"
+    )
     assert len(stub.bodies) == 3
 
 
