@@ -59,10 +59,11 @@ class _Strict(CommandParser):
 
 def renamed(arguments: Sequence[str], old: Mapping[str, str]) -> list[str]:
     """Arguments with the present names of their options, with dashes or with underscores."""
+    dashed = {name.replace("_", "-"): now for name, now in old.items()}
     found = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        name = old.get(name, old.get(name.replace("_", "-"), name)) if name.startswith("--") else name
+        name = dashed.get(name.replace("_", "-"), name) if name.startswith("--") else name
         found.append(f"{name}{equals}{value}")
     return found
 

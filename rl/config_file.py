@@ -24,7 +24,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import _jsonnet
 
 from emu3.checkpoint_facts import CheckpointFacts, read_facts
-from emu3.errors import UserError
+from emu3.errors import UserError, one_line
 from emu3.extensions import source_digests
 from emu3.flags import CommandParser
 from emu3.run_folder import SettingsFile, flat
@@ -55,6 +55,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     ext_vars = {name: value for name, value in os.environ.items() if name.startswith("APP__")}
     try:
         tree = json.loads(_jsonnet.evaluate_file(str(path), ext_vars=ext_vars))
+    except UnicodeDecodeError as error:
+        raise UserError(f"config {path} is not text in UTF-8: {one_line(error)}") from None
     except RuntimeError as error:
         if unset := re.search(r"undefined external variable: (\w+)", str(error)):
             raise UserError(

@@ -78,9 +78,13 @@ def test_sft_takes_its_own_names_and_the_trainer_s(monkeypatch: pytest.MonkeyPat
     ours, trainer = parse_sft(TrainingArguments)
     assert (ours.model_name_or_path, ours.train_data, ours.coefficients) == ("m", ["a", "b"], [1.0, 6.0])
     assert (trainer.output_dir, trainer.max_steps) == (str(tmp_path), 7)
-    old = ["--model_name_or_path", "m", "--train_data", "a", "b", "--output_dir", str(tmp_path)]
-    type_in(monkeypatch, *old, *rest)
-    assert parse_sft(TrainingArguments)[0] == ours
+    for old in (
+        ("--model_name_or_path", "--train_data", "--output_dir"),
+        ("--model-name-or-path", "--train-data", "--output-dir"),
+    ):
+        type_in(monkeypatch, old[0], "m", old[1], "a", "b", old[2], str(tmp_path), *rest)
+        again, trainer = parse_sft(TrainingArguments)
+        assert again == ours and trainer.output_dir == str(tmp_path)
 
 
 def test_sft_shows_ours_and_on_request_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

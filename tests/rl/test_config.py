@@ -67,6 +67,13 @@ def test_wrong_key_type_or_value_is_named(minimal: Path, override: str, words: l
     assert "\n" not in str(error.value)
 
 
+def test_a_config_in_another_encoding_is_one_line(minimal: Path) -> None:
+    """A letter of Latin-1 in a path was a traceback of jsonnet's."""
+    minimal.write_bytes(MINIMAL.replace("{", '{ "other": "caf\xe9",', 1).encode("latin-1"))
+    with pytest.raises(UserError, match="is not text in UTF-8"):
+        load_config(minimal)
+
+
 def test_importance_weights_and_the_published_objective(minimal: Path) -> None:
     """`paper` scores forced tokens, to which the sampler gave no probability: the weight was that of the whole text
     vocabulary."""
