@@ -113,6 +113,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder; on success it becomes `path` (replacing one that is there), else nothing is left. What
     processes that were killed left beside `path` is removed."""
+    if path.name.endswith(f".{_writer()}.tmp"):  # the temporary folder of an outer call, which makes it whole
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{_writer()}.tmp")

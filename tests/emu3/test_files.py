@@ -60,6 +60,16 @@ def test_another_machines_files_are_left_to_it_for_a_time(tmp_path: Path, gone: 
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "manifest.json", "model"])
 
 
+def test_a_folder_within_a_folder_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    """Killed in the inner one, a call left a folder that no later one knew."""
+    with whole_folder(tmp_path / "export") as outer:
+        with whole_folder(outer) as inner:
+            (inner / "weights").write_text("w")
+            assert [path.name for path in tmp_path.iterdir()] == [outer.name]
+        (outer / "card").write_text("c")
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == ["card", "weights"]
+
+
 def test_the_last_whole_folder_is_not_taken_for_a_leftover(tmp_path: Path, gone: int) -> None:
     """A kill between the two renames leaves the former folder under its temporary name, and nothing else."""
     (tmp_path / f".model.{gone}.old").mkdir()

@@ -68,8 +68,8 @@ def test_wrong_key_type_or_value_is_named(minimal: Path, override: str, words: l
 
 
 def test_a_config_in_another_encoding_is_one_line(minimal: Path) -> None:
-    """A letter of Latin-1 in a path was a traceback of jsonnet's."""
-    minimal.write_bytes(MINIMAL.replace("{", '{ "other": "caf\xe9",', 1).encode("latin-1"))
+    """jsonnet quotes the place of an error, in bytes that are no text: a traceback."""
+    minimal.write_bytes(MINIMAL.encode() + b"@\xe9")
     with pytest.raises(UserError, match="is not text in UTF-8"):
         load_config(minimal)
 
