@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -123,6 +124,9 @@ class Watch:
         self._tracker = start_tracker(config, run)
         self._table = Table()
         self._warned = False
+        self._by_task: dict[str, tuple[int, int]] = {}  # failed and all rollouts so far
+        for line in self._file.lines:
+            add_failures(self._by_task, line)
         self._report = threading.Thread()
         self._next_report = 0.0
         self._advised = False
@@ -137,7 +141,8 @@ class Watch:
         left = None if each is None else each * (self._config.steps - step - 1)
         with self._spared.output("line of the table"):
             print(self._table.lines(cells(metrics, self._config.steps, left)), flush=True)
-        if metrics["failed"] and not self._warned and (what := failing_task(self._file.lines)) is not None:
+        add_failures(self._by_task, metrics)
+        if metrics["failed"] and not self._warned and (what := failures_with_a_task(self._by_task)) is not None:
             self._warned = True
             print(f"warning: failures go with the task: {what}; the policy is trained on the others", flush=True)
         grid = None
@@ -176,14 +181,12 @@ class Watch:
         if self._advised or len(recent) < LOOKED_AT or self._config.rollout.ahead:
             return None
         self._advised = True
-        waited, sampled = (
-            sorted(each.get(name, 0.0) for each in recent)[len(recent) // 2] for name in ("judge", "sample")
-        )
-        whole = sorted(sum(each.values()) for each in recent)[len(recent) // 2]
+        waited, sampled = (median(each.get(name, 0.0) for each in recent) for name in ("judge", "sample"))
+        whole = median(sum(each.values()) for each in recent)
         if waited < max(WAITED_SHARE * whole, WAITED_SECONDS):
             return None
         waves = (
-            f"rollout.vllm.max_sequences={max(1, self._config.rollout.group_size)} samples in waves, which it judges "
+            f"rollout.vllm.max_sequences={self._config.rollout.group_size} samples in waves, which it judges "
             "beside each other"
             if self._config.rollout.engine == "vllm"
             else "rollout.prompts_per_batch=1 hands it one group after the other"
@@ -194,14 +197,12 @@ class Watch:
         return f"note: {waited:.0f} of {whole:.0f} s a step are spent waiting for the judge: {waves}{longer}"
 
 
-def failing_task(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """`failures_with_a_task` over the rollouts of all steps so far; lines of older versions have no tasks."""
-    counts: dict[str, tuple[int, int]] = {}
-    for line in lines:
-        for task, rollouts in line.get("rollouts_by_task", {}).items():
-            failed, total = counts.get(task, (0, 0))
-            counts[task] = failed + line["failed_by_task"].get(task, 0), total + rollouts
-    return failures_with_a_task(counts)
+def add_failures(counts: dict[str, tuple[int, int]], line: Mapping[str, Any]) -> None:
+    """Add a step's failed and all rollouts of each task to those of the steps before; lines of older versions have no
+    tasks."""
+    for task, rollouts in line.get("rollouts_by_task", {}).items():
+        failed, total = counts.get(task, (0, 0))
+        counts[task] = failed + line["failed_by_task"].get(task, 0), total + rollouts
 
 
 def start_tracker(config: Config, run: Path) -> Tracker | None:
