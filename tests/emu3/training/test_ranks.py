@@ -19,6 +19,12 @@ HERE = Path(__file__).parent
 
 
 def two_ranks(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run them, and once more if gloo's sockets never met: on a machine with many sockets one may be closed on it."""
+    done = _two_ranks(*arguments)
+    return _two_ranks(*arguments) if "connectFullMesh failed" in done.stderr else done
+
+
+def _two_ranks(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "emu3.launch", "--ranks", "2", "waiting_ranks", *arguments]
     path = os.pathsep.join([str(HERE), str(HERE.parents[2])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -30,7 +36,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank found, of two whose device group has 8 seconds while rank 0 takes 12."""
     folder = tmp_path_factory.mktemp("ranks")
     done = two_ranks("everything", str(folder))
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
