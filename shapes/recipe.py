@@ -19,6 +19,8 @@ AREA = HEIGHT * WIDTH
 CORES = 2
 SFT_BATCH = 16
 CONFIG = ROOT / "rl/configs/shapes.jsonnet"
+JUDGE = "judge"
+"""The server whose scores are reported."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,50 @@ def sft(
     )
 
 
-def rl(name: str, folder: Path, needs: tuple[str, ...], steps: int, seed: int, ranks: int, *more: str) -> Task:
-    """GRPO with the world's judge as its server. folder: the run's; more: further settings, `key=value`."""
+def start(folder: Path, preset: Preset, seed: int, prefix: str = "") -> list[Task]:
+    """From nothing to `sft_s`, fine-tuned on mostly simple edits: what every comparison shares. prefix: of the tasks'
+    names, which are those of the stages."""
+    data, tokens, vision = folder / "data", folder / "tokens", folder / "vision"
+    pairs = [data / f"{name}.parquet" for name in ("simple", "complex", "complex_clean")]
+    seen, shares = [tokens / "simple", tokens / "complex"], [1.0, preset.complex_share]
+    base = sft(
+        folder / "init",
+        folder / "base",
+        seen,
+        shares,
+        preset.pretrain_steps,
+        seed,
+        ranks=CORES,
+        prompt_token_weight=1,
+    )
+    simple = sft(folder / "base/final", folder / "sft_s", seen, shares, preset.sft_steps, seed, ranks=CORES)
+    make = (
+        new_model(pairs, vision, folder / "init", seed),
+        *(tokenize(file, tokens / file.stem, vision) for file in pairs),
+    )
+
+    def task(name: str, needs: str, cores: int, *commands: Command) -> Task:
+        return Task(prefix + name, commands, (prefix + needs,) if needs else (), cores)
+
+    return [
+        task("data", "", CORES, write_data(data, preset.data, seed)),
+        task("vision", "data", 1, train_vision(data, vision, preset.tokenizer_steps, seed)),
+        task("tokenize", "vision", 1, *make),
+        task("pretrain", "tokenize", CORES, base),
+        task("sft_s", "pretrain", CORES, simple),
+    ]
+
+
+def rl(
+    name: str, folder: Path, needs: tuple[str, ...], steps: int, seed: int, ranks: int, *more: str, server: str = JUDGE
+) -> Task:
+    """GRPO with the scores of a judge. folder: the run's; more: further settings, `key=value`."""
     return Task(
         name,
         (module("rl.train", CONFIG, f"steps={steps}", f"seed={seed}", *more, ranks=ranks),),
         needs,
         cores=ranks,
-        server="judge",
+        server=server,
         environment={
             "APP__BASE_EXP_DIR": str(folder),
             "APP__DATA_DIR": str(folder / "tokens"),
@@ -135,8 +173,9 @@ def rl(name: str, folder: Path, needs: tuple[str, ...], steps: int, seed: int, r
     )
 
 
-def judge(folder: Path, **options: Any) -> Server:
-    address = folder / "judge.url"
+def judge(folder: Path, name: str = JUDGE, **options: Any) -> Server:
+    """The world's judge. options: of `shapes.judge_server`, which make another one of it."""
+    address = folder / f"{name}.url"
     return Server(module("shapes.judge_server", port=0, port_file=address, **options), address)
 
 

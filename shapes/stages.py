@@ -149,7 +149,7 @@ class Stages:
                 for task in [*(one.task for one in running), *ready]:
                     if task in left:
                         if sum(one.busy for one in running) + task.cores > self.cores:
-                            continue
+                            break  # what takes more cores is not overtaken for ever by what takes fewer
                         if task.server and task.server not in addresses:
                             server, stack = (servers or {})[task.server], ExitStack()
                             url = stack.enter_context(self.server(task.server, server.command, server.address_file))
@@ -209,7 +209,7 @@ class Stages:
         if one.shared:
             self.done[one.task.name]["wall_seconds"] = round(max(0.0, seconds - one.shared), 1)
         write_json(self.file, {"version": VERSION, **self.done})
-        self.progress.note(f"{one.task.name}: {seconds:.0f} s")
+        self.progress.finished(one)
 
     def _failure(self, one: Running, code: int, log: Path) -> str:
         self.progress.clear()
@@ -258,6 +258,10 @@ class Progress:
         if live or not self.live:
             self.clear()
             print(text, flush=True)
+
+    def finished(self, one: Running) -> None:
+        """A task is done and written down."""
+        self.note(f"{one.task.name}: {one.seconds:.0f} s")
 
     def show(self, running: Sequence[Running]) -> None:
         if self.live and running:
