@@ -84,6 +84,23 @@ def tokenize(data: Path, output: Path, vision: Path) -> Command:
     )
 
 
+def pretrain(
+    start: Path, output: Path, data: list[Path], shares: list[float] | None, steps: int, seed: int, ranks: int = 1
+) -> Command:
+    """The stand-in for Emu3's pretraining; without shares, the smaller datasets are upsampled to the largest."""
+    return module(
+        "shapes.pretrain",
+        ranks=ranks,
+        model=start,
+        data=data,
+        coefficients=shares,
+        output=output,
+        steps=steps,
+        batch_size=SFT_BATCH,
+        seed=seed,
+    )
+
+
 def sft(
     start: Path,
     output: Path,
