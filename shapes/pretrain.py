@@ -19,6 +19,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -33,7 +34,7 @@ from emu3.flags import CommandParser
 from emu3.mllm.language_model import load_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.settings import COUNT, SEED, number_in
-from emu3.train_image_editing.dataset import Collator, EncodedRows, MixedRows, Mixture
+from emu3.train_image_editing.dataset import Collator, EncodedRows, Mixture
 from emu3.train_image_editing.objective import TargetLosses, weighted_sum
 from emu3.train_image_editing.shards import check_alike, read_rows
 from emu3.training import ranks
@@ -69,18 +70,14 @@ def pretrain(model_folder: Path, data: list[Path], output: Path, spec: PretrainS
     datasets = [read_rows(folder) for folder in data]
     check_alike(datasets, {})
     parts = [EncodedRows(rows, tokenizer, [], model.config.max_position_embeddings) for rows in datasets]
-    rows = MixedRows(parts, Mixture([len(part) for part in parts], spec.coefficients, spec.seed))
+    stream = Mixture([len(part) for part in parts], spec.coefficients, spec.seed).stream()
     collate = Collator(tokenizer.layout.pad, spec.changed_token_weight)
     losses, optimizers = TargetLosses(model), _optimizers(model, spec.learning_rate)
     progress = tqdm(range(spec.steps), desc="pretraining", unit="step", mininterval=5, disable=rank > 0)
     for step in progress:
         # 1. this rank's part of the batch
-        first = step * spec.batch_size
-        examples = []
-        for place in range(first + rank, first + spec.batch_size, world):
-            rows.set_epoch(place // len(rows))
-            examples.append(rows[place % len(rows)])
-        batch = collate(examples)
+        pairs = list(islice(stream, spec.batch_size))[rank::world]
+        batch = collate([parts[dataset][row] for dataset, row in pairs])
         # 2. the loss per weight of the whole batch's target tokens
         weight = _summed(batch["weights"].sum())
         loss = weighted_sum(losses(batch["input_ids"], batch["targets"]), batch["targets"], batch["weights"]) / weight

@@ -12,6 +12,7 @@ from warm_ranks import warm_ranks
 
 from emu3.checkpoint_facts import read_facts
 from emu3.errors import UserError
+from emu3.train_image_editing.dataset import EncodedRows
 from shapes import pretrain
 from shapes.pretrain import Muon, PretrainSpec, orthogonalized
 
@@ -61,6 +62,16 @@ def test_it_learns_and_says_what_it_learned_from(model: Path, data: Path, tmp_pa
     assert all((before[name] != after[name]).any() for name in before)
     facts = read_facts(tmp_path / "base")
     assert facts is not None and facts.objective == "pretraining" and facts.data[0].name == "train"
+
+
+def test_rows_of_all_datasets_come_from_the_start(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against the order of the sets, in which the scarce one came when training was over."""
+    seen, read = set(), EncodedRows.__getitem__
+    monkeypatch.setattr(EncodedRows, "__getitem__", lambda rows, index: (seen.add(rows), read(rows, index))[1])
+    pretrain.pretrain(model, [data, data], tmp_path / "base", PretrainSpec(2, 8, coefficients=(1.0, 1.0)))
+    assert len(seen) == 2
 
 
 def test_ranks_share_a_batch(model: Path, data: Path, tmp_path: Path) -> None:
