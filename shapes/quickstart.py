@@ -76,7 +76,10 @@ def run(preset: Preset, folder: Path, seed: int, engine: str = "local") -> dict[
     """Run or continue the pipeline in `folder`; returns the summary that it writes. engine: samples in RL."""
     data, tokens, vision = folder / "data", folder / "tokens", folder / "vision"
     settings = {"preset": asdict(preset), "seed": seed, "engine": engine}
-    SettingsFile(folder / "settings.json", version=2, remedy="choose another --output-dir").record(settings)
+    later = {"preset.data.restoration": 0.0}
+    SettingsFile(folder / "settings.json", version=2, remedy="choose another --output-dir", later=later).record(
+        settings
+    )
     stages = Stages(folder, CORES)
 
     sizes = {name: value for name, value in asdict(preset.data).items() if name != "seed"}
