@@ -30,9 +30,9 @@ from emu3.files import whole_file
 from emu3.flags import CommandParser
 from emu3.settings import COUNT, SEED
 from shapes.edits import SIMPLE, SceneEdit, in_peoples_words
-from shapes.edits.complex import Count, Move
-from shapes.edits.other import Restore, Shift, Steps
-from shapes.edits.simple import Add, Background, Recolour, Remove, Reshape
+from shapes.edits.complex import Both, Count, Move
+from shapes.edits.other import Beside, Restore, Shift, Steps
+from shapes.edits.simple import Add, Recolour, Remove, Reshape
 from shapes.scene import grain, random_scene
 from shapes.write_data import SCHEMA, edit_row
 
@@ -49,12 +49,12 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    "simple": Benchmark(SIMPLE),
+    "simple": Benchmark(SIMPLE, (2, 5)),
     "reworded": Benchmark(SIMPLE, (3, 4), reworded=1.0),
-    "actions": Benchmark((Shift, Steps, Steps)),
+    "actions": Benchmark((Add, Remove, Shift, Both, Steps)),
     "crowded": Benchmark((Recolour, Reshape, Remove, Add, Move), (4, 6), reworded=0.25, by_people=0.5),
-    "counting": Benchmark((Count, Move)),
-    "restoration": Benchmark((Restore, Restore, Recolour, Remove, Background)),
+    "counting": Benchmark((Add, Recolour, Count, Move, Beside)),
+    "restoration": Benchmark((Restore, Restore, Restore, Recolour, Remove, Count)),
 }
 
 

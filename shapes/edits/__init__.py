@@ -15,7 +15,7 @@ import numpy as np
 
 from shapes.edits.base import SceneEdit, random_edit
 from shapes.edits.complex import COMPLEX, NUMBERS, SIDES, Both
-from shapes.edits.other import WAYS, Restore, Shift
+from shapes.edits.other import OTHER, WAYS
 from shapes.edits.simple import SIMPLE
 from shapes.scene import BACKGROUNDS, COLOURS, FLAWS, FORMS
 
@@ -41,8 +41,7 @@ def parse(instruction: str) -> SceneEdit | None:
     text = " ".join(instruction.lower().split())
     for courtesy in COURTESIES:
         text = text.removeprefix(courtesy)
-    kinds: tuple[type[SceneEdit], ...] = (*SIMPLE, *COMPLEX, Shift, Restore)
-    for kind in kinds:
+    for kind in (*SIMPLE, *COMPLEX, *OTHER):
         for pattern in _patterns(kind):
             if match := pattern.fullmatch(text):
                 build: Callable[..., SceneEdit] = kind

@@ -77,7 +77,7 @@ class Move(SceneEdit):
             for b in scene.filled()
             if a != b
             for side in SIDES
-            if (goal := beside(b, side)) is not None and scene.slots[goal] is None and not _holds(a, side, b)
+            if (goal := beside(b, side)) is not None and scene.slots[goal] is None and not holds(a, side, b)
         ]
         if not options:
             return None
@@ -99,7 +99,7 @@ class Move(SceneEdit):
         places = [i for i in before.free() if after.slots[i] == old]
         if after.slots[slot] is not None or len(places) != 1:
             return 0.0
-        return 1.0 if _holds(places[0], self.side, anchor) else 0.5
+        return 1.0 if holds(places[0], self.side, anchor) else 0.5
 
     def touched(self, before: Scene, after: Scene) -> set[int]:
         slot, old = named(before, self.colour, self.form)
@@ -172,8 +172,8 @@ class Both(SceneEdit):
         return self.first.names() | self.second.names()
 
     def worded(self, rng: np.random.Generator, *, other: bool = False) -> str:
-        joint = str(rng.choice(self.joints))
-        return self.first.worded(rng, other=other) + joint + self.second.worded(rng, other=other)
+        first = self.first.worded(rng, other=other)
+        return first + str(rng.choice(self.joints)) + self.second.worded(rng, other=other)
 
     def apply(self, scene: Scene, rng: np.random.Generator) -> Scene:
         # What is added comes first: it must not take the place of what the other edit removes.
@@ -201,7 +201,7 @@ def beside(slot: int, side: str) -> int | None:
     return row * COLUMNS + column if 0 <= row < ROWS and 0 <= column < COLUMNS else None
 
 
-def _holds(slot: int, side: str, anchor: int) -> bool:
+def holds(slot: int, side: str, anchor: int) -> bool:
     """Whether `slot` lies on that side of `anchor`, in the same row or column."""
     down, right = slot // COLUMNS - anchor // COLUMNS, slot % COLUMNS - anchor % COLUMNS
     step_down, step_right = SIDES[side]

@@ -1,4 +1,7 @@
-"""Edits that the training data has none of, or a share that is asked for: a move by itself, steps, and restorations."""
+"""Edits that the training data has none of, or a share that is asked for.
+
+A new thing at a named place; a move by itself; several steps; restorations.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,59 @@ from typing import ClassVar
 
 import numpy as np
 
-from shapes.edits.base import SceneEdit, named
-from shapes.edits.complex import Both, Move, Swap, beside
-from shapes.edits.simple import Background, Recolour, Remove, Reshape
-from shapes.scene import FLAWS, Scene
+from shapes.edits.base import SceneEdit, named, pick
+from shapes.edits.complex import SIDES, Both, Move, Swap, beside, holds
+from shapes.edits.simple import Add, Background, Recolour, Remove, Reshape
+from shapes.scene import FLAWS, SIZES, Scene, Shape
 
 WAYS = {"left": "left of", "right": "right of", "up": "above", "down": "below"}
 """The side of its old place to which a thing moves."""
 RESIDUE = 0.15
 """Strength up to which a flaw counts as gone: a tokenizer's own errors are no more."""
+
+
+@dataclass(frozen=True)
+class Beside(SceneEdit):
+    """A new thing on one side of another."""
+
+    colour: str
+    form: str
+    side: str
+    other_colour: str
+    other_form: str
+    kind: ClassVar[str] = "beside"
+    complex: ClassVar[bool] = True
+    wordings: ClassVar[tuple[str, ...]] = (
+        "add a {colour} {form} {side} the {other_colour} {other_form}",
+        "put a {colour} {form} {side} the {other_colour} {other_form}",
+        "draw a {colour} {form} {side} the {other_colour} {other_form}",
+    )
+
+    @staticmethod
+    def choose(scene: Scene, rng: np.random.Generator) -> Beside | None:
+        new, anchor, side = Add.choose(scene, rng), pick(scene, rng), str(rng.choice(list(SIDES)))
+        if new is None or beside(named(scene, *anchor.name)[0], side) not in scene.free():
+            return None
+        return Beside(new.colour, new.form, side, *anchor.name)
+
+    def apply(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        goal = beside(named(scene, self.other_colour, self.other_form)[0], self.side)
+        assert goal is not None
+        return scene.put(goal, Shape(self.colour, self.form, str(rng.choice(list(SIZES)))))
+
+    def success(self, before: Scene, after: Scene) -> float:
+        """Half of what it is for `Add`, and the other half for a right thing on the asked side."""
+        anchor = named(before, self.other_colour, self.other_form)[0]
+        placed = any(holds(slot, self.side, anchor) for slot in self.touched(before, after))
+        added = self._plain.success(before, after)
+        return (added + placed) / 2 if added == 1 else added / 2
+
+    def touched(self, before: Scene, after: Scene) -> set[int]:
+        return self._plain.touched(before, after)
+
+    @property
+    def _plain(self) -> Add:
+        return Add(self.colour, self.form)
 
 
 @dataclass(frozen=True)
@@ -122,3 +169,7 @@ class Restore(SceneEdit):
 
     def touched(self, before: Scene, after: Scene) -> set[int]:
         return set()
+
+
+OTHER: tuple[type[SceneEdit], ...] = (Beside, Shift, Restore)
+"""Steps are not among them: their words are read part by part."""
