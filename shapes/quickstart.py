@@ -46,7 +46,10 @@ MADE_BY = {
 def run(preset: Preset, folder: Path, seed: int, engine: str = "local") -> dict[str, Any]:
     """Run or continue the pipeline in `folder`; returns the summary that it writes. engine: samples in RL."""
     settings = {"preset": asdict(preset), "seed": seed, "engine": engine}
-    SettingsFile(folder / "settings.json", version=2, remedy="choose another --output-dir").record(settings)
+    later = {"preset.data.restoration": 0.0}
+    SettingsFile(folder / "settings.json", version=2, remedy="choose another --output-dir", later=later).record(
+        settings
+    )
     stages = Stages(folder, CORES)
     stages.run_all(_tasks(preset, folder, seed, engine), {recipe.JUDGE: recipe.judge(folder)})
     return _summarize(folder, stages, seed)
