@@ -28,6 +28,7 @@ _PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, e
 _ADVICE = {
     errno.EFBIG: ": a limit on the size of files (`ulimit -f`, or the filesystem's)",
     errno.EMFILE: ": raise the limit on open files (`ulimit -n`)",
+    errno.EISDIR: ": remove it, or choose another place",
     errno.ENAMETOOLONG: ": choose a shorter one",
 }
 
@@ -105,7 +106,7 @@ def run_main(main: Callable[[], None]) -> None:
             _end(f"{error.filename} is there already, and is no folder: choose another place, or remove it")
         if error.errno not in _BROKEN and (error.errno not in _PLACE or error.filename is None):
             raise
-        where = f"{error.filename or 'the disk of the output'}"
+        where = error.filename2 or error.filename or "the disk of the output"  # the second: what a file should become
         _end(f"{where}: {os.strerror(error.errno)}{_ADVICE.get(error.errno, '')}")
     except Exception as error:
         # safetensors says what the system said, in words; it is not imported for that.

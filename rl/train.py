@@ -106,8 +106,8 @@ def _train(
     facts = all_ranks.on_first(partial(trained_facts, config.model, folders, objective, config.vision))
     announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
     start, position = (resumed.step, resumed.prompt_position) if resumed else (0, 0)
-    for place in (run, run / "checkpoints"):  # each leftover is as large as a checkpoint
-        all_ranks.on_first(partial(remove_leftovers, place))
+    for folder in (run, run / "checkpoints"):  # each leftover is as large as a checkpoint
+        all_ranks.on_first(partial(remove_leftovers, folder))
     inputs = all_ranks.on_first(partial(inputs_of, config, facts, scorer.judge_name))
     all_ranks.on_first(partial(record_config, config, run / "config.json", inputs=inputs, resuming=resumed is not None))
     watch = Watch(run, config, start) if accelerator.is_main_process else None

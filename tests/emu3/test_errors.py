@@ -48,16 +48,21 @@ def test_a_disk_that_breaks_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
         with pytest.raises(OSError) as refused:
             (tmp_path / name).mkdir(exist_ok=True)
         raised.append(refused.value)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as refused:
+        (tmp_path / "taken").replace(tmp_path / "folder")
+    raised.append(refused.value)
     raised += [OSError(number, os.strerror(number)) for number in (errno.EIO, errno.ESTALE, errno.EMFILE, errno.EFBIG)]
-    assert [end_of(error) for error in raised] == [2] * 8
+    assert [end_of(error) for error in raised] == [2] * 9
     lines = capsys.readouterr().err.splitlines()
     for line, name in zip(lines, names[:3], strict=False):
         assert (
             line == f"error: {tmp_path / name} is there already, and is no folder: choose another place, or remove it"
         )
     assert lines[3].endswith("File name too long: choose a shorter one")
-    assert lines[4:6] == [f"error: the disk of the output: {os.strerror(n)}" for n in (errno.EIO, errno.ESTALE)]
-    assert lines[6].endswith("(`ulimit -n`)") and lines[7].endswith("(`ulimit -f`, or the filesystem's)")
+    assert lines[4] == f"error: {tmp_path / 'folder'}: Is a directory: remove it, or choose another place"
+    assert lines[5:7] == [f"error: the disk of the output: {os.strerror(n)}" for n in (errno.EIO, errno.ESTALE)]
+    assert lines[7].endswith("(`ulimit -n`)") and lines[8].endswith("(`ulimit -f`, or the filesystem's)")
 
 
 PRINTS = """
