@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from baselines.tables.statistics import RESAMPLES
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, write_json
 from emu3.flags import CommandParser
@@ -30,6 +31,7 @@ from shapes.recipe import CORES
 from shapes.stages import Stages, Task
 from shapes.study.cells import Result, collect, failed, lengths, read_result, write_result
 from shapes.study.graph import REPORTED, Cell, Graph
+from shapes.study.page import Run, Study, write
 from shapes.study.progress import StudyProgress
 from shapes.study.rows import ROWS, SIZES, budgets, map_rows
 
@@ -96,6 +98,7 @@ def run(
     seeds: Sequence[int] | None = None,
     rows: Sequence[str] = (),
     samples: int | None = None,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Make what is missing of a study within its budget, and the page; returns the page's summary. Raises UserError for
     an unknown row and a folder of another study."""
@@ -114,7 +117,7 @@ def run(
     wanted = [graph.cell(name, seed) for name, seed in dict.fromkeys(order)]
     SettingsFile(folder / "settings.json", version=1, remedy="choose another --output").record({"sizes": asdict(sizes)})
     sitting = Sitting(graph, wanted, kept)
-    progress = StudyProgress(sitting.results, graph.costs, began + plan.hours * 3600)
+    progress = StudyProgress(sitting.results, graph, began + plan.hours * 3600)
     sitting.stages = progress.stages = Stages(folder, CORES, progress)
     sitting.check()
     sitting.take()
@@ -125,18 +128,11 @@ def run(
             sitting.tasks, graph.servers(), keep_going=True, may_start=progress.has_time_for
         )
     sitting.fail(reasons)
-    return _page(sitting, known, samples, folder)
-
-
-def _page(sitting: Sitting, known: Mapping[str, Any], samples: int, folder: Path) -> dict[str, Any]:
-    # Imported here: matplotlib and scipy take seconds, and a study hours.
-    from shapes.study.page import Run, Study, write
-
     runs = []
     for cell, result in sitting.results.items():
         status = "not reached" if result is None else "made" if result.scores else "failed"
         runs.append(Run(cell.row, cell.seed, status, result))
-    return write(Study(sitting.graph.sizes, known, samples, runs), folder)
+    return write(Study(sizes, known, samples, runs), folder, resamples)
 
 
 def main() -> None:

@@ -16,21 +16,21 @@ from baselines.reproduce.progress import clock
 from shapes.recipe import CORES
 from shapes.stages import Progress, Running, Stages, Task, last_line
 from shapes.study.cells import Result
-from shapes.study.graph import Cell
+from shapes.study.graph import Cell, Graph
 
 SLACK = 1.1
 """A task may begin if so many times what it takes is left."""
 
 
 class StudyProgress(Progress, AbstractContextManager["StudyProgress"]):
-    """results: what is there of each wanted cell, read at each look. costs: core-seconds that a task takes, guessed;
-    the tasks that are done say how good the guesses are. deadline: by `time.monotonic`. on_task: called after each."""
+    """results: what is there of each wanted cell, read at each look. graph: with the guesses of what a task takes;
+    those that are done say how good these are. deadline: by `time.monotonic`. on_task: called after each task."""
 
     stages: Stages
 
-    def __init__(self, results: Mapping[Cell, Result | None], costs: Mapping[str, float], deadline: float) -> None:
+    def __init__(self, results: Mapping[Cell, Result | None], graph: Graph, deadline: float) -> None:
         super().__init__()
-        self._results, self._costs, self._deadline = results, costs, deadline
+        self._results, self._graph, self._deadline = results, graph, deadline
         self.left: Sequence[Task] = ()
         self.on_task: Callable[[], None] = lambda: None
         self._console = Console()
@@ -47,14 +47,14 @@ class StudyProgress(Progress, AbstractContextManager["StudyProgress"]):
 
     @property
     def pace(self) -> float:
-        """What tasks took over what was guessed; 1 before any is done."""
-        done = {name: cost for name, cost in self.stages.done.items() if name in self._costs}
-        took = sum(cost["core_seconds"] for cost in done.values())
-        return took / sum(self._costs[name] for name in done) if took else 1.0
+        """What tasks took over what was guessed, by the clock: a busy machine is slow. 1 before any is done."""
+        done = {name: cost for name, cost in self.stages.done.items() if name in self._graph.costs}
+        took = sum(cost["seconds"] * self._graph.tasks[name].cores for name, cost in done.items())
+        return took / sum(self._graph.costs[name] for name in done) if took else 1.0
 
     def seconds(self, task: Task) -> float:
-        """By the clock, of a task alone."""
-        return self._costs[task.name] * self.pace / task.cores
+        """By the clock, of a task."""
+        return self._graph.costs[task.name] * self.pace / task.cores
 
     def has_time_for(self, task: Task) -> bool:
         return time.monotonic() + SLACK * self.seconds(task) < self._deadline
@@ -100,4 +100,4 @@ class StudyProgress(Progress, AbstractContextManager["StudyProgress"]):
     def _remaining(self) -> float:
         """Seconds by the clock until all is done, with all cores busy."""
         left = [task for task in self.left if not self.stages.is_done(task.name)]
-        return sum(self._costs[task.name] for task in left) * self.pace / CORES
+        return sum(self._graph.costs[task.name] for task in left) * self.pace / CORES
