@@ -94,6 +94,15 @@ def test_a_folder_in_use_is_refused(model: Path, train_data: Path, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_the_folder_of_another_commands_training_is_refused(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """RL's metrics were cut to none, and its `final` replaced."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "reward": 2.0}\n')
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds a training of another command, without sft_arguments\.json: "):
+        sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, max_steps=1))
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "reward": 2.0}\n'
+
+
 @pytest.mark.parametrize("changed", ["model", "data"])
 def test_a_run_on_other_inputs_is_refused(model: Path, train_data: Path, tmp_path: Path, changed: str) -> None:
     """Guards a run that goes on after the folder that it was started from was filled anew under the same name."""
