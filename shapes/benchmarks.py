@@ -52,7 +52,7 @@ BENCHMARKS = {
     "simple": Benchmark(SIMPLE, (2, 5)),
     "reworded": Benchmark(SIMPLE, (3, 4), reworded=1.0),
     "actions": Benchmark((Add, Remove, Shift, Both, Steps)),
-    "crowded": Benchmark((Recolour, Reshape, Remove, Add, Move), (4, 6), reworded=0.25, by_people=0.5),
+    "crowded": Benchmark((Recolour, Reshape, Remove, Add, Move), (4, 6), reworded=0.25, by_people=0.3),
     "counting": Benchmark((Add, Recolour, Count, Move, Beside)),
     "restoration": Benchmark((Restore, Restore, Restore, Recolour, Remove, Count)),
 }

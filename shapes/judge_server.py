@@ -6,10 +6,9 @@
 
 Answers /v1/models and /v1/chat/completions; `shapes.judges` says which questions it knows. Anything else is a 400, as
 it would be from a real server, and so is an instruction from outside the embedded world, whose sample then counts as
-not judged. With `--any-image` another judge takes over (`shapes.any_image`); it has a name of its own, so its
-scores cannot pass for the verifier's in a cache, a table or a report; so has each weak judge (`shapes.judges.weakened`).
-Of the sampling settings only `logprobs`
-matters: these judges are deterministic.
+not judged. With `--any-image` another judge takes over (`shapes.any_image`). It has a name of its own, and so has each
+weak judge (`shapes.judges.weakened`): their scores cannot pass for the verifier's in a cache, a table or a report. Of
+the sampling settings only `logprobs` matters: these judges are deterministic.
 """
 
 from __future__ import annotations

@@ -50,13 +50,13 @@ ANY_IMAGE = WorldJudge("pixel-statistics-no-judgement", score_edit, score_qualit
 
 
 def weakened(judge: WorldJudge, levels: int | None = None, noise: float = 0.0, bias: float = 0.0) -> WorldJudge:
-    """A judge with a small vision-language model's weaknesses, under a name that tells them; `judge` itself without any.
+    """A judge with a small vision-language model's weaknesses and a name that tells them; `judge` itself without any.
 
     bias: points from 0 to 10. It mirrors that a small model hardly sees whether a thing was done and believes what it
     is told where the image looks like the source: edit success is at least `bias` times the share of restraint
     (overedit / 10), so an unchanged image gets `bias`, and doing nothing is safer than trying.
     noise: standard deviation in points of a normal error on each score, drawn from a digest of the question, so the
-    same question has the same score. levels: to how many equal levels from 0 to 10 the scores are rounded last, 2 to 11.
+    same question has the same score. levels: to how many equal levels from 0 to 10 scores are rounded last, 2 to 11.
     """
     marks = {"coarse": levels or 0, "noise": noise, "bias": bias}
     name = "-".join(f"{mark}{value:g}" for mark, value in marks.items() if value)

@@ -24,6 +24,7 @@ from shapes.scene import (
     COLUMNS,
     FLAW_DARKNESS,
     FLAW_NOISE,
+    FLAWS,
     FORMS,
     HEIGHT,
     NOISE,
@@ -62,9 +63,19 @@ class Reading:
 def read(image: Image.Image, flaw: str = "") -> Reading:
     """Read an image of any size (it is brought to 48x32 first). flaw: what to read it through; the scene then has this
     flaw, with the strength that is found, 0 for a clean image."""
+    return _read(_scaled(image).tobytes(), flaw)
+
+
+def _scaled(image: Image.Image) -> Image.Image:
     if image.size != (WIDTH, HEIGHT):
         image = image.resize((WIDTH, HEIGHT), Image.Resampling.BOX)
-    return _read(image.convert("RGB").tobytes(), flaw)
+    return image.convert("RGB")
+
+
+def flaws(image: Image.Image) -> set[str]:
+    """The flaws that an image has at half their strength or more, beside the scene that is read from it as it is."""
+    pixels, scene = np.asarray(_scaled(image), np.float32), read(image).scene
+    return {flaw for flaw in FLAWS if _strength(pixels, scene, flaw) >= 0.5}
 
 
 @lru_cache(maxsize=1024)
@@ -73,20 +84,16 @@ def _read(data: bytes, flaw: str) -> Reading:
     pixels = np.frombuffer(data, np.uint8).reshape(HEIGHT, WIDTH, 3).astype(np.float32)
     if not flaw:
         return _seen(pixels)
-    if flaw == "noise":
-        reading = _seen(pixels)
-        deviation = 1.4826 * float(np.median(abs(pixels - draw(reading.scene))))  # a normal distribution's
-        strength = (deviation / NOISE - 1) / FLAW_NOISE
-    else:
-        reading = min(
-            (_seen(undone) for undone in _undone(pixels, flaw)), key=lambda one: _misfit(pixels, one, flaw)[1]
-        )
-        strength = _misfit(pixels, reading, flaw)[0]
-    return replace(reading, scene=replace(reading.scene, flaw=flaw, strength=min(1.0, max(0.0, strength))))
+    reading = min(map(_seen, _undone(pixels, flaw)), key=lambda reading: _misfit(pixels, reading.scene, flaw))
+    strength = _strength(pixels, reading.scene, flaw)
+    return replace(reading, scene=replace(reading.scene, flaw=flaw, strength=strength))
 
 
 def _undone(pixels: np.ndarray, flaw: str) -> Iterator[np.ndarray]:
     """The image without the flaw, if it has it to one degree or another."""
+    if flaw == "noise":
+        yield pixels
+        return
     for strength in np.linspace(0, 1, 11, dtype=np.float32):
         if flaw == "darkness":
             yield np.minimum(pixels / (1 - FLAW_DARKNESS * strength), 255)
@@ -94,13 +101,24 @@ def _undone(pixels: np.ndarray, flaw: str) -> Iterator[np.ndarray]:
             yield np.clip(pixels + 8 * strength * loss(pixels, flaw), 0, 255)
 
 
-def _misfit(pixels: np.ndarray, reading: Reading, flaw: str) -> tuple[float, float]:
-    """Strength of a flaw by least squares, if the reading is right, and the mean square of what is left (of 8-bit
-    steps)."""
-    clean = draw(reading.scene).astype(np.float32)
-    lost = loss(clean, flaw)
-    strength = float(((clean - pixels) * lost).sum() / max(1e-9, float((lost**2).sum())))
-    return strength, float(((clean - min(1.0, max(0.0, strength)) * lost - pixels) ** 2).mean())
+def _strength(pixels: np.ndarray, scene: Scene, flaw: str) -> float:
+    """How strong a flaw is in an image of this scene, 0 to 1. Noise by the median of the deviations, which a few wrong
+    places do not move; the others by least squares."""
+    clean = draw(scene).astype(np.float32)
+    if flaw == "noise":
+        deviation = 1.4826 * float(np.median(abs(pixels - clean)))  # the standard one, if they are normal
+        strength = (deviation / NOISE - 1) / FLAW_NOISE
+    else:
+        lost = loss(clean, flaw)
+        strength = float(((clean - pixels) * lost).sum() / ((lost**2).sum() + 1e-9))
+    return min(1.0, max(0.0, strength))
+
+
+def _misfit(pixels: np.ndarray, scene: Scene, flaw: str) -> float:
+    """Mean square of what the scene with its flaw leaves of an image, in squared 8-bit steps."""
+    clean = draw(scene).astype(np.float32)
+    lost = 0 if flaw == "noise" else _strength(pixels, scene, flaw) * loss(clean, flaw)
+    return float(((clean - lost - pixels) ** 2).mean())
 
 
 def _seen(pixels: np.ndarray) -> Reading:

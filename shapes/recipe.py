@@ -25,19 +25,19 @@ JUDGE = "judge"
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of a run. Steps are optimizer steps: SFT of 16 rows, RL of 16 prompts with 8 rollouts each.
+    """Sizes of a run. Steps are optimizer steps: pretraining and SFT of 16 rows, RL of 16 prompts with 8 rollouts each.
 
-    Emu3 is pretrained; here the first steps, `pretrain_steps`, learn the prompt as well as the target instead.
-    complex_share: share of the complex set in them and in the simple SFT, so that RL has a first signal; 1 is once
-    per pass.
+    complex_share: share of the complex set in pretraining and in the simple SFT, so that RL has a first signal; 1 is
+    once per pass. control_steps: as many tokens times passes as `rl_steps`: a completion has three forward passes there
+    and a backward one, which counts two, its prompt an eighth of them.
     """
 
     data: DataSpec = field(default_factory=DataSpec)
     tokenizer_steps: int = 1800
-    pretrain_steps: int = 1500
-    sft_steps: int = 2600
+    pretrain_steps: int = 2000
+    sft_steps: int = 1600
     rl_steps: int = 350
-    control_steps: int = 3500
+    control_steps: int = 2500
     complex_share: float = 3.0
 
 
@@ -122,9 +122,9 @@ def sft(
         changed_token_weight=4,
         per_device_train_batch_size=SFT_BATCH // ranks,
         max_steps=steps,
-        learning_rate=2e-3,
+        learning_rate=1e-3,
         lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs='{"min_lr": 1e-4}',
+        lr_scheduler_kwargs='{"min_lr": 5e-5}',
         warmup_steps=50,
         weight_decay=0.01,
         adam_beta2=0.95,
@@ -144,16 +144,7 @@ def start(folder: Path, preset: Preset, seed: int, prefix: str = "") -> list[Tas
     data, tokens, vision = folder / "data", folder / "tokens", folder / "vision"
     pairs = [data / f"{name}.parquet" for name in ("simple", "complex", "complex_clean")]
     seen, shares = [tokens / "simple", tokens / "complex"], [1.0, preset.complex_share]
-    base = sft(
-        folder / "init",
-        folder / "base",
-        seen,
-        shares,
-        preset.pretrain_steps,
-        seed,
-        ranks=CORES,
-        prompt_token_weight=1,
-    )
+    base = pretrain(folder / "init", folder / "base/final", seen, shares, preset.pretrain_steps, seed, ranks=CORES)
     simple = sft(folder / "base/final", folder / "sft_s", seen, shares, preset.sft_steps, seed, ranks=CORES)
     make = (
         new_model(pairs, vision, folder / "init", seed),

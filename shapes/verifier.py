@@ -20,8 +20,7 @@ from PIL import Image
 
 from shapes.edits import parse
 from shapes.edits.other import Restore
-from shapes.reader import read
-from shapes.scene import FLAWS
+from shapes.reader import flaws, read
 
 SLOT_COST = 4.0
 BACKGROUND_COST = 6.0
@@ -78,7 +77,7 @@ def judge_agreement(target: Image.Image, edited: Image.Image) -> Verdict:
     expected, found = read(target).scene, read(edited).scene
     others = sum(one != other for one, other in zip(expected.slots, found.slots, strict=True))
     others += expected.background != found.background
-    others += any(read(edited, flaw).scene.strength >= 0.5 > read(target, flaw).scene.strength for flaw in FLAWS)
+    others += bool(flaws(edited) - flaws(target))
     score = round(max(0.0, 10 - DIFFERENCE_COST * others))
     return Verdict((score,), f"{others} places are not as in the example")
 

@@ -4,7 +4,7 @@
     bash scripts/study.sh --budget 3h              Table 2's rows on six benchmarks, and a map at four noise levels
     bash scripts/study.sh --budget night           what fits ten hours, the more useful first
     bash scripts/study.sh --preset smoke           a handful of steps of each run: shows that it runs, and nothing else
-    bash scripts/study.sh --first-seed 100         a development seed, on rows of its own: to choose settings on
+    bash scripts/study.sh --first-seed 0           a development seed, on rows of its own: to choose settings on
 
 Each run is a command that a person could type, with its log in `logs/`. What several rows need is made once. Each row
 of each seed leaves one small file in `--cells`; cells that are there are not made again, whoever made them, and a study
@@ -30,7 +30,7 @@ from emu3.settings import COUNT, SEED
 from shapes.recipe import CORES
 from shapes.stages import Stages, Task
 from shapes.study.cells import Result, collect, failed, lengths, read_result, write_result
-from shapes.study.graph import Cell, Graph
+from shapes.study.graph import REPORTED, Cell, Graph
 from shapes.study.page import Run, Study, write
 from shapes.study.progress import StudyProgress
 from shapes.study.rows import ROWS, SIZES, budgets, map_rows
@@ -111,7 +111,9 @@ def run(
     samples = samples or (plan.samples if preset == "full" else 8)
     graph = Graph(folder, sizes, known, samples)
     groups = (tuple(rows),) if rows else plan.groups
-    order = [(name, seed) for group in groups for seed in seeds or range(plan.seeds) for name in group]
+    order = [
+        (name, seed) for group in groups for seed in seeds or range(REPORTED, REPORTED + plan.seeds) for name in group
+    ]
     wanted = [graph.cell(name, seed) for name, seed in dict.fromkeys(order)]
     SettingsFile(folder / "settings.json", version=1, remedy="choose another --output").record({"sizes": asdict(sizes)})
     sitting = Sitting(graph, wanted, kept)
@@ -137,7 +139,7 @@ def main() -> None:
     parser = CommandParser(old={"--output-dir": "--output"}, description=__doc__)
     parser.add_argument("--budget", choices=list(budgets(SIZES["full"])), default="all", help="time (default: no end)")
     parser.add_argument("--seeds", type=COUNT, help="so many (default: the budget's, 1 or 3)")
-    parser.add_argument("--first-seed", type=SEED, default=0, help="from 100: development (default 0)")
+    parser.add_argument("--first-seed", type=SEED, default=REPORTED, help="below 10: development (default 10)")
     parser.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="these alone (default: the budget's)")
     parser.add_argument("--samples", type=COUNT, help="of each benchmark (default: the budget's, 100 or 200)")
     parser.add_argument("--preset", choices=SIZES, default="full", help="sizes of the runs")

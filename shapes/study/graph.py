@@ -19,8 +19,9 @@ from shapes.recipe import CONFIG, ROOT, SFT_BATCH
 from shapes.stages import ADDRESS, Server, Task, module
 from shapes.study.rows import JUDGES, BestOf, Rl, Row, Same, Sft, Sizes
 
-DEVELOPMENT = 100
-"""The first of the seeds on which settings are chosen; they have benchmark rows of their own."""
+REPORTED = 10
+"""The first of the seeds that are reported. On those before it settings are chosen; they have benchmark rows of their
+own."""
 GROUP, PROMPTS = 8, 16  # of a step of RL, as in its config
 SPEED = 40_000
 """Tokens times passes that a core does in a second, roughly: the first guess of what a task will take."""
@@ -129,14 +130,14 @@ class Graph:
         known = {"data": 5 + preset.data.simple / 1000, "vision": preset.tokenizer_steps / 15}
         known |= {"tokenize": 30 + preset.data.simple / 600}
         known |= {name: 15 + passes(steps, False, False) / SPEED for name, steps in trained.items()}
-        for task in recipe.start(self.folder / f"s{seed}", preset, seed, f"s{seed}-"):
+        for task in recipe.start(self.folder / f"s{seed}", preset, seed, f"s{seed}-", ranks=1):
             self.tasks.setdefault(task.name, task)
             self.costs.setdefault(task.name, known[task.name.partition("-")[2]])
 
     def _benchmarks(self, seed: int) -> tuple[Path, str]:
         """Folder of the six benchmarks and the task that writes it: one for all seeds, another for development."""
-        name = f"benchmarks-n{self.samples}{'-dev' if seed >= DEVELOPMENT else ''}"
-        dev: dict[str, Any] = {"dev": []} if seed >= DEVELOPMENT else {}
+        name = f"benchmarks-n{self.samples}{'-dev' if seed < REPORTED else ''}"
+        dev: dict[str, Any] = {"dev": []} if seed < REPORTED else {}
         folder = self.folder / name
         return folder, self._add(name, module("shapes.benchmarks", output=folder, rows=self.samples, **dev), (), 10)
 

@@ -41,7 +41,7 @@ def weights(run: Path) -> bytes:
     return (run / "final" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
     make_config: Any, run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
@@ -183,3 +183,13 @@ def test_a_checkpoint_and_a_model_that_were_moved_and_linked(make_config: Any, r
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_000003", "step_000004"]
     assert sorted(path.name for path in scratch.iterdir()) == ["final", "step_000001", "step_000002"]
     assert (folder / "final" / "model.safetensors").is_file() and not (folder / "final").is_symlink()
+
+
+def test_the_folder_of_another_commands_training_is_refused(command: Any, tmp_path: Path) -> None:
+    """SFT's folder, given to RL under its name, lost its metrics; a finished one was a KeyError."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    (tmp_path / "run" / "sft_arguments.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run holds a training of another command, without config\.json: "):
+        command()
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'

@@ -55,7 +55,7 @@ def test_another_length_keeps_the_schedules_meaning_or_is_refused(
     assert "another --output_dir" in str(refused.value)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
     model: Path, train_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
@@ -92,6 +92,15 @@ def test_a_folder_in_use_is_refused(model: Path, train_data: Path, tmp_path: Pat
     with owned(tmp_path), pytest.raises(UserError, match="is in use by"):
         sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, max_steps=1))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_another_commands_training_is_refused(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """RL's metrics were cut to none, and its `final` replaced."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "reward": 2.0}\n')
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds a training of another command, without sft_arguments\.json: "):
+        sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, max_steps=1))
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "reward": 2.0}\n'
 
 
 @pytest.mark.parametrize("changed", ["model", "data"])
