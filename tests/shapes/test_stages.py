@@ -203,6 +203,18 @@ def test_a_task_of_two_cores_runs_alone(tmp_path: Path) -> None:
     assert log.read_text().split() == ["in", "out", "in", "out"]
 
 
+def test_a_task_of_two_cores_is_not_overtaken(tmp_path: Path) -> None:
+    """Narrow tasks, of which a study always has one more, would keep it waiting for hours."""
+    log = tmp_path / "log.txt"
+    tasks = [
+        Task("first", (python("import time; time.sleep(0.5)"),)),
+        Task("wide", (note(log, "wide"),), cores=2),
+        Task("narrow", (note(log, "narrow"),)),
+    ]
+    Stages(tmp_path, cores=2).run_all(tasks)
+    assert log.read_text().split() == ["wide", "narrow"]
+
+
 def test_a_failed_task_costs_only_what_needs_it(tmp_path: Path) -> None:
     """A study of forty runs goes on without the one that broke, and says why it is missing."""
     log = tmp_path / "log.txt"
