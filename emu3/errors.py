@@ -170,6 +170,15 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""By which terminals and schedulers ask for an end."""
+
+
+def signals_to_end() -> list[signal.Signals]:
+    """`SIGNALS`, but those that this process was started to ignore: by nohup, or in the background of a script."""
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def end_with_parent(parent: int) -> None:
     """Have the kernel end this process when `parent`, which started it, is gone: one that is killed outright cannot end
     its children, which would go on writing into a run's folder beside those of the next start. Linux alone can."""

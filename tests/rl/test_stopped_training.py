@@ -41,7 +41,7 @@ def weights(run: Path) -> bytes:
     return (run / "final" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
     make_config: Any, run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:

@@ -55,7 +55,7 @@ def test_another_length_keeps_the_schedules_meaning_or_is_refused(
     assert "another --output_dir" in str(refused.value)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
     model: Path, train_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
