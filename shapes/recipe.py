@@ -158,7 +158,7 @@ def start(folder: Path, preset: Preset, seed: int, prefix: str = "", ranks: int 
         return Task(prefix + name, commands, (prefix + needs,) if needs else (), cores)
 
     return [
-        task("data", "", CORES, write_data(data, preset.data, seed)),
+        task("data", "", ranks, write_data(data, preset.data, seed)),
         task("vision", "data", 1, train_vision(data, vision, preset.tokenizer_steps, seed)),
         task("tokenize", "vision", 1, *make),
         task("pretrain", "tokenize", ranks, base),
