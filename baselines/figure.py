@@ -35,7 +35,7 @@ CANDIDATE, REFERENCE, OTHER, BOUND = "#c2410c", "#2563a8", "#5c636e", "#757d89"
 RANKS = (0.95, 0.75, 0.5, 0.25)
 """Where in the order of the candidate's scores the shown samples stand; 0.5 is the median."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": LINE,
@@ -82,7 +82,7 @@ def run(
     colours = dict.fromkeys(found.models, OTHER) | dict.fromkeys(found.bounds, BOUND)
     colours |= {candidate: CANDIDATE, reference: REFERENCE}
     with mpl.rc_context():
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(STYLE)
         layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
         figure = Figure(figsize=(11, 7.8), dpi=160, facecolor="white", layout=layout)
         upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[1, 1.45])[:, 0]

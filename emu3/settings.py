@@ -12,11 +12,19 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from emu3.errors import UserError
 
 NUMBER = "number"
+
+Product = Literal["plain", "onednn", "bf16"]
+PRODUCT = (
+    "of float32 numbers in linear layers on a CPU (`emu3.mllm.product`): `onednn` is as exact as `plain` and faster on "
+    "processors other than Intel's, `bf16` rounds the factors and is faster where a processor multiplies bfloat16; a "
+    "start says what would be faster"
+)
+"""A setting that SFT and RL share, and its meaning."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from emu3.errors import UserError
 from emu3.extensions import is_extension
-from emu3.settings import check_numbers, setting
+from emu3.settings import PRODUCT, Product, check_numbers, setting
 from rl.reward.config import JudgeConfig
 
 
@@ -216,6 +216,7 @@ class ComputeConfig:
     """Where and how the step is computed; none of it changes what is computed, up to rounding."""
 
     precision: Literal["fp32", "bf16"] = setting("of the arithmetic (master weights and optimizer stay fp32)", "fp32")
+    product: Product = setting(PRODUCT, "plain")
     attention: Literal["sdpa", "eager"] = setting(
         "`sdpa` runs a group's prompt once, by torch's flash kernels; `eager` is for tests", "sdpa"
     )
@@ -255,7 +256,7 @@ class ComputeConfig:
     )
     max_probe_gap: float | None = setting(
         "the same bound for the probe after each update of a sampling engine's copy of the weights; none is 0.005 in "
-        "fp32, 0.1 in bf16 (`rl.rollout.vllm`)",
+        "fp32, 0.1 where `precision` or `product` is bf16 (`rl.rollout.vllm`)",
         None,
         above=0,
         unit="nats",
@@ -342,6 +343,8 @@ def check_config(config: Config) -> None:
             f"{config.rollout.group_size}: no group could prefer anything"
         )
     compute = config.compute
+    if compute.product != "plain" and (compute.precision != "fp32" or compute.zero):
+        raise UserError(f"compute.product={compute.product} goes with compute.precision=fp32 and compute.zero=0 alone")
     if compute.offload_optimizer and not compute.zero:
         raise UserError("compute.offload_optimizer needs compute.zero=2 or 3")
     if compute.reference == "sharded" and not compute.zero:

@@ -38,7 +38,10 @@ BEFORE_FORMAT_2 = {"objective.kl_gradient": "reference", "objective.min_known": 
 """What runs computed before there were these keys, whose defaults are other ones."""
 RENAMED = {"watch.pictures_every": "watch.images_every"}
 """Keys under their names of before, which are still read."""
-DECISIVE = ("model", "vision", "tokenizer", "seed", "data", "rollout", "objective", "optimizer", "lora", "reward")
+DECISIVE = (
+    *("model", "vision", "tokenizer", "seed", "data", "rollout", "objective", "optimizer", "lora", "reward"),
+    "compute.product",
+)
 STAND_INS = {
     "APP__DATA_DIR": "DATA_DIR",
     "APP__BASE_EXP_DIR": "BASE_EXP_DIR",

@@ -34,6 +34,7 @@ from emu3.errors import UserError, one_line, run_main
 from emu3.files import remove_leftovers
 from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.language_model import read_config
+from emu3.mllm.product import check_product, say_faster
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.mllm.vllm.llm_engine import check_installed
 from emu3.tokenizer.codec import ImageCodec
@@ -79,6 +80,7 @@ def _train(
     prompts_per_step, group_size = config.rollout.prompts_per_step, config.rollout.group_size
     if prompts_per_step < ranks:
         raise UserError(f"rollout.prompts_per_step={prompts_per_step} is too few for {ranks} ranks")
+    check_product("compute.product=", config.compute.product, device)
     if config.rollout.engine == "vllm":
         check_installed()
 
@@ -314,6 +316,8 @@ def main() -> None:
             print(f"{checkpoint.folder_of(config)}: all {config.steps} steps are done: nothing to do", flush=True)
         return
     accelerator = start_ranks(config)
+    if accelerator.is_main_process and config.compute.precision == "fp32" and not config.compute.zero:
+        say_faster("compute.product=", config.compute.product, accelerator.device)
     with start_scorer(config.judge, accelerator.process_index, config.reward) as scorer:
         codec = ImageCodec(StillVQ.from_pretrained(config.vision), accelerator.device)
         train(config, accelerator, codec, scorer)

@@ -16,14 +16,12 @@ from shapes.write_data import DataSpec, write
 
 CHAIN = "1. A thing.\n2. The thing.\n3. It is at [0, 0, 28, 28].\n4. It changes.\n5. Another thing."
 QUICKSTART = """
-from shapes import quickstart
+from shapes import quickstart, recipe
 from shapes.write_data import DataSpec
 data = DataSpec(simple=40, complex=12, held_out=4, pictures=40)
-quickstart.PRESETS["smoke"] = quickstart.Preset(data, 20, 6, 6, 2, 6)
-plain = quickstart.module
-def module(name, /, *positional, **flags):  # a judge that also reads images of a tokenizer that has learned nothing
-    return plain(name, *positional, **flags, **({"any_image": []} if name == "shapes.judge_server" else {}))
-quickstart.module = module
+recipe.PRESETS["smoke"] = recipe.Preset(data, 20, 6, 6, 2, 6)
+plain = recipe.judge
+recipe.judge = lambda folder: plain(folder, any_image=[])  # also reads images of a tokenizer that has learned nothing
 quickstart.run_main(quickstart.main)
 """
 

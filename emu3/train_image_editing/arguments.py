@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn
 
 from emu3.errors import UserError
 from emu3.flags import CommandParser, add_fields, flag_of, parse_fields, renamed, underscored
-from emu3.settings import check_numbers, setting
+from emu3.settings import PRODUCT, Product, check_numbers, setting
 from emu3.tokenizer.images import MAX_AREA
 
 
@@ -128,6 +128,7 @@ class SftArguments:
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "sdpa, eager (faster for short sequences on a CPU), flash_attention_2, ..."}
     )
+    product: Product = field(default="plain", metadata={"help": PRODUCT})
     max_position_embeddings: int | None = setting("longest sequence in tokens; default: the model's", None, least=1)
     image_area: int | None = setting("refuse data of another image area", None, least=1)
     validation_size: int | None = setting("evaluate on this many random rows", None, least=1)

@@ -38,6 +38,7 @@ from emu3.checkpoint_facts import trained_facts
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, sha256_of, write_json
 from emu3.mllm.language_model import load_language_model
+from emu3.mllm.product import check_product, say_faster, use_product
 from emu3.mllm.text_tokenizer import TextTokenizer, tokenizer_digest
 from emu3.report.metrics_file import refuse_another_command
 from emu3.run_folder import VERSION, SettingsFile, check_version, refuse_differences
@@ -183,9 +184,11 @@ def _model(arguments: SftArguments, training: TrainingArguments, checkpoint: Pat
     """The model to train, at the start or as `checkpoint` has it, in the dtype that its weights are kept in: bfloat16
     where DeepSpeed holds float32 master weights beside them, else float32."""
     dtype = torch.bfloat16 if training.deepspeed and training.bf16 else torch.float32
+    whole = checkpoint if checkpoint is not None and not arguments.lora_rank else None
+    model = load_language_model(whole or arguments.model_name_or_path, dtype)
+    use_product(model, arguments.product)
     if not arguments.lora_rank:
-        return load_language_model(checkpoint or arguments.model_name_or_path, dtype)
-    model = load_language_model(arguments.model_name_or_path, dtype)
+        return model
     add_lora(model, arguments.lora_rank, arguments.lora_alpha, training.seed)
     if checkpoint is not None:
         model.load_state_dict(load_file(checkpoint / ADAPTER), strict=False)
@@ -234,6 +237,9 @@ def _check_arguments(arguments: SftArguments, training: TrainingArguments) -> No
         raise UserError("--early_stopping_patience needs --eval_data and --eval_strategy steps")
     if training.eval_strategy != "no" and not arguments.eval_data:
         raise UserError(f"--eval_strategy {training.eval_strategy} needs --eval_data")
+    if arguments.product != "plain" and (training.bf16 or training.fp16 or training.deepspeed):
+        raise UserError(f"--product {arguments.product} is for float32 and goes without --bf16, --fp16 and --deepspeed")
+    check_product("--product ", arguments.product, training.device)
     for item in fields(TrainingArguments):
         usual = item.default if item.default_factory is MISSING else item.default_factory()
         if item.name in _WITHOUT_EFFECT and getattr(training, item.name) != usual:
@@ -335,7 +341,10 @@ def _checkpoint(training: TrainingArguments, output: Path) -> Path | None:
 
 
 def main() -> None:
-    train(*parse_sft(TrainingArguments))
+    arguments, training = parse_sft(TrainingArguments)
+    if training.process_index == 0 and not (training.bf16 or training.fp16 or training.deepspeed):
+        say_faster("--product ", arguments.product, training.device)
+    train(arguments, training)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ class VllmEngine:
         self._trainer = trainer
         self._tokenizer = tokenizer
         self._settings = settings
-        self._max_gap = MOST[compute.precision] if compute.max_probe_gap is None else compute.max_probe_gap
+        rounded = "bf16" in (compute.precision, compute.product)  # vLLM has products of its own
+        self._max_gap = MOST["bf16" if rounded else "fp32"] if compute.max_probe_gap is None else compute.max_probe_gap
         self._device = device
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         completions = settings.prompts_of_rank(ranks) * settings.group_size
@@ -100,7 +101,7 @@ class VllmEngine:
 
 
 SIDE = 4
-MOST = {"fp32": 0.005, "bf16": 0.1}  # by `compute.precision`; nats per code
+MOST = {"fp32": 0.005, "bf16": 0.1}  # by the precision of the trainer's products; nats per code
 SEEDS = tuple((0, sample) for sample in range(4))
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import Emu3ForCausalLM
 
 from emu3.mllm.language_model import load_language_model
+from emu3.mllm.product import use_product
 from emu3.training.state import ADAPTER, adapters, add_lora, load_optimizer, merged, optimizer_writer
 from rl.config import Config, OptimizerConfig
 from rl.logprobs import Batch, token_logprobs
@@ -53,6 +54,7 @@ def load_model(name: Path | str, config: Config) -> Emu3ForCausalLM:
     master weights beside them, else float32."""
     in_bf16 = config.compute.zero and config.compute.precision == "bf16"
     model = load_language_model(name, torch.bfloat16 if in_bf16 else torch.float32)
+    use_product(model, config.compute.product)
     model.set_attn_implementation(ATTENTION if config.compute.attention == "sdpa" else config.compute.attention)
     return model
 

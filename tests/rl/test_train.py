@@ -18,6 +18,7 @@ from tiny_run import run_ranks, without_times
 
 from emu3.checkpoint_facts import model_origin, read_facts, vision_origin
 from emu3.errors import UserError, run_main
+from emu3.mllm.product import check_product
 from emu3.tokenizer.model import StillVQ
 from rl.reward.scores import Unavailable, Unparsable
 from rl.rollout.engine import LocalEngine
@@ -67,6 +68,31 @@ def test_resumed_run_equals_an_uninterrupted_one(make_config: Any, run: Any, tmp
     assert without_times(resumed) == without_times(whole)
     ours, theirs = weights(tmp_path / "parts" / "final"), weights(tmp_path / "whole" / "final")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(("product", "bound"), [("onednn", 1e-5), ("bf16", 0.05)])
+def test_a_fast_product_samples_and_trains_alike(
+    make_config: Any, run: Any, tmp_path: Path, product: str, bound: float
+) -> None:
+    """Sampler and trainer have the same product: their log-probabilities differ by rounding alone (nats; a factor that
+    sits between two numbers of bfloat16 may fall on either side). A run that goes on is the same bit for bit."""
+    try:
+        check_product("", product, torch.device("cpu"))  # type: ignore[arg-type]
+    except UserError as error:
+        pytest.skip(str(error))
+    config = make_config(steps=4, save_every=2, optimizer={"lr": 1e-2}, compute={"product": product})
+    whole = run(dataclasses.replace(config, run_name="whole"))
+    assert max(line["logprob_gap"] for line in whole) < bound
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))["corrected"]
+    assert whole[0]["entropy"] == pytest.approx(golden[0]["entropy"], rel=min(bound, 1e-3))
+    run(dataclasses.replace(config, run_name="parts", steps=2))
+    resumed = run(dataclasses.replace(config, run_name="parts"))
+    assert without_times(resumed) == without_times(whole)
+    ours, theirs = weights(tmp_path / "parts" / "final"), weights(tmp_path / "whole" / "final")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    plain = dataclasses.replace(config, run_name="parts", compute=dataclasses.replace(config.compute, product="plain"))
+    with pytest.raises(UserError, match=f'compute.product="{product}", this one has compute.product="plain"'):
+        run(plain)
 
 
 def test_micro_batches_do_not_change_the_run(make_config: Any, run: Any) -> None:

@@ -18,10 +18,10 @@ class Reached(Exception):
 
 @pytest.fixture
 def no_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         raise Reached
 
-    monkeypatch.setattr(quickstart.Stages, "run", stop)
+    monkeypatch.setattr(quickstart.Stages, "run_all", stop)
 
 
 @pytest.mark.usefixtures("no_stages")

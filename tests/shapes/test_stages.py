@@ -11,7 +11,7 @@ import pytest
 from emu3.errors import UserError
 from emu3.files import read_json, write_json
 from shapes import stages as stages_module
-from shapes.stages import Command, Stages, module
+from shapes.stages import ADDRESS, Command, Server, Stages, Task, module
 
 
 def python(code: str) -> Command:
@@ -160,3 +160,100 @@ def test_costs_are_written_beside_the_run(tmp_path: Path) -> None:
     Stages(tmp_path, cores=1).run("work", python("import time\nwhile time.process_time() < 0.5: pass"))
     cost = read_json(tmp_path / "stages.json")["work"]
     assert 0.5 <= cost["core_seconds"] <= cost["seconds"] + 0.2
+
+
+def meet(own: Path, other: Path) -> Command:
+    """Ends once the other one has begun, too, and a while later."""
+    return python(
+        f"import os, time\nopen({str(own)!r}, 'w')\n"
+        f"while not os.path.exists({str(other)!r}): time.sleep(0.01)\ntime.sleep(1)"
+    )
+
+
+def test_independent_tasks_run_side_by_side(tmp_path: Path) -> None:
+    """One after the other, two trainings of one core each leave half of the machine idle. The time by the clock counts
+    their common seconds once."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    stages = Stages(tmp_path, cores=2)
+    assert stages.run_all([Task("one", (meet(first, second),)), Task("two", (meet(second, first),))]) == {}
+    costs = stages.costs()
+    assert set(costs["stages"]) == {"one", "two"}
+    assert costs["wall_seconds"] <= sum(costs["stages"].values()) - 0.7
+
+
+def test_a_task_runs_after_what_it_needs(tmp_path: Path) -> None:
+    """The order of the list is one of preference alone."""
+    log = tmp_path / "log.txt"
+    tasks = [
+        Task("last", (note(log, "last"),), ("middle", "first")),
+        Task("middle", (note(log, "middle"),), ("first",)),
+        Task("first", (note(log, "first"),)),
+    ]
+    Stages(tmp_path, cores=2).run_all(tasks)
+    assert log.read_text().split() == ["first", "middle", "last"]
+    with pytest.raises(ValueError, match="nothing can run of lost"):
+        Stages(tmp_path, cores=2).run_all([Task("lost", (note(log, "never"),), ("nobody",))])
+
+
+def test_a_task_of_two_cores_runs_alone(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    code = f"import time\nfor word in ('in', 'out'): open({str(log)!r}, 'a').write(word + '\\n'); time.sleep(0.1)"
+    wide, narrow = Task("wide", (python(code),), cores=2), Task("narrow", (python(code),))
+    Stages(tmp_path, cores=2).run_all([wide, narrow])
+    assert log.read_text().split() == ["in", "out", "in", "out"]
+
+
+def test_a_failed_task_costs_only_what_needs_it(tmp_path: Path) -> None:
+    """A study of forty runs goes on without the one that broke, and says why it is missing."""
+    log = tmp_path / "log.txt"
+    tasks = [
+        Task("at last", (note(log, "at last"),), ("after",)),
+        Task("broken", (python("import sys; sys.exit(3)"),)),
+        Task("after", (note(log, "after"),), ("broken",)),
+        Task("judged", (note(log, "judged"),), server="dead"),
+        Task("apart", (note(log, "apart"),)),
+    ]
+    stages = Stages(tmp_path, cores=1)
+    dead = Server(python("import sys; sys.exit(1)"), tmp_path / "address")
+    failures = stages.run_all(tasks, {"dead": dead}, keep_going=True)
+    assert failures.keys() == {"broken", "after", "at last", "judged"}
+    assert failures["after"] == "broken failed before it" and "dead did not start" in failures["judged"]
+    assert "stage broken failed with exit code 3" in failures["broken"]
+    assert log.read_text() == "apart\n" and list(stages.done) == ["apart"]
+
+
+def test_nothing_begins_without_time_for_it(tmp_path: Path) -> None:
+    """What no budget is left for is made by a later call; what needs it waits without a complaint."""
+    log = tmp_path / "log.txt"
+    tasks = [
+        Task("long", (note(log, "long"),)),
+        Task("after", (note(log, "after"),), ("long",)),
+        Task("short", (note(log, "short"),)),
+    ]
+    assert Stages(tmp_path, cores=1).run_all(tasks, may_start=lambda task: task.name != "long") == {}
+    assert log.read_text().split() == ["short"]
+    Stages(tmp_path, cores=1).run_all(tasks)
+    assert log.read_text().split() == ["short", "long", "after"]
+
+
+def test_a_task_gets_the_address_of_its_server(tmp_path: Path) -> None:
+    """In its command and its variables; the server ends with the last task that needs it, and others begin without."""
+    pid, seen = tmp_path / "pid", tmp_path / "seen"
+    server = Server(announce_and_sleep(pid), pid)
+    show = python(f"import os, sys; open({str(seen)!r}, 'w').write(sys.argv[1] + ' ' + os.environ['JUDGE'])")
+    tasks = [
+        Task("ask", ([*show, f"at={ADDRESS}"],), server="judge", environment={"JUDGE": ADDRESS}),
+        Task("later", (python(f"import os; assert not os.path.exists({str(pid)!r})"),), ("ask",)),
+    ]
+    stages = Stages(tmp_path, cores=1)
+    stages.run_all(tasks, {"judge": server})
+    address = seen.read_text().split()[1]
+    assert seen.read_text() == f"at={address} {address}" and not is_running(int(address))
+    stages.run_all(tasks, {"judge": Server(python("import sys; sys.exit('started for nothing')"), pid)})
+
+
+def test_a_folder_whose_stage_was_split_continues(tmp_path: Path) -> None:
+    """A former version trained both controls as one stage; another training would take ten minutes for nothing."""
+    write_json(tmp_path / "stages.json", {"version": 2, "controls": {"seconds": 1.0, "core_seconds": 2.0}})
+    Stages(tmp_path, cores=1).run_all([Task("controls:sft_sc", (note(tmp_path / "log.txt", "again"),))])
+    assert not (tmp_path / "log.txt").exists()
