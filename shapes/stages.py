@@ -179,6 +179,7 @@ class Stages:
                         failures[one.task.name] = self._failure(one, *failed)
                         if not keep_going:
                             raise UserError(failures[one.task.name])
+                        failures[one.task.name] += f": {last_line(failed[1])}"
                         self._stop_all([one])
                         running.remove(one)
                     elif not one.processes and not one.waiting:

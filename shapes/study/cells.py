@@ -7,6 +7,7 @@ makes only what is missing. A cell that failed has a file, too, with its reasons
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +19,7 @@ import numpy as np
 from baselines.results.records import SCORED, SCORES_FILE, VIESCORE, ScoredSample
 from baselines.tables.conditions import Conditions, read_scores
 from emu3.errors import UserError
-from emu3.files import read_json, write_json
+from emu3.files import read_json, whole_file
 from emu3.report.metrics_file import NAME, read_lines
 from emu3.run_folder import check_version
 from shapes.study.graph import Cell, Lengths
@@ -106,9 +107,13 @@ def read_result(file: Path) -> Result | None:
 
 
 def write_result(folder: Path, result: Result) -> Path:
-    """Write `ROW-sSEED-DIGEST.json`."""
+    """Write `ROW-sSEED-DIGEST.json`, a line for each of its fields."""
     file = folder / f"{result.row}-s{result.seed}-{result.digest}.json"
-    write_json(file, {"version": VERSION, **asdict(result)})
+    lines = [
+        f"{json.dumps(name)}: {json.dumps(value)}" for name, value in {"version": VERSION, **asdict(result)}.items()
+    ]
+    with whole_file(file) as temporary:
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     return file
 
 

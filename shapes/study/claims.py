@@ -36,16 +36,18 @@ class Contrast:
     @property
     def name(self) -> str:
         on = "" if len(self.benchmarks) == len(BENCHMARKS) else f" on {', '.join(self.benchmarks)}"
-        return f"{self.more} − {self.less}{on}"
+        return f"{ROWS[self.more].label} less {ROWS[self.less].label}{on}"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, where it says it, and what would show it here."""
+    """What the paper says, where it says it, and what would show it here. on_map: the lines of the map, over the noise
+    of targets, that bear on it."""
 
     text: str
     source: str
     contrasts: tuple[Contrast, ...]
+    on_map: tuple[str, str] | None = None
 
 
 def _pairs(*pairs: tuple[str, str]) -> tuple[Contrast, ...]:
@@ -67,14 +69,15 @@ CLAIMS = (
         "RL (S+C) is above SFT (S) on all six benchmarks",
         "Table 2",
         tuple(Contrast(BEST, "sft_s", (name,)) for name in BENCHMARKS),
+        ("rl", "sft"),
     ),
-    Claim("SFT (S+C) is below SFT (S)", "Table 2", _pairs(("sft_s", "sft_sc"))),
+    Claim("SFT (S+C) is below SFT (S)", "Table 2", _pairs(("sft_s", "sft_sc")), ("start", "sft")),
     Claim(
         "SFT on S, then RL on S+C is the best order",
         "Table 2",
         tuple(Contrast(BEST, other) for other in OTHER_ORDERS),
     ),
-    Claim("two-stage SFT is below SFT (S)", "Table 2", _pairs(("sft_s", "sft_sc2stage"))),
+    Claim("two-stage SFT is below SFT (S)", "Table 2", _pairs(("sft_s", "sft_sc2stage")), ("start", "sft")),
     Claim(
         "RL gets further from SFT (S) than from SFT (S+C)",
         "Table 2",
@@ -126,8 +129,8 @@ def verdict_of(found: Estimate) -> str:
 
 
 def judged(results: Results, where: Callable[[Claim], str], resamples: int) -> list[dict[str, Any]]:
-    """The claims in their order with verdict, effect, interval, t_interval, seeds, contrasts, where. What was not run
-    is undecided, and says so."""
+    """The claims in their order with verdict, effect, interval, t_interval, seeds, contrasts, where. compute: of both
+    rows of a contrast, in tokens times passes of all their trainings. What was not run is undecided, and says so."""
     found = []
     for claim in CLAIMS:
         parts = [(one, contrast(results, one, resamples)) for one in claim.contrasts]
@@ -147,6 +150,7 @@ def judged(results: Results, where: Callable[[Claim], str], resamples: int) -> l
                 "t_interval": about.ci95 if len(about.runs) > 1 else None,
                 "seeds": len(about.runs),
                 "decided_by": weakest.name if weakest else None,
+                "compute": _compute(results, weakest) if weakest else None,
                 "where": where(claim),
                 "not_run": [one.name for one, about in parts if about.mean is None],
                 "contrasts": [
@@ -156,6 +160,7 @@ def judged(results: Results, where: Callable[[Claim], str], resamples: int) -> l
                         "interval": interval_of(about),
                         "t_interval": about.ci95 if len(about.runs) > 1 else None,
                         "by_seed": list(about.runs),
+                        "compute": _compute(results, one),
                         "verdict": verdict_of(about) if about.mean is not None else "not run",
                     }
                     for one, about in parts
@@ -163,6 +168,11 @@ def judged(results: Results, where: Callable[[Claim], str], resamples: int) -> l
             }
         )
     return found
+
+
+def _compute(results: Results, one: Contrast) -> list[float] | None:
+    both = [[result.passes[1] for (row, _), result in results.items() if row == name] for name in (one.more, one.less)]
+    return [both[0][0], both[1][0]] if all(both) else None
 
 
 def rank_correlation(averages: Mapping[str, float]) -> dict[str, Any] | None:

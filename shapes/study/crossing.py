@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 
 from baselines.figure import CANDIDATE, INK, REFERENCE, SOFT, STYLE
+from baselines.page.run_folder import SCALE_END
 from baselines.tables.statistics import Estimate, Interval, Sampled, estimate, percentiles
 from emu3.files import whole_file
+from shapes.study import claims
 from shapes.study.claims import Results
 from shapes.study.rows import AXES, LINES, Row
 
 COMPLEX = "held_out_complex"
 COLOURS = {"rl": CANDIDATE, "sft": REFERENCE, "start": SOFT}
+UNITS = {"target noise": "changes", "complex pairs": "pairs", "judge noise": "points of noise"}
 COMPARED = {"target noise": ("rl", "sft"), "complex pairs": ("rl", "sft"), "judge noise": ("rl", "start")}
 """On each axis the two lines whose crossing is asked for."""
 
@@ -130,15 +133,21 @@ def crossing(axis: str, more: Line, less: Line, resamples: int, seed: int = 0) -
         drawn.append(_change(places, np.nanmean(np.nanmean(rows, axis=2), axis=0)))
     means = np.nanmean(np.nanmean(values_S_X_N, axis=2), axis=0)
     place = _change(places, means)
-    known = [one for one in drawn if np.isfinite(one)]
-    ends = np.clip(drawn, places[0], places[-1])
-    if not np.isfinite(place):
-        side = "above" if means.mean() > 0 else "below"
-        text = f"{LINES[more.name]} is {side} {LINES[less.name]} from {places[0]:g} to {places[-1]:g}"
+    crosses = bool(np.isfinite(place))
+    side = "above" if (means[-1] if crosses else means.mean()) > 0 else "below"
+    if not crosses:
+        ends = f"from {places[0]:g} to {places[-1]:g} {UNITS.get(axis, '')}"
+        text = f"{LINES[more.name]} is {side} {LINES[less.name]} {ends}"
         return Crossing(axis, more.name, less.name, None, None, text, differences)
-    side = "above" if means[-1] > 0 else "below"
-    text = f"{LINES[more.name]} is {side} {LINES[less.name]} beyond {place:.2g}"
-    return Crossing(axis, more.name, less.name, float(place), percentiles(ends) if known else None, text, differences)
+    text = f"{LINES[more.name]} is {side} {LINES[less.name]} beyond {shown(place)} {UNITS.get(axis, '')}"
+    return Crossing(
+        axis, more.name, less.name, float(place), percentiles(np.clip(drawn, places[0], places[-1])), text, differences
+    )
+
+
+def shown(place: float) -> str:
+    """`0.62`, `1500`."""
+    return f"{place:.2g}" if place < 100 else f"{round(place, -2):.0f}"
 
 
 def _change(places: Sequence[float], means: np.ndarray) -> float:
@@ -162,6 +171,18 @@ def _sampled(seed: int, values: Sequence[float | None]) -> Sampled:
     """Each seed has held-out edits of its own."""
     kept = [(value, (seed, place)) for place, value in enumerate(values) if value is not None and value == value]
     return Sampled(np.array([value for value, _ in kept], dtype=np.float64), [cluster for _, cluster in kept])
+
+
+def levels(lines: Mapping[str, Line], more: str, less: str, resamples: int) -> str:
+    """At which places of an axis one line lies above the other with its interval and every seed, and where below."""
+    if more not in lines or less not in lines:
+        return ""
+    found: dict[str, list[str]] = {claims.HOLDS: [], claims.DOES_NOT: [], claims.UNDECIDED: []}
+    for place, difference in crossing("", lines[more], lines[less], resamples).differences:
+        found[claims.verdict_of(difference)].append(f"{place:g}")
+    words = {claims.HOLDS: "above", claims.DOES_NOT: "below", claims.UNDECIDED: "undecided"}
+    told = [f"{words[verdict]} at {', '.join(places)}" for verdict, places in found.items() if places]
+    return f"{LINES[more]} against {LINES[less]}: {'; '.join(told)}"
 
 
 def summary(lines: Mapping[str, Mapping[str, Line]], found: Sequence[Crossing], resamples: int) -> dict[str, Any]:
@@ -198,7 +219,7 @@ def draw(
 
     crossed = {one.axis: one for one in found}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * len(lines) + 1.0, 4.2), dpi=160, facecolor="white", layout="constrained")
+        figure = Figure(figsize=(5 * len(lines), 4.2), dpi=160, facecolor="white", layout="constrained")
         axes = figure.subplots(1, len(lines), squeeze=False, sharey=True)[0]
         for ax, (axis, members) in zip(axes, lines.items(), strict=True):
             for name, line in members.items():
@@ -220,21 +241,12 @@ def draw(
                     ax.axvspan(*one.interval, color=INK, alpha=0.06, linewidth=0)
             ax.set_title(one.text if one is not None else axis, fontsize=9)
             ax.set_xlabel(AXES[axis])
-            if axis == "complex pairs":
-                ax.set_xscale("log")
-                places = sorted({place for line in members.values() for place in line.places})
-                ax.set_xticks(places, [f"{place:g}" for place in places], minor=False)
-                ax.minorticks_off()
+            ax.set_xticks(sorted({place for line in members.values() for place in line.places}))
             if axis == "target noise":
-                ax.annotate(
-                    "the quickstart",
-                    (here, 0.02),
-                    xycoords=("data", "axes fraction"),
-                    color=SOFT,
-                    ha="center",
-                    fontsize=8,
-                )
-            ax.set_ylim(bottom=0)
+                ax.axvline(here, color=SOFT, linewidth=1, linestyle=(0, (1, 3)))
+                ax.annotate("the quickstart's noise", (here, 0.97), (4, 0), ("data", "axes fraction"), "offset points",
+                            color=SOFT, fontsize=8, va="top")  # fmt: skip
+            ax.set_ylim(0, SCALE_END)
         axes[0].set_ylabel("score on complex edits, 0 to 10")
         with whole_file(path) as temporary:
             figure.savefig(temporary, format="png", metadata={"Software": None})

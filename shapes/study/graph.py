@@ -130,7 +130,7 @@ class Graph:
         known = {"data": 5 + preset.data.simple / 1000, "vision": preset.tokenizer_steps / 15}
         known |= {"tokenize": 30 + preset.data.simple / 600}
         known |= {name: 15 + passes(steps, False, False) / SPEED for name, steps in trained.items()}
-        for task in recipe.start(self.folder / f"s{seed}", preset, seed, f"s{seed}-"):
+        for task in recipe.start(self.folder / f"s{seed}", preset, seed, f"s{seed}-", ranks=1):
             self.tasks.setdefault(task.name, task)
             self.costs.setdefault(task.name, known[task.name.partition("-")[2]])
 

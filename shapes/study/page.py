@@ -72,8 +72,14 @@ def write(study: Study, folder: Path, resamples: int = RESAMPLES) -> dict[str, A
     )
     lines = crossing.lines_of(results, study.rows, here, float(data.complex))
     crossed = crossing.crossings(lines, resamples)
-    where = f"{data.nuisance_share:.0%} of complex targets with {data.nuisance_strength} unrelated change(s)"
-    judged = claims.judged(on_tables, lambda _: where, resamples)
+    noise = f"{data.nuisance_share:.0%} of complex targets have {data.nuisance_strength} unrelated "
+    noise += "change" if data.nuisance_strength == 1 else "changes"
+
+    def where(claim: claims.Claim) -> str:
+        on_map = crossing.levels(lines.get("target noise", {}), *claim.on_map, resamples) if claim.on_map else ""
+        return f"{noise}. On the map, over unrelated changes: {on_map}" if on_map else noise
+
+    judged = claims.judged(on_tables, where, resamples)
     averages = {name: row[-1].mean for name, row in means.items() if row[-1].mean is not None}
     ranks = claims.rank_correlation(averages) if averages else None
     about = _about(study)
@@ -140,21 +146,27 @@ def _claims_grid(judged: Sequence[Mapping[str, Any]], ranks: Mapping[str, Any] |
                 grids.cell(one["effect"], one["interval"], "+"),
                 shown_interval(one["t_interval"], "+") if one["t_interval"] else UNKNOWN,
                 str(one["seeds"]),
-                decided,
+                _ratio(one["compute"]),
+                decided + (". " + one["where"].partition(". ")[2] if ". " in one["where"] else ""),
             ]
         )
     note = (
         "A claim holds if the interval of each of its contrasts lies above 0 and so does every seed; it does not hold "
         "if one lies below in the same way. Effect: the contrast that decides, in points of the score, with its 95% "
         "interval by the bootstrap over seeds and samples (over samples alone for one seed), Student's t over seeds "
-        f"beside it. All at one noise: {judged[0]['where']}; the map has others. Not adjusted for the number of claims."
+        "beside it. Compute: of the contrast's two rows with all on the way to them, in its second one's. In tables "
+        f"{judged[0]['where'].partition('. ')[0]}; the map has other noise. Not adjusted for the number of claims."
     )
     if ranks is not None and ranks["value"] is not None:
         interval = f" {shown_interval(ranks['interval'])}" if ranks["interval"] else ""
         note += f" Spearman's rank correlation of {ranks['rows']} averages with the published ones: "
         note += f"{ranks['value']:.2f}{interval}."
-    columns = ["claim", "verdict", "effect", "t over seeds", "seeds", "decided by"]
+    columns = ["claim", "verdict", "effect", "t over seeds", "seeds", "compute", "decided by, and where"]
     return Grid("The paper's claims", columns, rows, note, conditions=about)
+
+
+def _ratio(compute: Sequence[float] | None) -> str:
+    return f"{compute[0] / compute[1]:.2f} : 1" if compute and compute[1] else UNKNOWN
 
 
 def _tables(study: Study, means: Mapping[str, list[Mean]], about: Sequence[str], resamples: int) -> list[Grid]:
@@ -215,7 +227,8 @@ def _compute_grid(study: Study) -> Grid:
     note = (
         "Millions of tokens times passes (a forward pass counts 1, a backward one 2), from each run's settings and its "
         "data's lengths: of the last training, and of all on the way to it; core-seconds of its last training and its "
-        "scores, mean over seeds. RL samples, and scores by policy and reference, all of its completions."
+        "scores, mean over seeds. RL samples all of its completions and scores them by policy and reference. The best "
+        "of 5 has no training of its own, and samples five edits for one."
     )
     return Grid("Compute", ["row", "own", "in all", "in units of SFT (S)", "core-seconds"], rows, note)
 
@@ -269,7 +282,7 @@ def _write_html(
         "Seeds": ", ".join(map(str, seeds)) or UNKNOWN,
         "Samples of each benchmark": str(study.samples),
         "Runs": f"{len(results)} of {len(study.runs)}",
-        "Core-hours of the runs' own": f"{seconds / 3600:.1f}",
+        "Core-hours": f"{seconds / 3600:.1f}",
     }
     curves = []
     for name, row in study.rows.items():
@@ -299,5 +312,5 @@ def _write_html(
 
 
 def _told_crossing(one: crossing.Crossing) -> str:
-    interval = f" [{one.interval[0]:.2g}, {one.interval[1]:.2g}]" if one.interval else ""
+    interval = f" [{', '.join(map(crossing.shown, one.interval))}]" if one.interval else ""
     return f"{one.axis.capitalize()}: {one.text}{interval}."

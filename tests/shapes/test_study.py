@@ -57,7 +57,7 @@ class World:
         on_map = "-n" not in folder.name
         records = []
         for place, benchmark in enumerate(HELD_OUT if on_map else BENCHMARKS):
-            draw = np.random.default_rng([seed, place])
+            draw = np.random.default_rng([seed, place, *name.encode()])
             for number in range(SAMPLES):
                 value = LEVELS.get(name, 5.0) + float(draw.normal(0, 0.5))
                 sample = f"{benchmark}{'_dev' if seed < 10 and not on_map else ''}_{number}"
