@@ -11,8 +11,8 @@
     restoration    I2EBench     noise, blur and darkness to be removed, beside other edits
 
 The columns are those of `shapes.write_data`, whose words (colours, forms, tones) all instructions use. The verifier
-judges every row by words and pixels alone. Each row has its own random stream. docs/study.md says what SFT (S) scores on
-them, which is how hard they were meant to be.
+judges every row by words and pixels alone. Each row has its own random stream. What SFT (S) scores on them, which was
+to leave room, is in docs/study.md.
 """
 
 from __future__ import annotations
