@@ -3,15 +3,16 @@
     python -m shapes.benchmarks --output runs/benchmarks
     python -m shapes.benchmarks --output runs/dev --dev      other rows of the same kinds, to choose settings on
 
-    simple         OmniEdit     simple edits as in training
+    simple         OmniEdit     simple edits as in training, with up to two things more in a scene
     reworded       EmuEdit      simple edits in wordings and among more things than in training
-    actions        AURORA       a thing moves; a move and one or two other edits in one instruction
-    crowded        MagicBrush   edits among four to six things, in people's words
-    counting       VisMin       how many things there are, and which stands where
+    actions        AURORA       a thing comes, goes or moves; two or three edits in one instruction
+    crowded        MagicBrush   edits among four to six things, some in people's words
+    counting       VisMin       how many things there are and which stands where, beside one thing's minimal changes
     restoration    I2EBench     noise, blur and darkness to be removed, beside other edits
 
 The columns are those of `shapes.write_data`, whose words (colours, forms, tones) all instructions use. The verifier
-judges every row by words and pixels alone. Each row has its own random stream.
+judges every row by words and pixels alone. Each row has its own random stream. What SFT (S) scores on them, which was
+to leave room, is in docs/study.md.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from shapes.write_data import SCHEMA, edit_row
 
 @dataclass(frozen=True)
 class Benchmark:
-    """kinds: of edits, equally frequent. things: fewest and most
-    in a scene. reworded, by_people: shares of the instructions in other wordings, and with a courtesy before them."""
+    """kinds: of edits, equally frequent. things: fewest and most in a scene. reworded, by_people: shares of the
+    instructions in other wordings, and with a courtesy before them."""
 
     kinds: tuple[type[SceneEdit], ...]
     things: tuple[int, int] = (2, 3)

@@ -37,16 +37,21 @@ class BadQuestion(ValueError):
 @dataclass(frozen=True)
 class WorldJudge:
     """Who replies: `edit` scores (instruction, source, edited) or raises ValueError, `quality` an image alone,
-    `agreement` (the data's edit, edited)."""
+    `agreement` (the data's edit, edited, instruction or nothing)."""
 
     model: str
     edit: Callable[[str, Image.Image, Image.Image], Verdict]
     quality: Callable[[Image.Image], Verdict]
-    agreement: Callable[[Image.Image, Image.Image], Verdict] = judge_agreement
+    agreement: Callable[[Image.Image, Image.Image, str], Verdict] = judge_agreement
 
 
 VERIFIER = WorldJudge("shapes-verifier", judge_edit, judge_quality)
-ANY_IMAGE = WorldJudge("pixel-statistics-no-judgement", score_edit, score_quality, score_agreement)
+ANY_IMAGE = WorldJudge(
+    "pixel-statistics-no-judgement",
+    score_edit,
+    score_quality,
+    lambda target, edited, _: score_agreement(target, edited),
+)
 
 
 def weakened(judge: WorldJudge, levels: int | None = None, noise: float = 0.0, bias: float = 0.0) -> WorldJudge:
@@ -84,7 +89,7 @@ def weakened(judge: WorldJudge, levels: int | None = None, noise: float = 0.0, b
         f"{judge.model}-{name}",
         edit,
         lambda edited: blurred(judge.quality(edited), edited),
-        lambda target, edited: blurred(judge.agreement(target, edited), target, edited),
+        lambda target, edited, words: blurred(judge.agreement(target, edited, words), target, edited, words),
     )
 
 
@@ -129,7 +134,9 @@ def _verdict(judge: WorldJudge, text: str, images: list[Image.Image]) -> Verdict
         case "naturalness" | "artifacts", 1:
             both = judge.quality(*images)
         case "agreement", 2:
-            return judge.agreement(*images)
+            words = _INSTRUCTION.search(text)
+            target, edited = images
+            return judge.agreement(target, edited, words[1] if words else "")
         case name, count:
             raise BadQuestion(f"no grade {name!r} of {count} images is given here")
     return Verdict((both.scores[found[1] in ("restraint", "artifacts")],), both.reason)

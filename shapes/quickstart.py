@@ -6,9 +6,9 @@
 
 Data, a tiny vision tokenizer, an Emu3-shaped model, SFT on simple edits, GRPO on simple and complex ones with a
 judge behind the OpenAI protocol, the two controls, evaluation. Each stage is a command of this repository; nothing
-in it knows that the world is small. The controls are SFT on simple and complex edits from the same start, with at
-least the compute of the RL run: `sft_sc` on the world's scarce and noisy complex pairs, `sft_sc_clean` on the same
-pairs without their noise.
+in it knows that the world is small. The controls are SFT from the same start on the same mixture of edits, for as many
+tokens times passes as the RL run: `sft_sc` on the world's scarce and noisy complex pairs, `sft_sc_clean` on the same
+pairs without their noise. It is one seed of the study's recipe (docs/study.md).
 """
 
 from __future__ import annotations
@@ -58,14 +58,16 @@ def run(preset: Preset, folder: Path, seed: int, engine: str = "local") -> dict[
 def _tasks(preset: Preset, folder: Path, seed: int, engine: str) -> list[Task]:
     """The pipeline; the earlier tasks go first where several could."""
     tokens = folder / "tokens"
+    settings = (f"rollout.engine={engine}", f"data.coefficients={list(recipe.RL_SHARES)}")
 
     def control(name: str, pairs: str) -> Command:
         sets = [tokens / "simple", tokens / pairs]
-        return recipe.sft(folder / "sft_s/final", folder / name, sets, None, preset.control_steps, seed)
+        shares = list(recipe.RL_SHARES)
+        return recipe.sft(folder / "sft_s/final", folder / name, sets, shares, preset.control_steps, seed)
 
     tasks = [
         *recipe.start(folder, preset, seed),
-        recipe.rl("rl", folder, ("sft_s",), preset.rl_steps, seed, CORES, f"rollout.engine={engine}"),
+        recipe.rl("rl", folder, ("sft_s",), preset.rl_steps, seed, CORES, *settings),
         Task("controls:sft_sc", (control("sft_sc", "complex"),), ("sft_s",)),
         Task("controls:sft_sc_clean", (control("sft_sc_clean", "complex_clean"),), ("sft_s",)),
     ]

@@ -24,7 +24,6 @@ from shapes.scene import (
     COLUMNS,
     FLAW_DARKNESS,
     FLAW_NOISE,
-    FLAWS,
     FORMS,
     HEIGHT,
     NOISE,
@@ -72,10 +71,9 @@ def _scaled(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def flaws(image: Image.Image) -> set[str]:
-    """The flaws that an image has at half their strength or more, beside the scene that is read from it as it is."""
-    pixels, scene = np.asarray(_scaled(image), np.float32), read(image).scene
-    return {flaw for flaw in FLAWS if _strength(pixels, scene, flaw) >= 0.5}
+def has_flaw(image: Image.Image, flaw: str) -> bool:
+    """Whether an image has the flaw at half its strength or more, beside the scene that is read from it as it is."""
+    return _strength(np.asarray(_scaled(image), np.float32), read(image).scene, flaw) >= 0.5
 
 
 @lru_cache(maxsize=1024)

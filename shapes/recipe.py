@@ -19,6 +19,9 @@ AREA = HEIGHT * WIDTH
 CORES = 2
 SFT_BATCH = 16
 CONFIG = ROOT / "rl/configs/shapes.jsonnet"
+RL_SHARES = (0.125, 9.0)
+"""How often simple and complex edits are seen in a pass of RL, and of the SFT that is set against it: one to three, as
+in the paper, of 24,000 and 1,000."""
 JUDGE = "judge"
 """The server whose scores are reported."""
 
@@ -138,14 +141,14 @@ def sft(
     )
 
 
-def start(folder: Path, preset: Preset, seed: int, prefix: str = "") -> list[Task]:
+def start(folder: Path, preset: Preset, seed: int, prefix: str = "", ranks: int = CORES) -> list[Task]:
     """From nothing to `sft_s`, fine-tuned on mostly simple edits: what every comparison shares. prefix: of the tasks'
-    names, which are those of the stages."""
+    names, which are those of the stages. ranks: of each training; one leaves the other cores to other tasks."""
     data, tokens, vision = folder / "data", folder / "tokens", folder / "vision"
     pairs = [data / f"{name}.parquet" for name in ("simple", "complex", "complex_clean")]
     seen, shares = [tokens / "simple", tokens / "complex"], [1.0, preset.complex_share]
-    base = pretrain(folder / "init", folder / "base/final", seen, shares, preset.pretrain_steps, seed, ranks=CORES)
-    simple = sft(folder / "base/final", folder / "sft_s", seen, shares, preset.sft_steps, seed, ranks=CORES)
+    base = pretrain(folder / "init", folder / "base/final", seen, shares, preset.pretrain_steps, seed, ranks)
+    simple = sft(folder / "base/final", folder / "sft_s", seen, shares, preset.sft_steps, seed, ranks)
     make = (
         new_model(pairs, vision, folder / "init", seed),
         *(tokenize(file, tokens / file.stem, vision) for file in pairs),
@@ -155,11 +158,11 @@ def start(folder: Path, preset: Preset, seed: int, prefix: str = "") -> list[Tas
         return Task(prefix + name, commands, (prefix + needs,) if needs else (), cores)
 
     return [
-        task("data", "", CORES, write_data(data, preset.data, seed)),
+        task("data", "", ranks, write_data(data, preset.data, seed)),
         task("vision", "data", 1, train_vision(data, vision, preset.tokenizer_steps, seed)),
         task("tokenize", "vision", 1, *make),
-        task("pretrain", "tokenize", CORES, base),
-        task("sft_s", "pretrain", CORES, simple),
+        task("pretrain", "tokenize", ranks, base),
+        task("sft_s", "pretrain", ranks, simple),
     ]
 
 

@@ -36,7 +36,7 @@ SIZES: dict[str, int] = {"large": 13, "small": 9}  # side in pixels
 FLAWS = ("noise", "blur", "darkness")
 FLAW_NOISE = 15.0  # at full strength, the grain's standard deviation grows by so many times itself
 FLAW_BLUR = 5  # side of the box, in pixels, over which a full blur averages
-FLAW_DARKNESS = 0.6  # share of the light that full darkness takes
+FLAW_DARKNESS = 0.4  # share of the light that full darkness takes
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from shapes.recipe import PRESETS, Preset
+from shapes.recipe import PRESETS, RL_SHARES, Preset
 
 Edits = Literal["s", "c", "sc"]
 
@@ -27,7 +27,7 @@ class Sizes:
 
     preset: Preset
     sft_shares: tuple[float, float] = (1.0, 9.6)
-    rl_shares: tuple[float, float] = (0.125, 9.0)
+    rl_shares: tuple[float, float] = RL_SHARES
     two_stage: float = 0.1
     think_tokens: int = 256
 

@@ -38,8 +38,8 @@ def test_every_target_scores_full_and_every_copy_has_no_success(name: str) -> No
         edit = judge_edit(row["instruction"], source, target)
         assert (*edit.scores, *judge_quality(target).scores) == (10, 10, 10, 10), (row["instruction"], edit.reason)
         assert judge_edit(row["instruction"], source, source).scores == (0, 10), row["instruction"]
-        assert judge_agreement(target, target).scores == (10,)
-        assert judge_agreement(target, source).scores[0] <= 5, row["instruction"]
+        assert judge_agreement(target, target, row["instruction"]).scores == (10,)
+        assert judge_agreement(target, source, row["instruction"]).scores[0] <= 5, row["instruction"]
         tasks[row["task"]] += 1
     assert min(tasks.values()) >= 15, "a task without rows has no mean"
     assert tasks.keys() == {"simple": {kind.kind for kind in SIMPLE}}.get(name, tasks.keys())

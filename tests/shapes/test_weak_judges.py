@@ -38,7 +38,7 @@ def test_noise_is_of_the_question_and_has_its_deviation() -> None:
     assert abs(np.corrcoef(errors.T)[0, 1]) < 0.3, "the two scores err by themselves"
     assert ask != [noisy.edit("remove the blue circle", IMAGES[0], image).scores for image in IMAGES]
     assert len({noisy.quality(image).scores for image in IMAGES}) > 20
-    assert len({noisy.agreement(IMAGES[0], image).scores for image in IMAGES}) > 4
+    assert len({noisy.agreement(IMAGES[0], image, "").scores for image in IMAGES}) > 4
 
 
 @pytest.mark.parametrize(("levels", "expected"), [(2, {0, 10}), (3, {0, 5, 10}), (5, {0, 2, 5, 8, 10})])
