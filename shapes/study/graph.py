@@ -17,11 +17,8 @@ from shapes import recipe
 from shapes.judges import VERIFIER
 from shapes.recipe import CONFIG, ROOT, SFT_BATCH
 from shapes.stages import ADDRESS, Server, Task, module
-from shapes.study.rows import JUDGES, BestOf, Rl, Row, Same, Sft, Sizes
+from shapes.study.rows import JUDGES, REPORTED, BestOf, Rl, Row, Same, Sft, Sizes
 
-REPORTED = 10
-"""The first of the seeds that are reported. On those before it settings are chosen; they have benchmark rows of their
-own."""
 GROUP, PROMPTS = 8, 16  # of a step of RL, as in its config
 SPEED = 40_000
 """Tokens times passes that a core does in a second, roughly: the first guess of what a task will take."""

@@ -12,6 +12,10 @@ from typing import Literal
 
 from shapes.recipe import PRESETS, RL_SHARES, Preset
 
+REPORTED = 10
+"""The first of the seeds that are reported. On those before it settings are chosen; they have benchmark rows of their
+own."""
+
 Edits = Literal["s", "c", "sc"]
 
 

@@ -14,7 +14,7 @@ from baselines.results.records import SCORED, VIESCORE, ScoredSample, write_reco
 from emu3.errors import UserError
 from emu3.files import read_json
 from shapes import stages
-from shapes.study import __main__ as study
+from shapes.study import sitting as study
 from shapes.study.cells import BENCHMARKS, HELD_OUT
 from shapes.study.graph import Graph, Lengths
 from shapes.study.rows import FIVE, ROWS, SIZES, Rl, budgets, map_rows
