@@ -125,9 +125,8 @@ def collect(
     [about] = conditions.values()
     scores: dict[str, dict[int, float | None]] = {}
     for sample in samples:
-        benchmark, _, number = sample.id.rpartition("_")
-        value = None if sample.value is None else round(sample.value, DECIMALS)
-        scores.setdefault(benchmark.removesuffix("_dev"), {})[int(number)] = value
+        benchmark, number = benchmark_of(sample.id)
+        scores.setdefault(benchmark, {})[number] = None if sample.value is None else round(sample.value, DECIMALS)
     return Result(
         row=cell.row,
         seed=cell.seed,
@@ -142,6 +141,12 @@ def collect(
         reward=_reward(cell.model),
         failures=before.failures if before else (),
     )
+
+
+def benchmark_of(sample: str) -> tuple[str, int]:
+    """Benchmark and number of a row, from the id that `shapes.benchmarks` or `shapes.write_data` gave it."""
+    benchmark, _, number = sample.rpartition("_")
+    return benchmark.removesuffix("_dev"), int(number)
 
 
 def failed(cell: Cell, reason: str, before: Result | None) -> Result:

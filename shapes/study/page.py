@@ -1,6 +1,6 @@
 """The page of a study, made of its cells alone: claims, the map, tables beside the published ones, compute, every run.
 
-Writes `study.md`, `study.tex`, `study.html`, `table.png`, `map.png` and `summary.json`.
+Writes `study.md`, `study.tex`, `study.html`, `table.png`, `map.png`, `examples.png` and `summary.json`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from baselines.tables.summary import main_rows
 from emu3.files import whole_file, write_json
 from emu3.report.charts import line_chart
 from emu3.report.run_page import Panel, environment
-from shapes.study import claims, crossing
+from shapes.study import claims, crossing, examples
 from shapes.study.cells import BENCHMARKS, Result
 from shapes.study.rows import TARGET_NOISE, Row, Sizes
 
@@ -38,7 +38,7 @@ MARKS = {claims.HOLDS: "holds", claims.DOES_NOT: "against", claims.UNDECIDED: "o
 
 @dataclass(frozen=True)
 class Run:
-    """A cell that was wanted: `made`, `failed` or `not reached`."""
+    """A cell: `made`, `failed` or `not reached`; or kept beside those that were wanted, `not of this sitting`."""
 
     row: str
     seed: int
@@ -48,13 +48,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """rows: all there are; runs: the cells wanted, made or not; compute: of each row's own training and of all on its
-    way, in tokens times passes."""
+    """rows: all there are; runs: the cells, made or not. examples: folders for `shapes.study.examples`, if they are
+    here."""
 
     sizes: Sizes
     rows: Mapping[str, Row]
     samples: int
     runs: Sequence[Run]
+    examples: tuple[Path, Path] | None = None
 
     @property
     def results(self) -> dict[tuple[str, int], Result]:
@@ -94,6 +95,8 @@ def write(study: Study, folder: Path, resamples: int = RESAMPLES) -> dict[str, A
         grids.draw(tables[1], folder / "table.png")
     if lines:
         crossing.draw(lines, crossed, folder / "map.png", here, resamples)
+    if study.examples:
+        examples.draw(study.examples, folder / "examples.png")
     summary = {
         "seeds": sorted({seed for _, seed in results}),
         "samples": study.samples,
@@ -302,6 +305,7 @@ def _write_html(
                 kicker=f"Made on {'; '.join(dict.fromkeys(one.machine for one in results.values())) or UNKNOWN}",
                 facts=facts,
                 map=has_map,
+                examples=(path.parent / "examples.png").is_file(),
                 crossings=texts,
                 grids=tables,
                 marks=MARKS,

@@ -8,12 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from baselines.results.records import PREDICTIONS_FILE
 from baselines.tables.statistics import RESAMPLES
 from emu3.errors import UserError
 from emu3.files import read_json, write_json
 from emu3.run_folder import SettingsFile
 from shapes.recipe import CORES
 from shapes.stages import Stages, Task
+from shapes.study import examples
 from shapes.study.cells import Result, collect, failed, lengths, read_result, write_result
 from shapes.study.graph import Cell, Graph
 from shapes.study.page import Run, Study, write
@@ -62,6 +64,22 @@ class Sitting:
     def keep(self, cell: Cell, result: Result) -> None:
         write_result(self.kept, result)
         self.results[cell] = result
+
+    def others(self) -> list[Result]:
+        """Kept cells that are not wanted: of other settings, rows or seeds. They were made, so they are listed."""
+        wanted = {cell.file for cell in self.wanted}
+        files = sorted(file for file in self.kept.glob("*.json") if file.name not in wanted)
+        return [result for file in files if (result := read_result(file)) is not None]
+
+    def examples(self) -> tuple[Path, Path] | None:
+        """Where the first seed's edits by SFT (S) and RL are, if they were made on this machine."""
+        made = {
+            (cell.row, cell.seed): cell.folder for cell in self.wanted if (cell.folder / PREDICTIONS_FILE).is_file()
+        }
+        for row, seed in made:
+            if row == examples.REFERENCE and (examples.CANDIDATE, seed) in made:
+                return made[row, seed], made[examples.CANDIDATE, seed]
+        return None
 
     def check(self) -> None:
         """Raise UserError where a task of the folder was done under other settings; else record those of now."""
@@ -116,4 +134,5 @@ def run(
     for cell, result in sitting.results.items():
         status = "not reached" if result is None else "made" if result.scores else "failed"
         runs.append(Run(cell.row, cell.seed, status, result))
-    return write(Study(sizes, known, samples, runs), folder, resamples)
+    runs += [Run(one.row, one.seed, "not of this sitting", one) for one in sitting.others()]
+    return write(Study(sizes, known, samples, runs, sitting.examples()), folder, resamples)

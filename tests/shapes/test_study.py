@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ import pytest
 from baselines.results.records import SCORED, VIESCORE, ScoredSample, write_records
 from emu3.errors import UserError
 from emu3.files import read_json
-from shapes import stages
+from shapes import recipe, stages
+from shapes.judges import ANY_IMAGE
+from shapes.recipe import Preset
+from shapes.study import graph
 from shapes.study import sitting as study
 from shapes.study.cells import BENCHMARKS, HELD_OUT
 from shapes.study.graph import Graph, Lengths
-from shapes.study.rows import FIVE, ROWS, SIZES, Rl, budgets, map_rows
+from shapes.study.rows import FIVE, ROWS, SIZES, Rl, Sizes, budgets, map_rows
+from shapes.write_data import DataSpec
 
 SAMPLES, RESAMPLES = 12, 200
 LEVELS = {
@@ -166,10 +171,10 @@ def test_settings_of_another_study_are_refused(tmp_path: Path, world: World, mon
 
 def test_development_seeds_have_samples_of_their_own(tmp_path: Path, world: World) -> None:
     """Settings that were chosen on the reported samples would flatter them."""
-    graph = Graph(tmp_path, SIZES["smoke"], ROWS, 10)
-    reported, chosen = (graph.tasks[graph.cell("sft_s", seed).tasks[-2]] for seed in (10, 0))
+    made = Graph(tmp_path, SIZES["smoke"], ROWS, 10)
+    reported, chosen = (made.tasks[made.cell("sft_s", seed).tasks[-2]] for seed in (10, 0))
     assert "benchmarks-n10" in reported.needs and "benchmarks-n10-dev" in chosen.needs
-    assert "--dev" in graph.tasks["benchmarks-n10-dev"].commands[0]
+    assert "--dev" in made.tasks["benchmarks-n10-dev"].commands[0]
     summary = sit(tmp_path, ("sft_s",), seeds=(0,))
     assert set(summary["rows"][0]["scores"]) == {*BENCHMARKS, "AVG of 6"}
 
@@ -219,3 +224,22 @@ def test_compute_counts_passes_on_the_whole_way() -> None:
 def test_an_unknown_row_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--rows: no row 'sft_x'; there are sft_s, "):
         sit(tmp_path, ("sft_x",))
+
+
+@pytest.mark.skipif(not os.environ.get("EARL_SLOW"), reason="a dozen real commands, minutes: EARL_SLOW=1")
+def test_two_rows_by_the_real_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the other tests leave out: that each command takes its options, and its output is where the next looks."""
+    data = DataSpec(simple=40, complex=12, held_out=4, pictures=40)
+    tiny = Sizes(Preset(data, tokenizer_steps=20, pretrain_steps=6, sft_steps=6, rl_steps=2, control_steps=6))
+    monkeypatch.setitem(SIZES, "smoke", tiny)
+    plain = recipe.judge
+    monkeypatch.setattr(recipe, "judge", lambda *names, **weak: plain(*names, any_image=[], **weak))
+    monkeypatch.setattr(graph, "VERIFIER", ANY_IMAGE)
+    summary = sit(tmp_path, ("sft_s__rl_sc_noisy", "sft_s_best5"))
+    assert [run["status"] for run in summary["runs"]] == ["made", "made"], summary["runs"]
+    scores = {row["row"]: row["scores"]["AVG of 6"] for row in summary["rows"]}
+    assert scores["sft_s_best5"]["n"] == 6 * SAMPLES and scores["sft_s__rl_sc_noisy"]["failed"] == 0
+    picked = {row["row"]: row["conditions"]["picked_by"] for row in summary["rows"]}
+    assert picked == {"sft_s__rl_sc_noisy": "", "sft_s_best5": ANY_IMAGE.model}
+    [cell] = (tmp_path / "cells").glob("sft_s__rl_sc_noisy-*")
+    assert len(read_json(cell)["reward"]) == 2 and read_json(cell)["core_seconds"] > 1
