@@ -157,7 +157,8 @@ class Stages:
                             except UserError as error:
                                 if not keep_going:
                                     raise
-                                failures[task.name] = str(error)
+                                said = last_line(self.folder / "logs" / f"{task.server}.log")
+                                failures[task.name] = f"{error}: {said}"
                                 continue
                             addresses[task.server] = url, stack
                         running.append(self._begin(task))

@@ -20,7 +20,7 @@ from shapes.stages import ADDRESS, Server, Task, module
 from shapes.study.rows import JUDGES, REPORTED, BestOf, Rl, Row, Same, Sft, Sizes
 
 GROUP, PROMPTS = 8, 16  # of a step of RL, as in its config
-SPEED = 40_000
+SPEED = 22_000
 """Tokens times passes that a core does in a second, roughly: the first guess of what a task will take."""
 
 
@@ -124,8 +124,8 @@ class Graph:
     def _start(self, seed: int) -> None:
         preset, passes = self.sizes.preset, Lengths().passes
         trained = {"pretrain": preset.pretrain_steps, "sft_s": preset.sft_steps}
-        known = {"data": 5 + preset.data.simple / 1000, "vision": preset.tokenizer_steps / 15}
-        known |= {"tokenize": 30 + preset.data.simple / 600}
+        known = {"data": 5 + preset.data.simple / 1000, "vision": preset.tokenizer_steps / 36}
+        known |= {"tokenize": 15 + preset.data.simple / 800}
         known |= {name: 15 + passes(steps, False, False) / SPEED for name, steps in trained.items()}
         for task in recipe.start(self.folder / f"s{seed}", preset, seed, f"s{seed}-", ranks=1):
             self.tasks.setdefault(task.name, task)
@@ -166,7 +166,7 @@ class Graph:
                 ]
                 steps = self.sizes.steps("rl") * how.times
                 self.tasks[task] = recipe.rl(task, home, (needs, *needed), steps, seed, 1, *settings, server=how.judge)
-                self.costs[task] = 20 + cost * (3 if how.think else 2)
+                self.costs[task] = 20 + cost * (1.3 if how.think else 1)
         return home / name, task
 
     def _edits(self, how: Sft | Rl, seed: int) -> tuple[list[Path], list[float], tuple[str, ...]]:

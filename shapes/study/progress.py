@@ -43,6 +43,7 @@ class StudyProgress(Progress, AbstractContextManager["StudyProgress"]):
 
     def __exit__(self, *error: object) -> None:
         if self._live:
+            self.show(())
             self._live.stop()
 
     @property

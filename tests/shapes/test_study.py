@@ -14,8 +14,8 @@ import pytest
 from baselines.results.records import SCORED, VIESCORE, ScoredSample, write_records
 from emu3.errors import UserError
 from emu3.files import read_json
-from shapes import recipe, stages
-from shapes.judges import ANY_IMAGE
+from shapes import judge_server, recipe, stages
+from shapes.judges import ANY_IMAGE, VERIFIER, WorldJudge
 from shapes.recipe import Preset
 from shapes.study import graph
 from shapes.study import sitting as study
@@ -209,6 +209,20 @@ def test_every_row_can_be_made(tmp_path: Path) -> None:
     assert planned == rows.keys(), "every row stands in a budget"
 
 
+def test_every_judge_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command takes its options; under the strong one's name a weak one's scores would pass for that one's."""
+    served: list[str] = []
+
+    async def serve(judge: WorldJudge, *_: Any) -> None:
+        served.append(judge.model)
+
+    monkeypatch.setattr(judge_server, "serve", serve)
+    for server in Graph(tmp_path, SIZES["full"], ROWS, 10).servers().values():
+        monkeypatch.setattr("sys.argv", list(map(str, server.command[1:])))
+        judge_server.main()
+    assert served[0] == VERIFIER.model and len(set(served)) == len(served) > 4
+
+
 def test_compute_counts_passes_on_the_whole_way() -> None:
     """RL has eight completions for a prompt, each sampled, scored twice and trained on; its start comes on top."""
     graph = Graph(Path("/x"), SIZES["full"], ROWS, 100)
@@ -233,7 +247,7 @@ def test_two_rows_by_the_real_commands(tmp_path: Path, monkeypatch: pytest.Monke
     tiny = Sizes(Preset(data, tokenizer_steps=20, pretrain_steps=6, sft_steps=6, rl_steps=2, control_steps=6))
     monkeypatch.setitem(SIZES, "smoke", tiny)
     plain = recipe.judge
-    monkeypatch.setattr(recipe, "judge", lambda *names, **weak: plain(*names, any_image=[], **weak))
+    monkeypatch.setattr(recipe, "judge", lambda *names, **_: plain(*names, any_image=[]))
     monkeypatch.setattr(graph, "VERIFIER", ANY_IMAGE)
     summary = sit(tmp_path, ("sft_s__rl_sc_noisy", "sft_s_best5"))
     assert [run["status"] for run in summary["runs"]] == ["made", "made"], summary["runs"]
