@@ -2,7 +2,7 @@
 #
 #   docker build -f docker/cpu.Dockerfile -t earl-cpu .
 #   docker run --rm -v "$PWD:/work" earl-cpu edit --model MODEL photo.jpg "make the sky purple" -o out.png
-#   docker run --rm -v "$PWD:/work" earl-cpu quickstart --preset smoke --output-dir runs/smoke
+#   docker run --rm -v "$PWD:/work" earl-cpu quickstart --preset smoke --output runs/smoke
 #
 # TORCH_INDEX is where torch is taken from: the build without CUDA, half a gigabyte instead of five.
 FROM python:3.11.9-slim-bookworm

@@ -1,6 +1,6 @@
 """An Emu3-shaped language model with random weights and a text tokenizer for the words of this world.
 
-    python -m shapes.new_model --data data/simple.parquet --vision vision --output-dir init
+    python -m shapes.new_model --data data/simple.parquet --vision vision --output init
 
 The tokenizer is a byte-level BPE of a few hundred ranks, learned from the instructions and chains of thought of the
 training data and laid out like Emu3's. The model is transformers' `Emu3ForCausalLM` with a million parameters.

@@ -1,6 +1,6 @@
 """Write the data of the embedded world as ordinary Parquet files of image rows.
 
-    python -m shapes.write_data --output-dir data
+    python -m shapes.write_data --output data
 
     simple.parquet           simple edits, clean targets, many
     complex.parquet          complex edits, scarce, with nuisance changes in their targets

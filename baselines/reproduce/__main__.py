@@ -76,7 +76,7 @@ def make(cells: Sequence[Cell], plan: Plan, results: Path, protocol: str, refere
     compared = ["--reference", reference] if reference else []
     scores = [str(cell.folder / SCORES_FILE) for cell in cells]
     last = [
-        ["baselines.table", "--scores", *scores, "--output-dir", str(results), *compared],
+        ["baselines.table", "--scores", *scores, "--output", str(results), *compared],
         [
             *("baselines.paper_tables", "--protocol", protocol),
             *("--results", str(results), "--output", str(results / "paper")),

@@ -114,7 +114,7 @@ def cells_of(
                     name,
                     benchmark,
                     folder,
-                    [*own, "--output-dir", str(folder), *more],
+                    [*own, "--output", str(folder), *more],
                     ["--predictions", str(folder), *scoring],
                 )
             )

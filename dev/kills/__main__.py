@@ -1,8 +1,8 @@
 """Kill every stage at random moments, call it again each time, and compare the end with a run that nobody disturbed.
 
-    python -m dev.kills --output-dir /tmp/kills                     200 kills over all stages, an hour or two
-    python -m dev.kills --output-dir /tmp/kills --signals           SIGTERM, SIGINT, SIGHUP, SIGKILL to each long stage
-    python -m dev.kills --output-dir /tmp/kills --stages rl table --kills 20 --seed 1
+    python -m dev.kills --output /tmp/kills                         200 kills over all stages, an hour or two
+    python -m dev.kills --output /tmp/kills --signals               SIGTERM, SIGINT, SIGHUP, SIGKILL to each long stage
+    python -m dev.kills --output /tmp/kills --stages rl table --kills 20 --seed 1
 
 A third of the kills come at any moment, imports included; the others once the command has begun to write. Half of them
 hit the command alone, half its whole process group. What is counted: files that differ or are left over at the end,
@@ -11,7 +11,6 @@ processes that outlive the command. `kills.json` in the folder holds all of it; 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -28,6 +27,7 @@ from dev.kills.compare import differences
 from dev.kills.stages import Stage, make_results, make_stages, steady_reply
 from emu3.errors import UserError, run_main
 from emu3.files import write_json
+from emu3.flags import CommandParser
 from rl.check_node.judge import stub_judge
 from rl.config_file import STAND_INS
 
@@ -206,14 +206,14 @@ def _entries(folder: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--kills", type=int, default=200, help="over all stages (default: 200)")
+    parser = CommandParser(old={"--output-dir": "--output"}, description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--kills", type=int, default=200, help="over all stages")
     parser.add_argument("--stages", nargs="+", help="default: all")
     parser.add_argument("--signals", action="store_true", help="send each signal to each long stage instead")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
-    folder = options.output_dir.absolute()
+    folder = options.output.absolute()
     wrong = 0
     with stub_judge(steady_reply) as judge:
         stages = make_stages(folder / "world", judge)

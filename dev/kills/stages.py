@@ -54,10 +54,10 @@ def make_stages(world: Path, judge: str) -> dict[str, Stage]:
         Stage("annotate", lambda out: _annotate(world, out, judge), long=True),
         Stage("evaluate", lambda out: _evaluate(world, out), long=True),
         Stage("score", lambda out: _score(out, judge), world / "predictions", long=True),
-        Stage("table", lambda out: module("baselines.table", scores=world / "scores/scores.parquet", output_dir=out)),
+        Stage("table", lambda out: module("baselines.table", scores=world / "scores/scores.parquet", output=out)),
         Stage("report", lambda out: module("baselines.report", run_dir=out), world / "run"),
         Stage("export", lambda out: _export(world, out)),
-        Stage("quickstart", lambda out: ["-c", QUICKSTART, "--preset", "smoke", "--output-dir", out], long=True),
+        Stage("quickstart", lambda out: ["-c", QUICKSTART, "--preset", "smoke", "--output", out], long=True),
     ]
     return {stage.name: stage for stage in stages}
 
@@ -72,7 +72,7 @@ def make_results(world: Path, judge: str) -> None:
     shutil.copytree(world / "predictions", world / "scores")
     _call(_score(world / "scores", judge))
     shutil.copytree(world / "scores", world / "unfinished/eval/emu3")
-    _call(module("baselines.table", scores=world / "scores/scores.parquet", output_dir=world / "unfinished"))
+    _call(module("baselines.table", scores=world / "scores/scores.parquet", output=world / "unfinished"))
     (world / "unfinished").rename(world / "run")
 
 
@@ -84,9 +84,9 @@ def _tokenize(world: Path, out: Path) -> Command:
     return module(
         "emu3.train_image_editing.prepare_data",
         source="local",
-        dataset_name=world / "images/simple.parquet",
-        output_path=out,
-        model_path=world / "vision",
+        data=world / "images/simple.parquet",
+        output=out,
+        vision=world / "vision",
         original_image_key="input",
         edit_instruction_key="instruction",
         edited_image_key="output",
@@ -99,9 +99,9 @@ def _sft(world: Path, out: Path, zero: bool = False) -> Command:
     return module(
         "emu3.train_image_editing.sft",
         ranks=2 if zero else 1,
-        model_name_or_path=world / "model",
-        train_data=world / "data",
-        output_dir=out,
+        model=world / "model",
+        data=world / "data",
+        output=out,
         per_device_train_batch_size=2,
         max_steps=6,
         save_steps=1,
@@ -122,9 +122,9 @@ def _rl(world: Path, out: Path, zero: bool = False) -> Command:
 def _annotate(world: Path, out: Path, judge: str) -> Command:
     return module(
         "rl.annotate",
-        dataset_name=world / "images/simple.parquet",
+        data=world / "images/simple.parquet",
         source="local",
-        output_path=out,
+        output=out,
         judge_url=judge,
         original_image_key="input",
         edited_image_key="output",
@@ -142,11 +142,11 @@ def _evaluate(world: Path, out: Path) -> Command:
         vision=world / "vision",
         data=world / "images/held_out.parquet",
         original_image_key="input",
-        edit_instruction="instruction",
-        edited_image="output",
+        edit_instruction_key="instruction",
+        edited_image_key="output",
         task_key="task",
         id_key="id",
-        output_dir=out,
+        output=out,
         image_area=AREA,
         batch_size=1,
     )
