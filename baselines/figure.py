@@ -9,7 +9,7 @@ The edits are not chosen by eye: in each split, the samples at fixed ranks of th
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ CANDIDATE, REFERENCE, OTHER, BOUND = "#c2410c", "#2563a8", "#5c636e", "#757d89"
 RANKS = (0.95, 0.75, 0.5, 0.25)
 """Where in the order of the candidate's scores the shown samples stand; 0.5 is the median."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": LINE,
@@ -82,7 +82,7 @@ def run(
     colours = dict.fromkeys(found.models, OTHER) | dict.fromkeys(found.bounds, BOUND)
     colours |= {candidate: CANDIDATE, reference: REFERENCE}
     with mpl.rc_context():
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(STYLE)
         layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
         figure = Figure(figsize=(11, 7.8), dpi=160, facecolor="white", layout=layout)
         upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[1, 1.45])[:, 0]
@@ -90,7 +90,7 @@ def run(
         _draw_reward(axes[0], found, candidate)
         for place, (split, ax) in enumerate(zip(splits, axes[1:], strict=True)):
             _draw_means(ax, [row for row in rows if row.split == split], found, colours, named=place == 0)
-        _draw_edits(lower, found, splits, candidate, reference)
+        draw_edits(lower, found, splits, candidate, reference)
         with whole_file(output) as temporary:
             # Without the version of matplotlib, the same run gives the same bytes.
             figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -142,11 +142,20 @@ def _draw_means(ax: Axes, rows: list[Row], found: RunFolder, colours: dict[str, 
     ax.grid(axis="y", visible=False)
 
 
-def _draw_edits(figure: SubFigure, found: RunFolder, splits: list[str], candidate: str, reference: str) -> None:
-    columns = [row for split in splits for row in _ranked(found, split, candidate, reference)]
+def draw_edits(
+    figure: Figure | SubFigure,
+    found: RunFolder,
+    splits: Sequence[str],
+    candidate: str,
+    reference: str,
+    shares: Sequence[float] = RANKS,
+) -> None:
+    """Sources and both models' edits of the samples at `shares` of the order of the candidate's scores in each split.
+    Raises `UserError` if no sample has a score of both."""
+    columns = [row for split in splits for row in _ranked(found, split, candidate, reference, shares)]
     if not columns:
         raise UserError(f"no sample has a score of both {candidate!r} and {reference!r}")
-    ranks = ", ".join(f"{100 * rank:g}" for rank in RANKS)
+    ranks = ", ".join(f"{100 * rank:g}" for rank in shares)
     heading = f"Edits at percentiles {ranks} of the score of {found.label(candidate)}: {', then '.join(splits)}"
     figure.suptitle(heading, x=0.008, ha="left", fontsize=11, fontweight="bold")
     axes = figure.subplots(3, len(columns), squeeze=False)
@@ -180,8 +189,11 @@ def _show(ax: Axes, path: Path) -> None:
 ShownEdit = tuple[Path, Prediction, float]
 
 
-def _ranked(found: RunFolder, split: str, candidate: str, reference: str) -> list[dict[str, ShownEdit]]:
-    """The samples of a split at `RANKS` of the candidate's score, among those that both models have a score for."""
+def _ranked(
+    found: RunFolder, split: str, candidate: str, reference: str, shares: Sequence[float]
+) -> list[dict[str, ShownEdit]]:
+    """The samples of a split at `shares` of the order of the candidate's scores, among those that both models have a
+    score for."""
     values = {(score.model, score.benchmark, score.id): score.value for score in found.scores if score.split == split}
     samples: dict[tuple[str, str], dict[str, ShownEdit]] = {}
     for folder, row in found.predictions:
@@ -191,7 +203,7 @@ def _ranked(found: RunFolder, split: str, candidate: str, reference: str) -> lis
     both = sorted(
         (by_model for by_model in samples.values() if len(by_model) == 2), key=lambda sample: sample[candidate][2]
     )
-    places = dict.fromkeys(round(rank * (len(both) - 1)) for rank in RANKS) if both else {}
+    places = dict.fromkeys(round(rank * (len(both) - 1)) for rank in shares) if both else {}
     return [both[place] for place in places]
 
 

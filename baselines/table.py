@@ -128,7 +128,7 @@ def _sections(
         begins = len(grids)
         name = "Score from 0 to 10" if metric == VIESCORE else metric
         own = of_metric(records, metric)
-        how = _how(rows, resamples, seed)
+        how = how_measured(rows, resamples, seed)
         if all(score.value is None for score in own):
             nothing = f"Nothing was scored: {own[0].detail or own[0].status}."
             grids.append(_main_grid(name, rows, metric, nothing, conditions))
@@ -151,7 +151,7 @@ def _sections(
     return grids
 
 
-def _how(rows: list[Row], resamples: int, seed: int) -> str:
+def how_measured(rows: Sequence[Row], resamples: int, seed: int) -> str:
     """What an interval of the main table is about."""
     alone = (
         "An interval of one run tells how far its mean would move with other samples (this checkpoint, these samples), "

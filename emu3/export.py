@@ -11,6 +11,7 @@ written beside it, as OUTPUT-vision, for a repository of its own.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +69,7 @@ def export(
         raise UserError(f"{model} does not say which vision tokenizer it belongs to: name it as --vision")
     vision_output = output.with_name(f"{output.name}-vision")
     folders = [output, vision_output] if Path(setup.vision).is_dir() else [output]
-    if output.exists():
+    if os.path.lexists(output):  # a link whose disk is not there is one as well
         raise UserError(f"{output} exists: choose another --output or remove it")
 
     text_tokenizer = TextTokenizer.from_pretrained(tokenizer or model)

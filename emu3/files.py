@@ -139,13 +139,24 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writes that were killed have left directly in `folder`, where nobody else may write now; but nothing
+    whose name was not given here, such as somebody's own `.notes.old`."""
+    for path in list(folder.glob(".*")):
+        if _TEMPORARY.fullmatch(path.name):
+            remove(path)
+
+
+_TEMPORARY = re.compile(r"\..+\.(?:\w+-)?\d+\.(?:tmp|old)")
+
+
 def _remove_leftovers(path: Path) -> None:
     # Before a new try and not after it: once `path` is there, nobody comes back to it.
     # An .old without its successor is all that a kill between two renames has left of `path`.
     for kind in ("tmp", "old") if path.exists() else ("tmp",):
         for rest in path.parent.glob(f".{glob.escape(path.name)}.*.{kind}"):
             # A second run of the same command may be writing the same file.
-            if not _is_written(rest):
+            if _TEMPORARY.fullmatch(rest.name) and not _is_written(rest):
                 remove(rest)
 
 
@@ -162,8 +173,6 @@ def _is_written(temporary: Path) -> bool:
     """Whether a process may still write `temporary`: on this machine the one of its name runs, on another one something
     in it changed within `UNTOUCHED` seconds. A name without a machine is of this one."""
     machine, _, pid = temporary.name.split(".")[-2].rpartition("-")
-    if not pid.isdigit():
-        return False
     if machine in ("", _machine()):
         return _is_running(int(pid))
     try:

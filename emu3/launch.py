@@ -25,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from emu3.errors import PARENT, UserError, run_main
+from emu3.errors import PARENT, UserError, run_main, signals_to_end
 from emu3.flags import CommandParser
 from emu3.settings import COUNT
 
@@ -74,9 +74,8 @@ def _forward_signals() -> list[int]:
             with suppress(ProcessLookupError):
                 os.kill(process, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, forward)
+    for number in signals_to_end():
+        signal.signal(number, forward)
     return came
 
 

@@ -216,6 +216,11 @@ def _taken(folder: Path, path: Path) -> int:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except IsADirectoryError:
             raise UserError(f"{path} is a folder: remove it") from None
+        except PermissionError:
+            if not os.access(folder, os.W_OK):
+                raise
+            _remove_if_dead(folder, path)
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             locked = True
@@ -246,6 +251,21 @@ def _taken(folder: Path, path: Path) -> int:
         os.close(file)
 
 
+def _remove_if_dead(folder: Path, path: Path) -> None:
+    """Remove the lock file of another user, which may only be read, if its process is surely gone; else UserError."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _note(path).get("boot") == _boot():
+                path.unlink()
+                return
+    except FileNotFoundError:
+        return
+    except OSError:  # taken; or nobody can tell, or remove it
+        pass
+    raise UserError(f"{_in_use(folder, path)}. {path} is another user's: remove it if that process is gone")
+
+
 def _changes(path: Path) -> bool:
     """Whether somebody refreshes the file within `STALE` seconds."""
     before, end = _stamp(path), time.monotonic() + STALE
@@ -260,7 +280,7 @@ def _refuse_other_shares(folder: Path, number: int) -> None:
     for path in folder.glob(f"{OWNER}*"):
         if (path.name == OWNER and number == 1) or path.name.endswith(f"-of-{number}"):
             continue
-        with suppress(FileNotFoundError), path.open("r+b") as file:
+        with suppress(FileNotFoundError), path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -23,9 +23,10 @@ from safetensors.torch import save_file
 
 from emu3.checkpoint_facts import CheckpointFacts
 from emu3.errors import one_line
-from emu3.files import read_json, remove, sync, whole_folder, write_json
+from emu3.files import read_json, sync, whole_folder, write_json
 from emu3.mllm.language_model import save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.report.metrics_file import refuse_another_command
 from emu3.run_folder import VERSION, check_version
 from emu3.training import ranks
 from emu3.training.checkpoints import digests_of, fault_of, numbered, rotate, write_note
@@ -264,21 +265,13 @@ def note_finished(run: Path, steps: int) -> None:
 def is_finished(config: Config) -> bool:
     """Whether the run has done all its steps and left its model. Raises UserError if the folder holds another run."""
     run = folder_of(config)
+    refuse_another_command(run, "config.json")
     if not (run / FINISHED).is_file() or not (run / "final").is_dir():
         return False
     note = read_json(run / FINISHED)
     check_version(run / FINISHED, note, FORMAT)
     refuse_another_run(config, run / "config.json")
     return int(note["steps"]) >= config.steps
-
-
-def remove_leftovers(run: Path) -> None:
-    """Remove what writes that were killed have left in the run's folder, which this process owns: each is as large as a
-    checkpoint."""
-    for place in (run, run / "checkpoints"):
-        for pattern in (".*.tmp", ".*.old"):
-            for leftover in place.glob(pattern):
-                remove(leftover)
 
 
 def _folder(run: Path, step: int) -> Path:

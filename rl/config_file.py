@@ -109,10 +109,13 @@ def _rename(tree: dict[str, Any]) -> None:
 
 def inputs_of(config: Config, facts: CheckpointFacts, judge: str | None) -> dict[str, Any]:
     """Digests of what a run is made from, and who judges it (the name that the server gives) with which words."""
+    from emu3.mllm.text_tokenizer import tokenizer_digest  # transformers, for which no `--help` waits
+
     prompts = prompts_from(config.judge.prompts)
     return {
         "model": facts.trained_from and facts.trained_from.sha256,
         "vision": facts.vision and facts.vision.sha256,
+        "tokenizer": tokenizer_digest(config.tokenizer or config.model),
         "data": [origin.sha256 for origin in facts.data],
         "judge": {
             "model": judge,

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from emu3.checkpoint_facts import trained_facts
 from emu3.errors import UserError, one_line, run_main
+from emu3.files import remove_leftovers
 from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.language_model import read_config
 from emu3.mllm.product import check_product, say_faster
@@ -107,7 +108,8 @@ def _train(
     facts = all_ranks.on_first(partial(trained_facts, config.model, folders, objective, config.vision))
     announce(config, accelerator, codec.vq, prompts.take(0, prompts_per_step))
     start, position = (resumed.step, resumed.prompt_position) if resumed else (0, 0)
-    all_ranks.on_first(partial(checkpoint.remove_leftovers, run))
+    for folder in (run, run / "checkpoints"):  # each leftover is as large as a checkpoint
+        all_ranks.on_first(partial(remove_leftovers, folder))
     inputs = all_ranks.on_first(partial(inputs_of, config, facts, scorer.judge_name))
     all_ranks.on_first(partial(record_config, config, run / "config.json", inputs=inputs, resuming=resumed is not None))
     watch = Watch(run, config, start) if accelerator.is_main_process else None

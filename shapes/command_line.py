@@ -67,6 +67,7 @@ COMMANDS = {
     "export": Command("emu3.export", "a checkpoint with its card, ready for a hub"),
     "check-node": Command("rl.check_node.__main__", "whether a machine is ready"),
     "quickstart": Command("shapes.quickstart", "the whole pipeline in the embedded world"),
+    "study": Command("shapes.study.__main__", "the paper's tables and claims in the embedded world"),
 }
 
 

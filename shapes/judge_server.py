@@ -2,12 +2,13 @@
 
     python -m shapes.judge_server --port 4877
     python -m shapes.judge_server --any-image        pixel statistics, no judgement: to try the path on photographs
+    python -m shapes.judge_server --coarse 3 --noise 2 --bias 5    a weak judge in the verifier's place
 
 Answers /v1/models and /v1/chat/completions; `shapes.judges` says which questions it knows. Anything else is a 400, as
 it would be from a real server, and so is an instruction from outside the embedded world, whose sample then counts as
-not judged. With `--any-image` another judge takes over (`shapes.any_image`); it has a name of its own, so its
-scores cannot pass for the verifier's in a cache, a table or a report. Of the sampling settings only `logprobs`
-matters: these judges are deterministic.
+not judged. With `--any-image` another judge takes over (`shapes.any_image`). It has a name of its own, and so has each
+weak judge (`shapes.judges.weakened`): their scores cannot pass for the verifier's in a cache, a table or a report. Of
+the sampling settings only `logprobs` matters: these judges are deterministic.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from emu3.errors import UserError, run_main
 from emu3.files import whole_file
 from emu3.flags import CommandParser
 from emu3.settings import number_in
-from shapes.judges import ANY_IMAGE, VERIFIER, BadQuestion, WorldJudge, choice
+from shapes.judges import ANY_IMAGE, VERIFIER, BadQuestion, WorldJudge, choice, weakened
 
 LARGEST_REQUEST = 64 * 2**20  # bytes
 _JUDGE = web.AppKey("judge", WorldJudge)
@@ -95,8 +96,24 @@ def main() -> None:
         action="store_true",
         help="score any image by pixel statistics, which is no judgement of the edit",
     )
+    parser.add_argument("--coarse", type=number_in(int, least=2, most=11), help="round scores to so many levels")
+    parser.add_argument(
+        "--noise",
+        type=number_in(float, least=0, most=10),
+        default=0.0,
+        help="standard deviation of normal noise on each score, in points; the same for the same question (default 0)",
+    )
+    parser.add_argument(
+        "--bias",
+        type=number_in(float, least=0, most=10),
+        default=0.0,
+        help="edit success, in points, of an image in which nothing was changed (default 0)",
+    )
     options = parser.parse_args()
-    judge = ANY_IMAGE if options.any_image else VERIFIER
+    weak = weakened(VERIFIER, options.coarse, options.noise, options.bias)
+    if options.any_image and weak is not VERIFIER:
+        raise UserError("--any-image and --coarse, --noise or --bias: only the verifier can be made weaker")
+    judge = ANY_IMAGE if options.any_image else weak
     asyncio.run(serve(judge, options.host, options.port, options.port_file))
 
 

@@ -10,6 +10,7 @@ score from 0 to 10 lies between two digits: these get the probabilities whose me
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from rl.reward.cache import image_of
@@ -35,16 +37,60 @@ class BadQuestion(ValueError):
 @dataclass(frozen=True)
 class WorldJudge:
     """Who replies: `edit` scores (instruction, source, edited) or raises ValueError, `quality` an image alone,
-    `agreement` (the data's edit, edited)."""
+    `agreement` (the data's edit, edited, instruction or nothing)."""
 
     model: str
     edit: Callable[[str, Image.Image, Image.Image], Verdict]
     quality: Callable[[Image.Image], Verdict]
-    agreement: Callable[[Image.Image, Image.Image], Verdict] = judge_agreement
+    agreement: Callable[[Image.Image, Image.Image, str], Verdict] = judge_agreement
 
 
 VERIFIER = WorldJudge("shapes-verifier", judge_edit, judge_quality)
-ANY_IMAGE = WorldJudge("pixel-statistics-no-judgement", score_edit, score_quality, score_agreement)
+ANY_IMAGE = WorldJudge(
+    "pixel-statistics-no-judgement",
+    score_edit,
+    score_quality,
+    lambda target, edited, _: score_agreement(target, edited),
+)
+
+
+def weakened(judge: WorldJudge, levels: int | None = None, noise: float = 0.0, bias: float = 0.0) -> WorldJudge:
+    """A judge with a small vision-language model's weaknesses and a name that tells them; `judge` itself without any.
+
+    bias: points from 0 to 10. It mirrors that a small model hardly sees whether a thing was done and believes what it
+    is told where the image looks like the source: edit success is at least `bias` times the share of restraint
+    (overedit / 10), so an unchanged image gets `bias`, and doing nothing is safer than trying.
+    noise: standard deviation in points of a normal error on each score, drawn from a digest of the question, so the
+    same question has the same score. levels: to how many equal levels from 0 to 10 scores are rounded last, 2 to 11.
+    """
+    marks = {"coarse": levels or 0, "noise": noise, "bias": bias}
+    name = "-".join(f"{mark}{value:g}" for mark, value in marks.items() if value)
+    if not name:
+        return judge
+
+    def blurred(verdict: Verdict, *question: str | Image.Image) -> Verdict:
+        digest = hashlib.sha256()
+        for part in question:
+            data = part.encode() if isinstance(part, str) else repr((part.mode, part.size)).encode() + part.tobytes()
+            digest.update(len(data).to_bytes(8) + data)
+        errors = np.random.default_rng(list(digest.digest())).normal(0.0, noise, len(verdict.scores))
+        scores = np.clip(np.array(verdict.scores) + errors, 0, 10)
+        if levels:
+            scores = np.rint(scores / 10 * (levels - 1)) * 10 / (levels - 1)
+        return Verdict(tuple(int(score) for score in np.rint(scores)), verdict.reason)
+
+    def edit(instruction: str, source: Image.Image, edited: Image.Image) -> Verdict:
+        verdict = judge.edit(instruction, source, edited)
+        success, restraint = verdict.scores
+        verdict = Verdict((max(success, round(bias * restraint / 10)), restraint), verdict.reason)
+        return blurred(verdict, instruction, source, edited)
+
+    return WorldJudge(
+        f"{judge.model}-{name}",
+        edit,
+        lambda edited: blurred(judge.quality(edited), edited),
+        lambda target, edited, words: blurred(judge.agreement(target, edited, words), target, edited, words),
+    )
 
 
 def choice(judge: WorldJudge, question: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +134,9 @@ def _verdict(judge: WorldJudge, text: str, images: list[Image.Image]) -> Verdict
         case "naturalness" | "artifacts", 1:
             both = judge.quality(*images)
         case "agreement", 2:
-            return judge.agreement(*images)
+            words = _INSTRUCTION.search(text)
+            target, edited = images
+            return judge.agreement(target, edited, words[1] if words else "")
         case name, count:
             raise BadQuestion(f"no grade {name!r} of {count} images is given here")
     return Verdict((both.scores[found[1] in ("restraint", "artifacts")],), both.reason)

@@ -6,9 +6,9 @@
 
 Data, a tiny vision tokenizer, an Emu3-shaped model, SFT on simple edits, GRPO on simple and complex ones with a
 judge behind the OpenAI protocol, the two controls, evaluation. Each stage is a command of this repository; nothing
-in it knows that the world is small. The controls are SFT on simple and complex edits from the same start, with at
-least the compute of the RL run: `sft_sc` on the world's scarce and noisy complex pairs, `sft_sc_clean` on the same
-pairs without their noise.
+in it knows that the world is small. The controls are SFT from the same start on the same mixture of edits, for as many
+tokens times passes as the RL run: `sft_sc` on the world's scarce and noisy complex pairs, `sft_sc_clean` on the same
+pairs without their noise. It is one seed of the study's recipe (docs/study.md).
 """
 
 from __future__ import annotations
@@ -46,51 +46,39 @@ MADE_BY = {
 def run(preset: Preset, folder: Path, seed: int, engine: str = "local") -> dict[str, Any]:
     """Run or continue the pipeline in `folder`; returns the summary that it writes. engine: samples in RL."""
     settings = {"preset": asdict(preset), "seed": seed, "engine": engine}
-    SettingsFile(folder / "settings.json", version=2, remedy="choose another --output-dir").record(settings)
+    later = {"preset.data.restoration": 0.0}
+    SettingsFile(folder / "settings.json", version=2, remedy="choose another --output-dir", later=later).record(
+        settings
+    )
     stages = Stages(folder, CORES)
-    stages.run_all(_tasks(preset, folder, seed, engine), {"judge": recipe.judge(folder)})
+    stages.run_all(_tasks(preset, folder, seed, engine), {recipe.JUDGE: recipe.judge(folder)})
     return _summarize(folder, stages, seed)
 
 
 def _tasks(preset: Preset, folder: Path, seed: int, engine: str) -> list[Task]:
     """The pipeline; the earlier tasks go first where several could."""
-    data, tokens, vision = folder / "data", folder / "tokens", folder / "vision"
-    pairs = [data / f"{name}.parquet" for name in ("simple", "complex", "complex_clean")]
-    simple, noisy, clean = (tokens / file.stem for file in pairs)
-    some = [1.0, preset.complex_share]
+    tokens = folder / "tokens"
+    settings = (f"rollout.engine={engine}", f"data.coefficients={list(recipe.RL_SHARES)}")
 
-    def train(start: str, name: str, shares: list[float] | None, steps: int, **more: Any) -> Command:
-        complex_pairs = clean if name == "sft_sc_clean" else noisy
-        return recipe.sft(folder / start, folder / name, [simple, complex_pairs], shares, steps, seed, **more)
+    def control(name: str, pairs: str) -> Command:
+        sets = [tokens / "simple", tokens / pairs]
+        shares = list(recipe.RL_SHARES)
+        return recipe.sft(folder / "sft_s/final", folder / name, sets, shares, preset.control_steps, seed)
 
-    base = train("init", "base", some, preset.pretrain_steps, ranks=CORES, prompt_token_weight=1)
-    sft_s = train("base/final", "sft_s", some, preset.sft_steps, ranks=CORES)
     tasks = [
-        Task("data", (recipe.write_data(data, preset.data, seed),), cores=CORES),
-        Task("vision", (recipe.train_vision(data, vision, preset.tokenizer_steps, seed),), ("data",)),
-        Task(
-            "tokenize",
-            (
-                recipe.new_model(pairs, vision, folder / "init", seed),
-                *(recipe.tokenize(file, tokens / file.stem, vision) for file in pairs),
-            ),
-            ("data", "vision"),
-        ),
-        Task("pretrain", (base,), ("tokenize",), CORES),
-        Task("sft_s", (sft_s,), ("pretrain",), CORES),
-        recipe.rl("rl", folder, ("sft_s",), preset.rl_steps, seed, CORES, f"rollout.engine={engine}"),
-        *(
-            Task(f"controls:{name}", (train("sft_s/final", name, None, preset.control_steps),), ("sft_s",))
-            for name in ("sft_sc", "sft_sc_clean")
-        ),
+        *recipe.start(folder, preset, seed),
+        recipe.rl("rl", folder, ("sft_s",), preset.rl_steps, seed, CORES, *settings),
+        Task("controls:sft_sc", (control("sft_sc", "complex"),), ("sft_s",)),
+        Task("controls:sft_sc_clean", (control("sft_sc_clean", "complex_clean"),), ("sft_s",)),
     ]
     made_by = MADE_BY | {"no-edit": "data", "ground-truth": "data"}
     for name, maker in made_by.items():
         output = folder / "eval" / name
         model = folder / name / "final" if name in MADE_BY else None
-        made = recipe.evaluate(name, model, vision, data / "held_out.parquet", output, seed)
+        rows = folder / "data/held_out.parquet"
+        made = recipe.evaluate(name, model, folder / "vision", rows, output, seed)
         tasks.append(Task(f"evaluate:{name}", (made,), (maker,)))
-        tasks.append(Task(f"score:{name}", (recipe.score(output),), (f"evaluate:{name}",), server="judge"))
+        tasks.append(Task(f"score:{name}", (recipe.score(output),), (f"evaluate:{name}",), server=recipe.JUDGE))
     return tasks
 
 

@@ -3,11 +3,15 @@
 Every pixel takes the nearest colour of the palette; the background is what covers most of the slots' borders; a slot
 holds the shape whose stencil overlaps its coloured pixels best. What the reading cannot explain (pixels that differ
 from the redrawn scene) is kept: it is what a judge of image quality looks at.
+
+Who knows that an image may be dark or out of focus can have it read through that flaw: it is undone to several degrees,
+and the reading holds whose scene, with the flaw put back, looks most like the image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import product
 
@@ -18,8 +22,11 @@ from shapes.scene import (
     BACKGROUNDS,
     COLOURS,
     COLUMNS,
+    FLAW_DARKNESS,
+    FLAW_NOISE,
     FORMS,
     HEIGHT,
+    NOISE,
     ROWS,
     SIZES,
     SLOTS,
@@ -28,6 +35,7 @@ from shapes.scene import (
     Scene,
     Shape,
     draw,
+    loss,
     stencil,
 )
 
@@ -51,17 +59,68 @@ class Reading:
     wrong: float
 
 
-def read(image: Image.Image) -> Reading:
-    """Read an image of any size (it is brought to 48x32 first)."""
+def read(image: Image.Image, flaw: str = "") -> Reading:
+    """Read an image of any size (it is brought to 48x32 first). flaw: what to read it through; the scene then has this
+    flaw, with the strength that is found, 0 for a clean image."""
+    return _read(_scaled(image).tobytes(), flaw)
+
+
+def _scaled(image: Image.Image) -> Image.Image:
     if image.size != (WIDTH, HEIGHT):
         image = image.resize((WIDTH, HEIGHT), Image.Resampling.BOX)
-    return _read(image.convert("RGB").tobytes())
+    return image.convert("RGB")
+
+
+def has_flaw(image: Image.Image, flaw: str) -> bool:
+    """Whether an image has the flaw at half its strength or more, beside the scene that is read from it as it is."""
+    return _strength(np.asarray(_scaled(image), np.float32), read(image).scene, flaw) >= 0.5
 
 
 @lru_cache(maxsize=1024)
-def _read(data: bytes) -> Reading:
+def _read(data: bytes, flaw: str) -> Reading:
     """A judge sees the same source with eight edits of it, and every edit twice."""
     pixels = np.frombuffer(data, np.uint8).reshape(HEIGHT, WIDTH, 3).astype(np.float32)
+    if not flaw:
+        return _seen(pixels)
+    reading = min(map(_seen, _undone(pixels, flaw)), key=lambda reading: _misfit(pixels, reading.scene, flaw))
+    strength = _strength(pixels, reading.scene, flaw)
+    return replace(reading, scene=replace(reading.scene, flaw=flaw, strength=strength))
+
+
+def _undone(pixels: np.ndarray, flaw: str) -> Iterator[np.ndarray]:
+    """The image without the flaw, if it has it to one degree or another."""
+    if flaw == "noise":
+        yield pixels
+        return
+    for strength in np.linspace(0, 1, 11, dtype=np.float32):
+        if flaw == "darkness":
+            yield np.minimum(pixels / (1 - FLAW_DARKNESS * strength), 255)
+        else:
+            yield np.clip(pixels + 8 * strength * loss(pixels, flaw), 0, 255)
+
+
+def _strength(pixels: np.ndarray, scene: Scene, flaw: str) -> float:
+    """How strong a flaw is in an image of this scene, 0 to 1. Noise by the median of the deviations, which a few wrong
+    places do not move; the others by least squares."""
+    clean = draw(scene).astype(np.float32)
+    if flaw == "noise":
+        deviation = 1.4826 * float(np.median(abs(pixels - clean)))  # the standard one, if they are normal
+        strength = (deviation / NOISE - 1) / FLAW_NOISE
+    else:
+        lost = loss(clean, flaw)
+        strength = float(((clean - pixels) * lost).sum() / ((lost**2).sum() + 1e-9))
+    return min(1.0, max(0.0, strength))
+
+
+def _misfit(pixels: np.ndarray, scene: Scene, flaw: str) -> float:
+    """Mean square of what the scene with its flaw leaves of an image, in squared 8-bit steps."""
+    clean = draw(scene).astype(np.float32)
+    lost = 0 if flaw == "noise" else _strength(pixels, scene, flaw) * loss(clean, flaw)
+    return float(((clean - lost - pixels) ** 2).mean())
+
+
+def _seen(pixels: np.ndarray) -> Reading:
+    """Read float pixels (32, 48, 3)."""
     # Squared distance to each colour less the pixel's own square, which all colours share.
     nearest = ((_PALETTE**2).sum(1) - 2 * pixels @ _PALETTE.T).argmin(-1)
     tiles = nearest.reshape(ROWS, TILE, COLUMNS, TILE).swapaxes(1, 2).reshape(SLOTS, TILE * TILE)

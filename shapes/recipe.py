@@ -19,23 +19,28 @@ AREA = HEIGHT * WIDTH
 CORES = 2
 SFT_BATCH = 16
 CONFIG = ROOT / "rl/configs/shapes.jsonnet"
+RL_SHARES = (0.125, 9.0)
+"""How often simple and complex edits are seen in a pass of RL, and of the SFT that is set against it: one to three, as
+in the paper, of 24,000 and 1,000."""
+JUDGE = "judge"
+"""The server whose scores are reported."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of a run. Steps are optimizer steps: SFT of 16 rows, RL of 16 prompts with 8 rollouts each.
+    """Sizes of a run. Steps are optimizer steps: pretraining and SFT of 16 rows, RL of 16 prompts with 8 rollouts each.
 
-    Emu3 is pretrained; here the first steps, `pretrain_steps`, learn the prompt as well as the target instead.
-    complex_share: share of the complex set in them and in the simple SFT, so that RL has a first signal; 1 is once
-    per pass.
+    complex_share: share of the complex set in pretraining and in the simple SFT, so that RL has a first signal; 1 is
+    once per pass. control_steps: as many tokens times passes as `rl_steps`: a completion has three forward passes there
+    and a backward one, which counts two, its prompt an eighth of them.
     """
 
     data: DataSpec = field(default_factory=DataSpec)
     tokenizer_steps: int = 1800
-    pretrain_steps: int = 1500
-    sft_steps: int = 2600
+    pretrain_steps: int = 2000
+    sft_steps: int = 1600
     rl_steps: int = 350
-    control_steps: int = 3500
+    control_steps: int = 2500
     complex_share: float = 3.0
 
 
@@ -82,6 +87,23 @@ def tokenize(data: Path, output: Path, vision: Path) -> Command:
     )
 
 
+def pretrain(
+    start: Path, output: Path, data: list[Path], shares: list[float] | None, steps: int, seed: int, ranks: int = 1
+) -> Command:
+    """The stand-in for Emu3's pretraining; without shares, the smaller datasets are upsampled to the largest."""
+    return module(
+        "shapes.pretrain",
+        ranks=ranks,
+        model=start,
+        data=data,
+        coefficients=shares,
+        output=output,
+        steps=steps,
+        batch_size=SFT_BATCH,
+        seed=seed,
+    )
+
+
 def sft(
     start: Path,
     output: Path,
@@ -103,9 +125,9 @@ def sft(
         changed_token_weight=4,
         per_device_train_batch_size=SFT_BATCH // ranks,
         max_steps=steps,
-        learning_rate=2e-3,
+        learning_rate=1e-3,
         lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs='{"min_lr": 1e-4}',
+        lr_scheduler_kwargs='{"min_lr": 5e-5}',
         warmup_steps=50,
         weight_decay=0.01,
         adam_beta2=0.95,
@@ -119,14 +141,41 @@ def sft(
     )
 
 
-def rl(name: str, folder: Path, needs: tuple[str, ...], steps: int, seed: int, ranks: int, *more: str) -> Task:
-    """GRPO with the world's judge as its server. folder: the run's; more: further settings, `key=value`."""
+def start(folder: Path, preset: Preset, seed: int, prefix: str = "", ranks: int = CORES) -> list[Task]:
+    """From nothing to `sft_s`, fine-tuned on mostly simple edits: what every comparison shares. prefix: of the tasks'
+    names, which are those of the stages. ranks: of each training; one leaves the other cores to other tasks."""
+    data, tokens, vision = folder / "data", folder / "tokens", folder / "vision"
+    pairs = [data / f"{name}.parquet" for name in ("simple", "complex", "complex_clean")]
+    seen, shares = [tokens / "simple", tokens / "complex"], [1.0, preset.complex_share]
+    base = pretrain(folder / "init", folder / "base/final", seen, shares, preset.pretrain_steps, seed, ranks)
+    simple = sft(folder / "base/final", folder / "sft_s", seen, shares, preset.sft_steps, seed, ranks)
+    make = (
+        new_model(pairs, vision, folder / "init", seed),
+        *(tokenize(file, tokens / file.stem, vision) for file in pairs),
+    )
+
+    def task(name: str, needs: str, cores: int, *commands: Command) -> Task:
+        return Task(prefix + name, commands, (prefix + needs,) if needs else (), cores)
+
+    return [
+        task("data", "", ranks, write_data(data, preset.data, seed)),
+        task("vision", "data", 1, train_vision(data, vision, preset.tokenizer_steps, seed)),
+        task("tokenize", "vision", 1, *make),
+        task("pretrain", "tokenize", ranks, base),
+        task("sft_s", "pretrain", ranks, simple),
+    ]
+
+
+def rl(
+    name: str, folder: Path, needs: tuple[str, ...], steps: int, seed: int, ranks: int, *more: str, server: str = JUDGE
+) -> Task:
+    """GRPO with the scores of a judge. folder: the run's; more: further settings, `key=value`."""
     return Task(
         name,
         (module("rl.train", CONFIG, f"steps={steps}", f"seed={seed}", *more, ranks=ranks),),
         needs,
         cores=ranks,
-        server="judge",
+        server=server,
         environment={
             "APP__BASE_EXP_DIR": str(folder),
             "APP__DATA_DIR": str(folder / "tokens"),
@@ -135,8 +184,9 @@ def rl(name: str, folder: Path, needs: tuple[str, ...], steps: int, seed: int, r
     )
 
 
-def judge(folder: Path, **options: Any) -> Server:
-    address = folder / "judge.url"
+def judge(folder: Path, name: str = JUDGE, **options: Any) -> Server:
+    """The world's judge. options: of `shapes.judge_server`, which make another one of it."""
+    address = folder / f"{name}.url"
     return Server(module("shapes.judge_server", port=0, port_file=address, **options), address)
 
 

@@ -3,6 +3,8 @@
 An image is 48 pixels wide and 32 high: six slots of 16x16, each empty or holding one shape. A shape has a colour, a
 form and a size; the background has one of three tones, and light noise lies over all. In a source scene no two shapes
 share a colour (in a crowd of more than four, no colour and form), so "the red circle" always names one thing.
+
+A scene can be photographed badly, for edits that restore it: with much noise, out of focus, or in the dark.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 FORMS = ("circle", "square", "triangle")
 SIZES: dict[str, int] = {"large": 13, "small": 9}  # side in pixels
+FLAWS = ("noise", "blur", "darkness")
+FLAW_NOISE = 15.0  # at full strength, the grain's standard deviation grows by so many times itself
+FLAW_BLUR = 5  # side of the box, in pixels, over which a full blur averages
+FLAW_DARKNESS = 0.4  # share of the light that full darkness takes
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and six slots in row order."""
+    """A background and six slots in row order. flaw: one of `FLAWS`, or empty; strength: of the flaw, 0 to 1."""
 
     background: str
     slots: tuple[Shape | None, ...]
+    flaw: str = ""
+    strength: float = 0.0
 
     def find(self, colour: str, form: str) -> int | None:
         """The first slot that holds a shape of this colour and form, or None."""
@@ -126,5 +134,20 @@ def grain(rng: np.random.Generator) -> np.ndarray:
 
 
 def photograph(scene: Scene, noise: np.ndarray) -> np.ndarray:
-    """The scene with its noise, uint8 (32, 48, 3)."""
-    return np.clip(np.rint(draw(scene) + noise), 0, 255).astype(np.uint8)
+    """The scene with its noise and its flaw, uint8 (32, 48, 3)."""
+    image = draw(scene).astype(float)
+    if scene.flaw == "noise":
+        noise = noise * (1 + FLAW_NOISE * scene.strength)
+    elif scene.flaw:
+        image -= scene.strength * loss(image, scene.flaw)
+    return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
+
+
+def loss(image: np.ndarray, flaw: str) -> np.ndarray:
+    """What full blur or darkness takes from an image, float (32, 48, 3) in 8-bit steps; both are linear."""
+    if flaw == "darkness":
+        return FLAW_DARKNESS * image
+    padded = np.pad(image, ((FLAW_BLUR // 2,) * 2, (FLAW_BLUR // 2,) * 2, (0, 0)), mode="edge")
+    rows = np.add.reduce([padded[start : start + HEIGHT] for start in range(FLAW_BLUR)])
+    box = np.add.reduce([rows[:, start : start + WIDTH] for start in range(FLAW_BLUR)])
+    return image - box / FLAW_BLUR**2

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,13 +121,13 @@ class Stages:
         servers: Mapping[str, Server] | None = None,
         *,
         keep_going: bool = False,
-        deadline: float | None = None,
+        may_start: Callable[[Task], bool] = lambda _: True,
     ) -> dict[str, str]:
         """Run tasks until all are done, the earlier ones first where several could go.
 
-        keep_going: a task that fails costs only those that need it, instead of ending all with UserError. deadline: by
-        `time.monotonic`, after which none is started. Returns why tasks failed, by name; those whose turn never came
-        are not among them.
+        keep_going: a task that fails costs only those that need it, instead of ending all with UserError. may_start:
+        whether there is time left for a task. Returns why tasks failed, by name; those whose turn never came are not
+        among them.
         """
         failures: dict[str, str] = {}
         left = [task for task in tasks if not self.is_done(task.name)]
@@ -139,27 +139,32 @@ class Stages:
         addresses: dict[str, tuple[str, ExitStack]] = {}
         try:
             while True:
-                for task in list(left):
-                    lost = [name for name in task.needs if name in failures]
-                    if lost:
-                        left.remove(task)
-                        failures[task.name] = f"{lost[0]} failed before it"
-                late = deadline is not None and time.monotonic() > deadline
-                ready = [] if late else [task for task in left if all(map(self.is_done, task.needs))]
-                for task in [*(one.task for one in running), *ready]:
+                lost = next(((task, name) for task in left for name in task.needs if name in failures), None)
+                if lost:
+                    left.remove(lost[0])
+                    failures[lost[0].name] = f"{lost[1]} failed before it"
+                    continue
+                ready = [task for task in left if all(map(self.is_done, task.needs))]
+                for task in [*(one.task for one in running), *filter(may_start, ready)]:
                     if task in left:
                         if sum(one.busy for one in running) + task.cores > self.cores:
-                            continue
+                            break  # what takes more cores is not overtaken for ever by what takes fewer
+                        left.remove(task)
                         if task.server and task.server not in addresses:
                             server, stack = (servers or {})[task.server], ExitStack()
-                            url = stack.enter_context(self.server(task.server, server.command, server.address_file))
+                            try:
+                                url = stack.enter_context(self.server(task.server, server.command, server.address_file))
+                            except UserError as error:
+                                if not keep_going:
+                                    raise
+                                failures[task.name] = str(error)
+                                continue
                             addresses[task.server] = url, stack
-                        left.remove(task)
                         running.append(self._begin(task))
                     one = next(one for one in running if one.task is task)
                     self._fill(one, running, addresses.get(task.server, ("",))[0])
-                if not running:
-                    if ready or (left and not late):
+                if not running and not any(task.name in failures for task in ready):
+                    if left and not ready:
                         raise ValueError(f"nothing can run of {', '.join(task.name for task in left)}")
                     return failures
                 time.sleep(_TICK)
@@ -174,6 +179,7 @@ class Stages:
                         failures[one.task.name] = self._failure(one, *failed)
                         if not keep_going:
                             raise UserError(failures[one.task.name])
+                        failures[one.task.name] += f": {last_line(failed[1])}"
                         self._stop_all([one])
                         running.remove(one)
                     elif not one.processes and not one.waiting:
@@ -209,7 +215,7 @@ class Stages:
         if one.shared:
             self.done[one.task.name]["wall_seconds"] = round(max(0.0, seconds - one.shared), 1)
         write_json(self.file, {"version": VERSION, **self.done})
-        self.progress.note(f"{one.task.name}: {seconds:.0f} s")
+        self.progress.finished(one)
 
     def _failure(self, one: Running, code: int, log: Path) -> str:
         self.progress.clear()
@@ -258,6 +264,10 @@ class Progress:
         if live or not self.live:
             self.clear()
             print(text, flush=True)
+
+    def finished(self, one: Running) -> None:
+        """A task is done and written down."""
+        self.note(f"{one.task.name}: {one.seconds:.0f} s")
 
     def show(self, running: Sequence[Running]) -> None:
         if self.live and running:

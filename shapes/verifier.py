@@ -1,13 +1,15 @@
 """A strict judge of edits in the embedded world, from pixels and the words of the instruction alone.
 
 It gives the four parts of VIEScore, each a whole number from 0 to 10:
-- edit success: the share of what was asked for that is there; an unchanged image has 0;
+- edit success: the share of what was asked for that is there; an unchanged image has 0. For a restoration, the share of
+  the noise, the blur or the darkness that is gone, by the pixels beside the scene that explains them;
 - overedit: 10 for nothing else touched, less `SLOT_COST` for every other slot that changed, `BACKGROUND_COST` for a
   background that changed unasked;
 - naturalness: how well the worst shape fits a true form;
 - no artifacts: how few pixels the image has that no scene explains.
 And beside an edit that is taken as right:
-- agreement: 10 for the same scene, less `DIFFERENCE_COST` for every slot, and for a background, that is another.
+- agreement: 10 for the same scene, less `DIFFERENCE_COST` for every slot, and for a background, that is another, and
+  for a flaw that was to be removed and is there at half its strength or more.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from shapes.edits import parse
-from shapes.reader import read
+from shapes.edits import SceneEdit, parse
+from shapes.edits.other import Restore
+from shapes.reader import has_flaw, read
 
 SLOT_COST = 4.0
 BACKGROUND_COST = 6.0
@@ -39,7 +42,7 @@ def judge_edit(instruction: str, source: Image.Image, edited: Image.Image) -> Ve
     edit = parse(instruction)
     if edit is None:
         raise ValueError(f"no edit of this world: {instruction!r}")
-    before, after = read(source).scene, read(edited).scene
+    before, after = (read(image, _flaw(edit)).scene for image in (source, edited))
     try:
         success = edit.success(before, after)
         touched = edit.touched(before, after)
@@ -68,13 +71,20 @@ def judge_quality(edited: Image.Image) -> Verdict:
     return Verdict((natural, clean), reason)
 
 
-def judge_agreement(target: Image.Image, edited: Image.Image) -> Verdict:
-    """Agreement with `target`."""
+def judge_agreement(target: Image.Image, edited: Image.Image, instruction: str = "") -> Verdict:
+    """Agreement with `target`. instruction: what `target` was to be."""
     expected, found = read(target).scene, read(edited).scene
     others = sum(one != other for one, other in zip(expected.slots, found.slots, strict=True))
     others += expected.background != found.background
+    flaw = _flaw(parse(instruction))
+    others += bool(flaw) and has_flaw(edited, flaw)
     score = round(max(0.0, 10 - DIFFERENCE_COST * others))
     return Verdict((score,), f"{others} places are not as in the example")
+
+
+def _flaw(edit: SceneEdit | None) -> str:
+    """The flaw that an edit removes, or nothing."""
+    return edit.flaw if isinstance(edit, Restore) else ""
 
 
 def _scaled(value: float, worst: float, best: float) -> int:

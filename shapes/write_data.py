@@ -15,6 +15,9 @@ In the paper's complex sets (video frames, simulator pairs) the second image dif
 asked for. Here a target of `complex` gets, with probability `--nuisance-share`, `--nuisance-strength` unrelated
 changes: something that the instruction does not name moves, changes its colour or disappears, or comes into a scene
 that has nothing of the kind. What was asked for stays done; a strict judge scores it lower for overediting.
+
+The paper's simple sets have restorations among their edits. With `--restoration`, so do that share of `simple`, and the
+same share of `pictures` is noisy, blurred or dark; the held-out rows stay as they are (`shapes.benchmarks` has these).
 """
 
 from __future__ import annotations
@@ -38,10 +41,11 @@ from emu3.flags import CommandParser
 from emu3.settings import COUNT, SEED, number_in
 from emu3.train_image_editing.image_rows import IMAGE_CELL
 from shapes.edits import COMPLEX, SIMPLE, SceneEdit, random_edit
+from shapes.edits.other import Restore
 from shapes.scene import COLOURS, COLUMNS, TILE, Scene, Shape, grain, photograph, random_scene, random_shape
 
 _CROWD = (3, 6)  # shapes in a scene for the tokenizer: with few, most cells are bare and their codes take over
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("input", IMAGE_CELL),
@@ -57,7 +61,7 @@ _SCHEMA = pa.schema(
 @dataclass(frozen=True)
 class DataSpec:
     """Sizes in rows. nuisance_share: probability that a complex target holds unrelated changes, 0 to 1;
-    nuisance_strength: how many of them."""
+    nuisance_strength: how many of them. restoration: share of simple edits that restore a bad photograph, 0 to 1."""
 
     simple: int = 24_000
     complex: int = 1_000
@@ -65,11 +69,14 @@ class DataSpec:
     pictures: int = 3_000
     nuisance_share: float = 0.7
     nuisance_strength: int = 1
+    restoration: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.nuisance_share <= 1:
             raise UserError(f"--nuisance-share is {self.nuisance_share}; it is a probability from 0 to 1")
+        if not 0 <= self.restoration <= 1:
+            raise UserError(f"--restoration is {self.restoration}; it is a share from 0 to 1")
         if min(self.simple, self.complex, self.held_out, self.pictures) < 1 or self.nuisance_strength < 0:
             raise UserError("sizes must be at least 1 row and --nuisance-strength at least 0")
 
@@ -78,12 +85,12 @@ def write(spec: DataSpec, folder: Path, workers: int = 2) -> None:
     """Write the five files into `folder`, each whole or not at all."""
     with ProcessPoolExecutor(workers) as pool:
 
-        def save(name: str, *parts: tuple[Callable[[int], dict[str, Any]], int], schema: pa.Schema = _SCHEMA) -> None:
+        def save(name: str, *parts: tuple[Callable[[int], dict[str, Any]], int], schema: pa.Schema = SCHEMA) -> None:
             rows = [row for make, count in parts for row in pool.map(make, range(count), chunksize=250)]
             with whole_file(folder / f"{name}.parquet") as temporary:
                 pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
 
-        save("simple", (partial(_row, spec.seed, "simple", SIMPLE, 0.0, 0), spec.simple))
+        save("simple", (partial(_row, spec.seed, "simple", SIMPLE, 0.0, 0, restoration=spec.restoration), spec.simple))
         noisy = partial(_row, spec.seed, "complex", COMPLEX, spec.nuisance_share, spec.nuisance_strength)
         save("complex", (noisy, spec.complex))
         save("complex_clean", (partial(_row, spec.seed, "complex", COMPLEX, 0.0, 0), spec.complex))
@@ -92,7 +99,11 @@ def write(spec: DataSpec, folder: Path, workers: int = 2) -> None:
             (partial(_row, spec.seed, "held_out_simple", SIMPLE, 0.0, 0), spec.held_out),
             (partial(_row, spec.seed, "held_out_complex", COMPLEX, 0.0, 0), spec.held_out),
         )
-        save("pictures", (partial(_image_row, spec.seed), spec.pictures), schema=pa.schema([("input", IMAGE_CELL)]))
+        save(
+            "pictures",
+            (partial(_image_row, spec.seed, spec.restoration), spec.pictures),
+            schema=pa.schema([("input", IMAGE_CELL)]),
+        )
 
 
 def _row(
@@ -102,16 +113,27 @@ def _row(
     nuisance_share: float,
     nuisance_strength: int,
     number: int,
+    restoration: float = 0.0,
 ) -> dict[str, Any]:
     rng = np.random.default_rng([seed, *stream.encode(), number])
-    before = random_scene(rng)
-    edit = random_edit(kinds, before, rng)
+    scene = random_scene(rng)
+    if restoration and rng.random() < restoration:
+        kinds = (Restore,)
+    edit = random_edit(kinds, scene, rng)
     instruction = edit.worded(rng)
+    before = edit.source(scene, rng)
     after = edit.apply(before, rng)
     noise = grain(rng)
     target = disturb(edit, before, after, rng, nuisance_strength) if rng.random() < nuisance_share else after
+    return edit_row(f"{stream}_{number}", edit, instruction, before, after, target, noise)
+
+
+def edit_row(
+    name: str, edit: SceneEdit, instruction: str, before: Scene, after: Scene, target: Scene, noise: np.ndarray
+) -> dict[str, Any]:
+    """A row of the data. target: what the output shows; after: what it was to show. noise: of both images."""
     return {
-        "id": f"{stream}_{number}",
+        "id": name,
         "input": _png(photograph(before, noise)),
         "output": _png(photograph(target, noise)),
         "instruction": instruction,
@@ -121,9 +143,12 @@ def _row(
     }
 
 
-def _image_row(seed: int, number: int) -> dict[str, Any]:
+def _image_row(seed: int, restoration: float, number: int) -> dict[str, Any]:
     rng = np.random.default_rng([seed, *b"pictures", number])
-    return {"input": _png(photograph(random_scene(rng, _CROWD), grain(rng)))}
+    scene, noise = random_scene(rng, _CROWD), grain(rng)
+    if restoration and rng.random() < restoration:
+        scene = random_edit((Restore,), scene, rng).source(scene, rng)
+    return {"input": _png(photograph(scene, noise))}
 
 
 def _png(image: np.ndarray) -> dict[str, Any]:
@@ -206,6 +231,12 @@ def main() -> None:
         type=number_in(int, least=0, most=1000),
         default=default.nuisance_strength,
         help=f"unrelated changes in each of them (default {default.nuisance_strength})",
+    )
+    parser.add_argument(
+        "--restoration",
+        type=number_in(float, least=0, most=1),
+        default=default.restoration,
+        help=f"share of simple edits that restore a bad photograph (default {default.restoration})",
     )
     parser.add_argument("--seed", type=SEED, default=default.seed)
     options = vars(parser.parse_args())

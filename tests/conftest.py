@@ -27,6 +27,7 @@ LONGEST_FIRST = (
     "rl/test_rl_script.py",
     "emu3/train_image_editing/test_tokenize_script.py",
     "emu3/train_image_editing/test_sft.py",
+    "emu3/train_image_editing/test_sft_checkpoints.py",
     "emu3/train_image_editing/test_prepare_data.py",
     "emu3/train_image_editing/test_killed_run.py",
     "emu3/train_image_editing/test_sft_scripts.py",

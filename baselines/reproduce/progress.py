@@ -130,7 +130,7 @@ class Progress(AbstractContextManager["Progress"]):
         caption = f"{current.model} on {current.benchmark}: {step}, {seconds:.0f} s"
         if done > 0 and seconds:
             caption += f", {done / seconds:.2g} a second"
-            caption += "" if left is None else f", {_clock(left * seconds / done)} left of this step"
+            caption += "" if left is None else f", {clock(left * seconds / done)} left of this step"
         table = Table()
         table.add_column("made / scored / failed")
         benchmarks = list(dict.fromkeys(cell.benchmark for cell in self._cells))
@@ -149,7 +149,8 @@ class Progress(AbstractContextManager["Progress"]):
         return Text(text, style="bold" if current else "red" if counts.failed else "green" if whole else "")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A duration for a person."""
     minutes = round(seconds / 60)
     return (
         f"{seconds:.0f} s"

@@ -163,16 +163,16 @@ def read_scores(files: Sequence[Path]) -> tuple[list[ScoredSample], dict[tuple[s
     for key, files_of in found.items():
         # A file of other metrics alone says nothing of a judge, and takes nothing from what one of VIEScores says.
         judged = [about for about, rows in files_of if any(row.metric == VIESCORE for row in rows)]
-        conditions[key] = _merged(judged or [about for about, _ in files_of], JOINED)
+        conditions[key] = merged(judged or [about for about, _ in files_of], JOINED)
     return scores, conditions
 
 
 def of_model(conditions: ByModel, model: str) -> Conditions:
     """What a model's conditions on all of its benchmarks have in common; what differs is "several"."""
-    return _merged([one for (name, _), one in conditions.items() if name == model])
+    return merged([one for (name, _), one in conditions.items() if name == model])
 
 
-def _merged(found: Sequence[Conditions], joined: Collection[str] = ()) -> Conditions:
+def merged(found: Sequence[Conditions], joined: Collection[str] = ()) -> Conditions:
     """What some conditions have in common; what differs is "several", but for fields in `joined`: all of theirs."""
     common: dict[str, Any] = {}
     for name in vars(Conditions()):

@@ -37,7 +37,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from emu3.errors import UserError, one_line
-from emu3.files import read_json, whole_file
+from emu3.files import read_json, sha256_of, whole_file
 from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.layout import TokenLayout
 
@@ -287,6 +287,12 @@ class SavedTokenizer:
 
     bpe: models.BPE
     codebook_size: int
+
+
+def tokenizer_digest(name: Path | str) -> str:
+    """SHA-256 of the file that `TextTokenizer.from_pretrained` reads texts by, as 64 hex digits."""
+    folder = local_folder(name, SMALL_FILES)
+    return sha256_of(folder / (TOKENIZER_FILE if (folder / TOKENIZER_FILE).is_file() else RANK_FILE))
 
 
 def read_tokenizer_json(path: Path) -> SavedTokenizer:

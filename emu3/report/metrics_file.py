@@ -100,6 +100,13 @@ def lines_before(run: Path, start: float) -> list[dict[str, Any]]:
     return [line for line in read_lines(run) if line["step"] < start] if (run / NAME).is_file() else []
 
 
+def refuse_another_command(run: Path, settings: str) -> None:
+    """Raise UserError if `run` holds another command's training, whose lines would be lost: lines, and no `settings`,
+    the file that each training of this command has beside them."""
+    if (run / NAME).is_file() and (run / NAME).stat().st_size and not (run / settings).exists():
+        raise UserError(f"{run} holds a training of another command, without {settings}: choose another folder")
+
+
 class Spared:
     """Outputs that only show a run. Trouble with one of them is said once, on standard error, and the run goes on."""
 

@@ -39,7 +39,8 @@ from emu3.errors import UserError, run_main
 from emu3.files import read_json, sha256_of, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.product import check_product, say_faster, use_product
-from emu3.mllm.text_tokenizer import TextTokenizer
+from emu3.mllm.text_tokenizer import TextTokenizer, tokenizer_digest
+from emu3.report.metrics_file import refuse_another_command
 from emu3.run_folder import VERSION, SettingsFile, check_version, refuse_differences
 from emu3.settings import Number, check_numbers
 from emu3.tensor_files import TensorFiles
@@ -75,6 +76,7 @@ def train(arguments: SftArguments, training: TrainingArguments) -> Path:
 def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping) -> Path:
     output = output_folder(training)
     _check_arguments(arguments, training)
+    refuse_another_command(output, ARGUMENTS)
     tokenizer = TextTokenizer.from_pretrained(arguments.tokenizer_path or arguments.model_name_or_path)
     train_rows = [read_rows(folder) for folder in arguments.train_data]
     eval_rows = [read_rows(folder) for folder in arguments.eval_data]
@@ -173,6 +175,7 @@ def _inputs(arguments: SftArguments, datasets: Sequence[Rows]) -> dict[str, Any]
     """Digests of what a run is made from."""
     return {
         "model": TensorFiles.of(arguments.model_name_or_path).digest(),
+        "tokenizer": tokenizer_digest(arguments.tokenizer_path or arguments.model_name_or_path),
         "data": [sha256_of(rows.folder / MANIFEST) for rows in datasets],
     }
 

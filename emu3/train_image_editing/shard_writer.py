@@ -39,6 +39,7 @@ class ShardWriter:
 
     settings: JSON values that decide the content; a shard found with other settings is an error, not a mixture.
     vision: where the vision tokenizer is, a folder or Hub id, for whoever trains on the data; it decides nothing.
+    Raises UserError if the folder holds shards of another cut, as of data that had more rows then.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], shards: int, vision: str | None = None) -> None:
@@ -46,9 +47,19 @@ class ShardWriter:
         self._vision = vision
         self.settings = dict(settings)
         self.shards = shards
+        self._refuse_others()
 
     def path(self, index: int) -> Path:
         return self.folder / f"shard-{index:05d}-of-{self.shards:05d}.parquet"
+
+    def _paths(self) -> list[Path]:
+        return [self.path(index) for index in range(self.shards)]
+
+    def _refuse_others(self) -> None:
+        if others := sorted(set(self.folder.glob("shard-*.parquet")) - set(self._paths())):
+            raise UserError(
+                f"{others[0]} belongs to another run, of other rows or --shard-rows: choose an empty folder"
+            )
 
     def finished(self, index: int) -> bool:
         """Whether the shard is there. Raises UserError if it was written with other settings."""
@@ -72,11 +83,10 @@ class ShardWriter:
         Raises UserError if the folder holds shards of another cut, or if not one row could be tokenized; the shards,
         which then hold nothing, are removed.
         """
-        paths = [self.path(index) for index in range(self.shards)]
+        paths = self._paths()
         if not all(path.is_file() for path in paths):
             return None
-        if strangers := sorted(set(self.folder.glob("shard-*.parquet")) - set(paths)):
-            raise UserError(f"{strangers[0]} belongs to another run: tokenize into an empty folder")
+        self._refuse_others()
         shards: list[dict[str, Any]] = []
         failed: list[dict[str, str]] = []
         with_target = 0

@@ -10,8 +10,9 @@ All ranks call each function, at the same place. Without a process group, or in 
 but what the caller would have done. The group needs a network address: where a machine's name does not lead to one that
 the other machines reach, GLOO_SOCKET_IFNAME names the interface.
 
-SIGTERM, SIGINT and SIGUSR1, with which Slurm announces the end, ask a run to save and end. A signal is noted; the run
-looks at the note where its state is whole, and all ranks agree on what they saw before any of them acts on it. A second
+SIGTERM, SIGINT, SIGHUP of a terminal that closes, and those with which schedulers announce the end (SIGUSR1, SIGUSR2,
+SIGXCPU), ask a run to save and end, unless it was started to ignore them, as by nohup. A signal is noted; the run looks
+at the note where its state is whole, and all ranks agree on what they saw before any of them acts on it. A second
 signal, seconds later, ends the process as if nobody handled it.
 """
 
@@ -31,14 +32,13 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed import distributed_c10d
 
-from emu3.errors import UserError, one_line
+from emu3.errors import UserError, one_line, signals_to_end
 from emu3.files import whole_folder
 from emu3.run_folder import owned
 
 HOST_TIMEOUT = timedelta(days=1)
 LAUNCHER_SECONDS = 10.0
 SHARED_ERRORS = (UserError, OSError, SafetensorError)
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PATIENCE = 5.0
 """Seconds within which one request may come several times: from a terminal, a launcher and a scheduler."""
 
@@ -178,7 +178,7 @@ def stopping() -> Iterator[Stopping]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.note) for number in SIGNALS}
+    before = {number: signal.signal(number, stop.note) for number in signals_to_end()}
     try:
         yield stop
     finally:

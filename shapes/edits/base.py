@@ -13,12 +13,14 @@ from shapes.scene import Scene, Shape
 class SceneEdit(ABC):
     """One edit. `complex` says to which of the paper's two families it belongs; `kind` names it in tables.
 
-    A wording holds its fields in braces: the same wordings write instructions and read them.
+    A wording holds its fields in braces: the same wordings write instructions and read them. Of `other_wordings` the
+    training data has none.
     """
 
     kind: ClassVar[str]
     complex: ClassVar[bool] = False
     wordings: ClassVar[tuple[str, ...]] = ()
+    other_wordings: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
     @abstractmethod
@@ -43,9 +45,14 @@ class SceneEdit(ABC):
         pairs = (("colour", "form"), ("other_colour", "other_form"))
         return {(words[colour], words[form]) for colour, form in pairs if colour in words and form in words}
 
-    def worded(self, rng: np.random.Generator) -> str:
-        """A random wording of this edit."""
-        return str(rng.choice(self.wordings)).format(**vars(self))
+    def worded(self, rng: np.random.Generator, *, other: bool = False) -> str:
+        """A random wording of this edit; other: one that the training data does not have, where there is one."""
+        wordings = self.other_wordings if other and self.other_wordings else self.wordings
+        return str(rng.choice(wordings)).format(**vars(self))
+
+    def source(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        """What `scene`, which this edit was chosen for, is before the edit: itself, but for a restoration."""
+        return scene
 
     def background_after(self, before: Scene) -> str:
         """The background that belongs to the edited scene."""

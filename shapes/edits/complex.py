@@ -1,4 +1,4 @@
-"""Complex edits: counting, a spatial relation, two things at once, or two edits in one instruction."""
+"""Complex edits: counting, a spatial relation, two things at once, or several edits in one instruction."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Move(SceneEdit):
             for b in scene.filled()
             if a != b
             for side in SIDES
-            if (goal := _beside(b, side)) is not None and scene.slots[goal] is None and not _holds(a, side, b)
+            if (goal := beside(b, side)) is not None and scene.slots[goal] is None and not holds(a, side, b)
         ]
         if not options:
             return None
@@ -88,7 +88,7 @@ class Move(SceneEdit):
 
     def apply(self, scene: Scene, rng: np.random.Generator) -> Scene:
         slot, shape = named(scene, self.colour, self.form)
-        goal = _beside(named(scene, self.other_colour, self.other_form)[0], self.side)
+        goal = beside(named(scene, self.other_colour, self.other_form)[0], self.side)
         assert goal is not None
         return scene.put(slot, None).put(goal, shape)
 
@@ -99,7 +99,7 @@ class Move(SceneEdit):
         places = [i for i in before.free() if after.slots[i] == old]
         if after.slots[slot] is not None or len(places) != 1:
             return 0.0
-        return 1.0 if _holds(places[0], self.side, anchor) else 0.5
+        return 1.0 if holds(places[0], self.side, anchor) else 0.5
 
     def touched(self, before: Scene, after: Scene) -> set[int]:
         slot, old = named(before, self.colour, self.form)
@@ -143,7 +143,7 @@ class Swap(SceneEdit):
 
 @dataclass(frozen=True)
 class Both(SceneEdit):
-    """Two simple edits of different things in one instruction."""
+    """Two simple edits of different things in one instruction; or more edits, if `first` or `second` is such a pair."""
 
     first: SceneEdit
     second: SceneEdit
@@ -162,11 +162,18 @@ class Both(SceneEdit):
             return None
         return Both(first, second)
 
+    @property
+    def steps(self) -> tuple[SceneEdit, ...]:
+        """The edits themselves, in the order of the words."""
+        pairs = ((edit.steps if isinstance(edit, Both) else (edit,)) for edit in (self.first, self.second))
+        return tuple(step for steps in pairs for step in steps)
+
     def names(self) -> set[tuple[str, str]]:
         return self.first.names() | self.second.names()
 
-    def worded(self, rng: np.random.Generator) -> str:
-        return self.first.worded(rng) + str(rng.choice(self.joints)) + self.second.worded(rng)
+    def worded(self, rng: np.random.Generator, *, other: bool = False) -> str:
+        first = self.first.worded(rng, other=other)
+        return first + str(rng.choice(self.joints)) + self.second.worded(rng, other=other)
 
     def apply(self, scene: Scene, rng: np.random.Generator) -> Scene:
         # What is added comes first: it must not take the place of what the other edit removes.
@@ -175,7 +182,7 @@ class Both(SceneEdit):
         return scene
 
     def success(self, before: Scene, after: Scene) -> float:
-        return (self.first.success(before, after) + self.second.success(before, after)) / 2
+        return sum(step.success(before, after) for step in self.steps) / len(self.steps)
 
     def touched(self, before: Scene, after: Scene) -> set[int]:
         return self.first.touched(before, after) | self.second.touched(before, after)
@@ -188,13 +195,13 @@ class Both(SceneEdit):
 COMPLEX: tuple[type[SceneEdit], ...] = (Count, Move, Swap, Both)
 
 
-def _beside(slot: int, side: str) -> int | None:
+def beside(slot: int, side: str) -> int | None:
     """The slot next to `slot` on that side, or None outside the image."""
     row, column = slot // COLUMNS + SIDES[side][0], slot % COLUMNS + SIDES[side][1]
     return row * COLUMNS + column if 0 <= row < ROWS and 0 <= column < COLUMNS else None
 
 
-def _holds(slot: int, side: str, anchor: int) -> bool:
+def holds(slot: int, side: str, anchor: int) -> bool:
     """Whether `slot` lies on that side of `anchor`, in the same row or column."""
     down, right = slot // COLUMNS - anchor // COLUMNS, slot % COLUMNS - anchor % COLUMNS
     step_down, step_right = SIDES[side]

@@ -23,6 +23,13 @@ class Recolour(SceneEdit):
         "change the color of the {colour} {form} to {other_colour}",
         "the {colour} {form} should be {other_colour}",
     )
+    other_wordings: ClassVar[tuple[str, ...]] = (
+        "turn the {colour} {form} {other_colour}",
+        "set the color of the {colour} {form} to {other_colour}",
+        "the color of the {colour} {form} should become {other_colour}",
+        "{other_colour} should be the color of the {colour} {form}",
+        "let the {form} that is {colour} become {other_colour}",
+    )
 
     @staticmethod
     def choose(scene: Scene, rng: np.random.Generator) -> Recolour | None:
@@ -57,6 +64,13 @@ class Reshape(SceneEdit):
         "change the {colour} {form} to a {other_form}",
         "the {colour} {form} should become a {other_form}",
     )
+    other_wordings: ClassVar[tuple[str, ...]] = (
+        "make the {colour} {form} a {other_form}",
+        "the {colour} {form} should be a {other_form}",
+        "exchange the {colour} {form} with a {other_form}",
+        "put a {other_form} in place of the {colour} {form}",
+        "let the {form} that is {colour} become a {other_form}",
+    )
 
     @staticmethod
     def choose(scene: Scene, rng: np.random.Generator) -> Reshape | None:
@@ -89,6 +103,13 @@ class Add(SceneEdit):
         "put a {colour} {form} in the picture",
         "draw a {colour} {form}",
         "insert a {colour} {form}",
+    )
+    other_wordings: ClassVar[tuple[str, ...]] = (
+        "place a {colour} {form} in the picture",
+        "there should be a {colour} {form}",
+        "show a {colour} {form}",
+        "in the picture, draw a {colour} {form}",
+        "the picture should show a {form} that is {colour}",
     )
 
     @staticmethod
@@ -126,6 +147,13 @@ class Remove(SceneEdit):
         "erase the {colour} {form}",
         "take away the {colour} {form}",
     )
+    other_wordings: ClassVar[tuple[str, ...]] = (
+        "take the {colour} {form} away",
+        "take the {colour} {form} out of the picture",
+        "let the {colour} {form} go away",
+        "there should be no {colour} {form}",
+        "remove the {form} that is {colour}",
+    )
 
     @staticmethod
     def choose(scene: Scene, rng: np.random.Generator) -> Remove | None:
@@ -150,6 +178,13 @@ class Background(SceneEdit):
         "change the background to {background}",
         "set a {background} background",
         "the background should be {background}",
+    )
+    other_wordings: ClassVar[tuple[str, ...]] = (
+        "paint the background {background}",
+        "turn the background {background}",
+        "put a {background} background in the picture",
+        "let the background become {background}",
+        "{background} should be the color of the background",
     )
 
     @staticmethod

@@ -104,3 +104,35 @@ def judge() -> Iterator[FakeJudge]:
     judge = FakeJudge()
     yield judge
     judge.close()
+
+
+@pytest.fixture
+def predicted(tmp_path: Path) -> Path:
+    """The folder of five predictions, scored by nobody; the last has no target."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    rows = []
+    for row in range(5):
+        names: dict[str, Any] = {kind: f"{row}-{kind}.png" for kind in ("source", "edited", "target")}
+        for place, name in enumerate(names.values()):
+            noise(10 * row + place).save(folder / name)
+        if row == 4:
+            names["target"] = None
+        rows.append(
+            Prediction(
+                id=f"sample-{row}",
+                benchmark="data",
+                split="simple" if row % 2 else "complex",
+                task="colour" if row % 2 else "counting",
+                source_set="north" if row < 2 else "south",
+                instruction=f"change number {row}",
+                **names,
+                model="m",
+                editor="emu3",
+                seed=0,
+                seconds=0.1,
+                reasoning=None,
+            )
+        )
+    write_records(folder / "predictions.parquet", rows, {})
+    return folder

@@ -4,55 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from fake_judge import FakeJudge
 from noise_images import noise
 
 from baselines import score
-from baselines.metrics.image_metric import EditedSample, Missing
 from baselines.results.records import Prediction, ScoredSample, read_records, read_settings, write_records
 from baselines.score import Pace, usage_of
 from emu3.errors import UserError
-from rl.reward.cache import image_of
 from rl.reward.config import JudgeConfig
-
-
-@pytest.fixture
-def predicted(tmp_path: Path) -> Path:
-    """The folder of five predictions, scored by nobody; the last has no target."""
-    folder = tmp_path / "out"
-    folder.mkdir()
-    rows = []
-    for row in range(5):
-        names: dict[str, Any] = {kind: f"{row}-{kind}.png" for kind in ("source", "edited", "target")}
-        for place, name in enumerate(names.values()):
-            noise(10 * row + place).save(folder / name)
-        if row == 4:
-            names["target"] = None
-        rows.append(
-            Prediction(
-                id=f"sample-{row}",
-                benchmark="data",
-                split="simple" if row % 2 else "complex",
-                task="colour" if row % 2 else "counting",
-                source_set="north" if row < 2 else "south",
-                instruction=f"change number {row}",
-                **names,
-                model="m",
-                editor="emu3",
-                seed=0,
-                seconds=0.1,
-                reasoning=None,
-            )
-        )
-    write_records(folder / "predictions.parquet", rows, {})
-    return folder
 
 
 def scored(folder: Path, judge: FakeJudge) -> list[ScoredSample]:
@@ -175,73 +139,6 @@ def test_statistics_have_the_published_names(predicted: Path, judge: FakeJudge) 
     assert stats["VIE_ALL"]["mean"] == pytest.approx(sum(math.sqrt(2 * row * 9) for row in range(1, 5)) / 4)
     assert stats["per_source"]["north"]["n"] == 1 and stats["per_source"]["south"]["VIE_SC"]["mean"] == 6.0
     assert set(stats["per_task_type"]) == {"colour", "counting"}
-
-
-class Redness:
-    """A metric that needs a target and no weights."""
-
-    name = "redness"
-    higher_is_better = False
-    needs_target = True
-    version = "one"
-    calls = 0
-
-    def score(self, rows: list[EditedSample]) -> list[float | Missing]:
-        Redness.calls += 1
-        return [float(row.edited.getpixel((0, 0))[0]) if row.target else Missing("no target") for row in rows]  # type: ignore[index]
-
-
-class Spread:
-    """A metric over the whole set."""
-
-    name = "spread"
-    higher_is_better = True
-    needs_target = False
-    version = "one"
-
-    def score_set(self, rows: Any) -> tuple[float, int]:
-        values = [row.edited.getpixel((0, 0))[0] for row in rows]
-        return float(max(values) - min(values)), len(values)
-
-
-@pytest.fixture
-def other_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = {"redness": Redness, "spread": Spread}
-    monkeypatch.setattr("baselines.metrics.measuring.metric_named", lambda name, weights: made[name]())
-    monkeypatch.setattr(Redness, "calls", 0)
-
-
-@pytest.mark.usefixtures("other_metrics")
-def test_metrics_stand_beside_the_judge_in_any_order(predicted: Path, judge: FakeJudge, tmp_path: Path) -> None:
-    """Guards one file for all metrics: none pushes another out, and their order of scoring leaves no trace."""
-    one, other = tmp_path / "one.parquet", tmp_path / "other.parquet"
-    score.run(predicted, judge=JudgeConfig(judge.url), metrics=["viescore", "redness", "spread"], output=one)
-    for metric in ("spread", "viescore", "redness"):
-        score.run(predicted, judge=JudgeConfig(judge.url), metrics=[metric], output=other)
-    assert one.read_bytes() == other.read_bytes()
-    rows = read_records(one, ScoredSample)
-    assert [row.metric for row in rows] == ["viescore"] * 5 + ["redness"] * 5 + ["spread"]
-    assert [row.status for row in rows[5:]] == ["score"] * 4 + ["missing", "score"]
-    assert rows[9].value is None and rows[9].detail == "no target"
-    assert (rows[10].id, rows[10].parts, rows[10].task) == ("*", {"n": 5.0}, "")
-    assert read_settings(one)["metric redness"] == {"version": "one", "higher_is_better": False}
-
-
-@pytest.mark.usefixtures("other_metrics")
-def test_a_metric_is_measured_again_only_for_a_reason(predicted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against work done twice, holes that stay, and two versions under one name."""
-    whole = read_records(predicted / "predictions.parquet", Prediction)[:4]
-    write_records(predicted / "predictions.parquet", whole, {"editor": "emu3", "seed": 5})
-    for _ in range(2):
-        score.run(predicted, metrics=["redness"])
-    assert Redness.calls == 1
-    about = read_settings(predicted / "scores.parquet")["evaluation"]
-    assert about == {"editor": "emu3", "seed": 5}, "the editor is known without a judge, too"
-    monkeypatch.setattr(Redness, "version", "two")
-    with pytest.raises(UserError, match="metric redness"):
-        score.run(predicted, metrics=["redness"])
-    with pytest.raises(UserError, match="viescore needs a judge"):
-        score.run(predicted)
 
 
 def test_other_predictions_need_another_file(predicted: Path, judge: FakeJudge) -> None:
@@ -385,101 +282,6 @@ def test_the_servers_reason_stands_in_the_file(predicted: Path, judge: FakeJudge
     assert (rows[1].status, rows[1].value) == ("unparsable", None)
     assert (rows[1].detail or "").startswith("cut off at max_tokens (1400) while thinking; <think>")
     assert [row.status for row in rows].count("score") == 4
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A stand-in for a checkout of VIEScore: the files that are read, with other words."""
-    raw = tmp_path / "VIEScore/viescore/prompts_raw"
-    (raw / "prompts_0shot").mkdir(parents=True)
-    (raw / "context_no_delimit.txt").write_text("context")
-    (raw / "prompts_0shot/two_image_edit_rule.txt").write_text("two images")
-    (raw / "prompts_0shot/tie_rule_SC.txt").write_text("Editing instruction: <instruction>\n")
-    (raw / "prompts_0shot/rule_PQ.txt").write_text("one image")
-    return tmp_path / "VIEScore"
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
-    monkeypatch.setattr("sys.argv", ["score", *map(str, words)])
-    score.main()
-
-
-@pytest.mark.parametrize("inner", ["", "viescore", "viescore/prompts_raw", "viescore/prompts_raw/prompts_0shot"])
-def test_the_published_protocol(
-    predicted: Path, judge: FakeJudge, checkout: Path, monkeypatch: pytest.MonkeyPatch, inner: str
-) -> None:
-    """Guards each part of what "published" means: judge, wording, parser, temperature, format, source, two rounds."""
-    rows = read_records(predicted / "predictions.parquet", Prediction)
-    noise(77, 20, 18).save(predicted / "whole.png")
-    rows[0] = replace(rows[0], source_uncropped="whole.png")
-    write_records(predicted / "predictions.parquet", rows, {"editor": "emu3", "seed": 5, "options": {}})
-    judge.name = "gpt-4o-mini-2024-07-18"
-    judge.answers = {
-        "change number 0": 'draft <think> {"score": [4, 9]} unfinished',
-        "change number 1": "no",
-        "change number 2": '{"score": [4, 9], "reasoning": 1} {"score": [4, 9]}',
-    }
-    common = ("--predictions", predicted, "--judge-url", judge.url, "--protocol", "published")
-    command(monkeypatch, *common, "--prompts", checkout / inner)
-    found = read_records(predicted / "scores.parquet", ScoredSample)
-    assert [row.status for row in found] == ["score", "unparsable", "unparsable", "score", "score"]
-    assert found[0].parts["sc"] == 4  # a draft, which our own rules would not read
-    bodies = judge.bodies
-    assert all("temperature" not in body and body["max_tokens"] == 1400 for body in bodies)
-    edits = [body for body in bodies if len(body["messages"][0]["content"]) == 3]
-    assert len(edits) == 5 + 2  # the two that could not be read were asked twice in all
-    assert all(
-        "context\ntwo images\nEditing instruction: change" in b["messages"][0]["content"][0]["text"] for b in edits
-    )
-    first = next(b for b in edits if "number 0" in b["messages"][0]["content"][0]["text"])
-    sizes = [image_of(part["image_url"]["url"]).size for part in first["messages"][0]["content"][1:]]
-    assert sizes == [(20, 18), (16, 16)]
-    assert all(part["image_url"]["url"].startswith("data:image/jpeg") for part in first["messages"][0]["content"][1:])
-    settings = read_settings(predicted / "scores.parquet")
-    assert (settings["judge"], settings["protocol"]) == ("gpt-4o-mini-2024-07-18", "published")
-    assert settings["evaluation"] == {"editor": "emu3", "seed": 5, "options": {}}
-    with pytest.raises(UserError, match="holds a run with"):
-        score.run(predicted, judge=JudgeConfig(judge.url, prompts=str(checkout)))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ((), "git clone https://github.com/TIGER-AI-Lab/VIEScore, then give --prompts VIEScore"),
-        (("--prompts", "CHECKOUT", "--judge-temperature", "0"), "has --judge-temperature None, not 0.0"),
-        (("--prompts", "CHECKOUT", "--judge-image-format", "png"), "has --judge-image-format jpeg, not png"),
-        (("--prompts", "CHECKOUT", "--judge-reasks", "2"), "has --judge-reasks 1, not 2"),
-        (("--prompts", "CHECKOUT", "--judge-omit", "max_tokens"), "a limit of tokens"),
-        (("--prompts", "."), "is no folder of a VIEScore checkout"),
-    ],
-)
-def test_what_is_not_the_published_protocol_is_refused(
-    predicted: Path,
-    judge: FakeJudge,
-    checkout: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    words: tuple[str, ...],
-    message: str,
-) -> None:
-    """Guards numbers under the name of a protocol that they were not made by; nothing is asked."""
-    monkeypatch.chdir(tmp_path / "out")
-    given = [str(checkout) if word == "CHECKOUT" else word for word in words]
-    with pytest.raises(UserError, match=re.escape(message)):
-        command(monkeypatch, "--predictions", predicted, "--judge-url", judge.url, "--protocol", "published", *given)
-    assert judge.questions == 0 and not (predicted / "scores.parquet").exists()
-
-
-def test_predictions_of_an_earlier_version_have_no_published_protocol(
-    predicted: Path, judge: FakeJudge, checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guards cropped sources in place of the whole ones that the published evaluation showed."""
-    file = predicted / "predictions.parquet"
-    pq.write_table(pq.read_table(file).drop_columns(["source_uncropped"]), file)
-    common = ("--predictions", predicted, "--judge-url", judge.url, "--prompts", checkout)
-    with pytest.raises(UserError, match=r"run baselines\.evaluate anew"):
-        command(monkeypatch, *common, "--protocol", "published")
-    command(monkeypatch, *common)
 
 
 def test_the_servers_name_of_the_model_is_kept(predicted: Path, judge: FakeJudge) -> None:

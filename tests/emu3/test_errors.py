@@ -37,6 +37,87 @@ def test_what_a_person_can_mend_is_one_line_and_code_2(tmp_path: Path, capsys: p
     ]
 
 
+def test_a_disk_that_breaks_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """NFS that lost its server, a limit on files: each was a traceback behind hours of work."""
+    (tmp_path / "taken").touch()
+    (tmp_path / "gone").symlink_to(tmp_path / "unmounted")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    names = ("taken", "gone", "loop", "x" * 300)
+    raised: list[OSError] = []
+    for name in names:
+        with pytest.raises(OSError) as refused:
+            (tmp_path / name).mkdir(exist_ok=True)
+        raised.append(refused.value)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as refused:
+        (tmp_path / "taken").replace(tmp_path / "folder")
+    raised.append(refused.value)
+    raised += [OSError(number, os.strerror(number)) for number in (errno.EIO, errno.ESTALE, errno.EMFILE, errno.EFBIG)]
+    assert [end_of(error) for error in raised] == [2] * 9
+    lines = capsys.readouterr().err.splitlines()
+    for line, name in zip(lines, names[:3], strict=False):
+        assert (
+            line == f"error: {tmp_path / name} is there already, and is no folder: choose another place, or remove it"
+        )
+    assert lines[3].endswith("File name too long: choose a shorter one")
+    assert lines[4] == f"error: {tmp_path / 'folder'}: Is a directory: remove it, or choose another place"
+    assert lines[5:7] == [f"error: the disk of the output: {os.strerror(n)}" for n in (errno.EIO, errno.ESTALE)]
+    assert lines[7].endswith("(`ulimit -n`)") and lines[8].endswith("(`ulimit -f`, or the filesystem's)")
+
+
+PRINTS = """
+import contextlib, os, sys
+from emu3.errors import run_main
+def main():
+    for _ in range(3):
+        print("\u2192 a line", flush=True)
+    print("\u2192", file=sys.stderr)
+    opened = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+    os.write(opened, b"whole")
+    with contextlib.suppress(OSError):
+        os.write(2, b"noise of a library")
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("streams", "said"),
+    [
+        ("| true", ["\u2192"]),
+        ("> /dev/full", ["warning: standard output: [Errno 28] No space left on device; nothing more is shown there"]),
+        ("> /dev/full 2> /dev/full", []),
+        ("2> /dev/full | true", []),
+        ("2>&-", []),
+        (">&- 2>&- <&-", []),
+    ],
+)
+def test_work_goes_on_where_nobody_reads_what_is_printed(
+    tmp_path: Path, streams: str, said: list[str], unbuffered: str
+) -> None:
+    """A training ended with a traceback because `tee` had, or the log's disk was full. Where standard error was closed,
+    the next file got its number, and a library's messages among its bytes."""
+    command = f'{sys.executable} -c "$PROGRAM" {tmp_path / "file"} {streams}; echo ${{PIPESTATUS[0]}} >&3'
+    ended = subprocess.run(
+        ["bash", "-c", f"exec 3>{tmp_path / 'code'}; {command}"],
+        env={**os.environ, "PROGRAM": PRINTS, "PYTHONUNBUFFERED": unbuffered, "PYTHONIOENCODING": "utf-8"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert (tmp_path / "code").read_text() == "0\n"
+    assert (tmp_path / "file").read_bytes() == b"whole"
+    lines = ended.stderr.replace("noise of a library", "").splitlines()
+    assert lines[: len(said)] == said and "Traceback" not in ended.stderr and "BrokenPipe" not in ended.stderr
+
+
+def test_a_character_that_a_terminal_lacks_ends_nothing(tmp_path: Path) -> None:
+    """An id with an accent ended an evaluation whose job had no locale."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", PRINTS, tmp_path / "file"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0 and ended.stdout.splitlines() == ["\\u2192 a line"] * 3
+
+
 @pytest.mark.parametrize("name", ["two\nlines", "a\r\nb", "\x1b[31mred", "\u2028", "\x00"])
 def test_a_name_with_a_line_break_is_still_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Keys and paths come from files of others: they broke a message in two, or coloured the terminal."""

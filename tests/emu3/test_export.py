@@ -226,3 +226,11 @@ def test_an_existing_folder_is_left_alone(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="earl-vision exists"):
         export(str(run / "rl/final"), tmp_path / "earl", name="org/earl", vision=str(run / "vision"))
     assert not (tmp_path / "earl").exists()
+
+
+def test_a_link_to_a_disk_that_is_away_is_left_alone(run: Path, tmp_path: Path) -> None:
+    """It was replaced, and the export lay on the disk that it was to spare."""
+    (tmp_path / "earl").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match="earl exists: choose another"):
+        export(str(run / "rl/final"), tmp_path / "earl", name="org/earl", vision=str(run / "vision"))
+    assert (tmp_path / "earl").is_symlink()

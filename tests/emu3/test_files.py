@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emu3.errors import UserError
-from emu3.files import UNTOUCHED, read_json, reading_parquet, whole_file, whole_folder
+from emu3.files import UNTOUCHED, read_json, reading_parquet, remove_leftovers, whole_file, whole_folder
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,17 @@ def test_what_a_killed_process_left_goes_with_the_next_try(tmp_path: Path, gone:
         pass
     kept = [f".a[1].json.{os.getppid()}.tmp", f".model.{os.getppid()}.tmp", f".other.json.{gone}.tmp"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "a[1].json", "model"])
+
+
+def test_files_of_others_are_no_leftovers(tmp_path: Path, gone: int) -> None:
+    """Whatever began with a dot and ended in .tmp or .old was removed: notes and copies of a person too."""
+    others = [".notes.old", ".model.mine.tmp", ".a.json.v2.old", "model.old", ".config.tmp"]
+    for name in [*others, f".model.{gone}.tmp", f".step_000001.host-{gone}.old"]:
+        (tmp_path / name).touch()
+    with whole_folder(tmp_path / "model"):
+        pass
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "model"])
 
 
 def test_another_machines_files_are_left_to_it_for_a_time(tmp_path: Path, gone: int) -> None:

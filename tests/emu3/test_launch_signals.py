@@ -25,7 +25,7 @@ rank = os.environ["RANK"]
 def main() -> None:
     if what == "save":  # as a trainer does, which takes a while
         came = []
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, lambda number, _: came.append(number))
     (folder / f"pid-{rank}.part").write_text(str(os.getpid()))
     os.replace(folder / f"pid-{rank}.part", folder / f"pid-{rank}")
@@ -80,7 +80,7 @@ def alive(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_ranks_get_the_signal_and_the_time_to_save(launched: Any, tmp_path: Path, number: int) -> None:
     """torchrun ends ranks for SIGUSR1 at once and kills them 30 s after a SIGTERM: 119 GB are not written by then."""
     launcher = launched("save")

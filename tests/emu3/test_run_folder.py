@@ -73,6 +73,27 @@ def test_the_folder_of_a_dead_owner_is_free_at_once(holders: Any, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+def test_another_users_folder_is_refused_while_it_is_in_use(
+    holders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder of a group the second user could not open the first one's lock, and went on without any."""
+    first = holders(tmp_path)
+    plain = os.open
+
+    def refused(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if Path(path).name == OWNER and flags & os.O_RDWR and Path(path).exists():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plain(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(UserError, match=rf"is in use by .*process {first.pid}, .* another user's"), owned(tmp_path):
+        pass
+    first.kill()
+    first.wait()
+    with owned(tmp_path):
+        assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
+
+
 def test_children_do_not_hold_the_lock_of_a_dead_parent(tmp_path: Path) -> None:
     """A forked worker inherits the lock, and lives for seconds after its parent was killed."""
     text = f"""

@@ -41,7 +41,7 @@ def weights(run: Path) -> bytes:
     return (run / "final" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
     make_config: Any, run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
@@ -133,7 +133,7 @@ def test_a_run_without_its_model_is_not_finished(make_config: Any, run: Any, tmp
     assert checkpoint.is_finished(make_config(steps=1))
 
 
-@pytest.mark.parametrize("changed", ["model", "vision", "data"])
+@pytest.mark.parametrize("changed", ["model", "vision", "data", "tokenizer"])
 def test_a_run_on_other_inputs_is_refused(
     make_config: Any, run: Any, world: Path, tmp_path: Path, changed: str
 ) -> None:
@@ -145,6 +145,9 @@ def test_a_run_on_other_inputs_is_refused(
     if changed == "data":
         manifest = json.loads((own / "data" / "manifest.json").read_text())
         (own / "data" / "manifest.json").write_text(json.dumps({**manifest, "note": "made anew"}))
+    elif changed == "tokenizer":
+        with (own / "model" / "tokenizer.json").open("a") as file:
+            file.write("\n")
     else:
         weights = own / changed / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
@@ -183,3 +186,13 @@ def test_a_checkpoint_and_a_model_that_were_moved_and_linked(make_config: Any, r
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_000003", "step_000004"]
     assert sorted(path.name for path in scratch.iterdir()) == ["final", "step_000001", "step_000002"]
     assert (folder / "final" / "model.safetensors").is_file() and not (folder / "final").is_symlink()
+
+
+def test_the_folder_of_another_commands_training_is_refused(command: Any, tmp_path: Path) -> None:
+    """SFT's folder, given to RL under its name, lost its metrics; a finished one was a KeyError."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    (tmp_path / "run" / "sft_arguments.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run holds a training of another command, without config\.json: "):
+        command()
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'

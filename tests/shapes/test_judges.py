@@ -19,7 +19,7 @@ from shapes.any_image import score_agreement
 from shapes.edits import SceneEdit
 from shapes.edits.simple import Recolour
 from shapes.judges import VERIFIER, BadQuestion, choice
-from shapes.scene import BACKGROUNDS
+from shapes.scene import BACKGROUNDS, photograph
 from shapes.verifier import judge_agreement
 
 
@@ -37,6 +37,19 @@ def test_a_background_is_a_difference() -> None:
     other = next(tone for tone in BACKGROUNDS if tone != sample.after.background)
     image = sample.image(replace(sample.after, background=other))
     assert judge_agreement(sample.image(sample.after), image).scores[0] == 5
+
+
+@pytest.mark.parametrize(("instruction", "expected"), [("remove the noise", "5"), ("add a green circle", "9")])
+def test_a_flaw_counts_where_it_was_to_be_removed(instruction: str, expected: str) -> None:
+    """The words of the question have to reach the judge: a noisy copy shows the same scene as its restoration."""
+    sample = next(edit_samples(Recolour, 1))
+    noisy = Image.fromarray(photograph(replace(sample.before, flaw="noise", strength=0.9), sample.noise))
+    question = _question(sample, "agreement")
+    encoder = ImageEncoder()
+    for place, image in enumerate((sample.image(sample.before), noisy), start=1):
+        question["messages"][0]["content"][place]["image_url"]["url"] = encoder.data_url(image, str(place))
+    question["messages"][0]["content"][0]["text"] = f"Editing instruction: {instruction}\nGrade: agreement"
+    assert choice(VERIFIER, question)["message"]["content"] == expected
 
 
 def test_agreement_of_photographs_falls_with_the_difference() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from shapes.reader import read
-from shapes.scene import BACKGROUNDS, COLOURS, FORMS, SIZES, SLOTS, Scene, Shape, grain, photograph, random_scene
+from shapes.reader import has_flaw, read
+from shapes.scene import BACKGROUNDS, COLOURS, FLAWS, FORMS, SIZES, SLOTS, Scene, Shape, grain, photograph, random_scene
 
 KINDS = [Shape(*kind) for kind in product(COLOURS, FORMS, SIZES)]
 
@@ -29,6 +31,22 @@ def test_random_scenes_are_read_back_through_their_noise() -> None:
         rng = np.random.default_rng([1, seed])
         scene = random_scene(rng, (0, SLOTS))
         assert read(Image.fromarray(photograph(scene, grain(rng)))).scene == scene
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_scenes_are_read_through_their_flaws_and_clean_ones_have_none(flaw: str) -> None:
+    """A source that is misread makes a right restoration an overedited one."""
+    for seed in range(60):
+        rng = np.random.default_rng([4, seed])
+        scene, noise, strength = random_scene(rng), grain(rng), rng.uniform(0.6, 0.95)
+        spoiled = Image.fromarray(photograph(replace(scene, flaw=flaw, strength=strength), noise))
+        clean = Image.fromarray(photograph(scene, noise))
+        for image, expected in ((spoiled, strength), (clean, 0)):
+            found = read(image, flaw).scene
+            assert (found.background, found.slots, found.flaw) == (scene.background, scene.slots, flaw)
+            assert found.strength == pytest.approx(expected, abs=0.4 if flaw == "noise" else 0.02)
+        assert not has_flaw(clean, flaw)
+        assert has_flaw(spoiled, flaw) or flaw == "darkness", "in the dark, a plain reading sees another scene"
 
 
 def test_an_image_of_another_size_is_read_at_the_scenes_size() -> None:

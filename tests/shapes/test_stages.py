@@ -203,28 +203,49 @@ def test_a_task_of_two_cores_runs_alone(tmp_path: Path) -> None:
     assert log.read_text().split() == ["in", "out", "in", "out"]
 
 
+def test_a_task_of_two_cores_is_not_overtaken(tmp_path: Path) -> None:
+    """Narrow tasks, of which a study always has one more, would keep it waiting for hours."""
+    log = tmp_path / "log.txt"
+    tasks = [
+        Task("first", (python("import time; time.sleep(0.5)"),)),
+        Task("wide", (note(log, "wide"),), cores=2),
+        Task("narrow", (note(log, "narrow"),)),
+    ]
+    Stages(tmp_path, cores=2).run_all(tasks)
+    assert log.read_text().split() == ["wide", "narrow"]
+
+
 def test_a_failed_task_costs_only_what_needs_it(tmp_path: Path) -> None:
     """A study of forty runs goes on without the one that broke, and says why it is missing."""
     log = tmp_path / "log.txt"
     tasks = [
+        Task("at last", (note(log, "at last"),), ("after",)),
         Task("broken", (python("import sys; sys.exit(3)"),)),
         Task("after", (note(log, "after"),), ("broken",)),
+        Task("judged", (note(log, "judged"),), server="dead"),
         Task("apart", (note(log, "apart"),)),
     ]
     stages = Stages(tmp_path, cores=1)
-    failures = stages.run_all(tasks, keep_going=True)
-    assert failures.keys() == {"broken", "after"} and failures["after"] == "broken failed before it"
+    dead = Server(python("import sys; sys.exit(1)"), tmp_path / "address")
+    failures = stages.run_all(tasks, {"dead": dead}, keep_going=True)
+    assert failures.keys() == {"broken", "after", "at last", "judged"}
+    assert failures["after"] == "broken failed before it" and "dead did not start" in failures["judged"]
     assert "stage broken failed with exit code 3" in failures["broken"]
     assert log.read_text() == "apart\n" and list(stages.done) == ["apart"]
 
 
-def test_nothing_begins_after_the_deadline(tmp_path: Path) -> None:
-    """A budget is the time in which runs begin; what was left out is made by a later call."""
+def test_nothing_begins_without_time_for_it(tmp_path: Path) -> None:
+    """What no budget is left for is made by a later call; what needs it waits without a complaint."""
     log = tmp_path / "log.txt"
-    task = Task("first", (note(log, "first"),))
-    assert Stages(tmp_path, cores=1).run_all([task], deadline=time.monotonic() - 1) == {} and not log.exists()
-    Stages(tmp_path, cores=1).run_all([task], deadline=time.monotonic() + 3600)
-    assert log.read_text() == "first\n"
+    tasks = [
+        Task("long", (note(log, "long"),)),
+        Task("after", (note(log, "after"),), ("long",)),
+        Task("short", (note(log, "short"),)),
+    ]
+    assert Stages(tmp_path, cores=1).run_all(tasks, may_start=lambda task: task.name != "long") == {}
+    assert log.read_text().split() == ["short"]
+    Stages(tmp_path, cores=1).run_all(tasks)
+    assert log.read_text().split() == ["short", "long", "after"]
 
 
 def test_a_task_gets_the_address_of_its_server(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 from PIL import Image
 
 from emu3.errors import UserError
-from shapes.reader import read
+from shapes.reader import has_flaw, read
+from shapes.scene import FLAWS
 from shapes.verifier import judge_edit
 from shapes.write_data import DataSpec, write
 
@@ -42,6 +45,41 @@ def test_files_rows_and_columns(data: Path) -> None:
         assert table.num_rows == count == len(set(table["id"].to_pylist()))
     assert pq.read_table(data / "pictures.parquet").column_names == ["input"]
     assert {path.stem for path in data.iterdir()} == {*counts, "pictures"}
+
+
+def test_the_rows_are_those_of_earlier_runs(data: Path) -> None:
+    """A draw more or less changes all data, and with them every number that was measured on them."""
+    digests = {
+        "simple": "08f4ec8ca1ca61a2",
+        "complex": "c9aa3c5fbccabd79",
+        "complex_clean": "ec9226d595e16616",
+        "held_out": "331c34d1fc6524d6",
+        "pictures": "9b1d0e69e59f73e3",
+    }
+    for name, expected in digests.items():
+        digest = hashlib.sha256()
+        for row in rows(data / f"{name}.parquet"):
+            for _, value in sorted(row.items()):
+                digest.update(value.encode() if isinstance(value, str) else image(value).tobytes())
+        assert digest.hexdigest()[:16] == expected, name
+
+
+def test_restorations_are_a_share_of_the_simple_edits_and_images(tmp_path: Path) -> None:
+    """And of nothing else: the held-out rows of two runs with different shares are the same rows."""
+    spec = DataSpec(simple=60, complex=2, held_out=3, pictures=20, restoration=0.4)
+    write(spec, tmp_path, workers=1)
+    write(replace(spec, restoration=0.0), tmp_path / "plain", workers=1)
+    found = rows(tmp_path / "simple.parquet")
+    restored = [row for row in found if row["task"] == "restoration"]
+    assert 12 <= len(restored) <= 36 and {row["split"] for row in found} == {"simple"}
+    for row in found:
+        source, target = image(row["input"]), image(row["output"])
+        assert judge_edit(row["instruction"], source, target).scores == (10, 10)
+        assert judge_edit(row["instruction"], source, source).scores[0] == 0
+    for name in ("held_out", "complex"):
+        assert rows(tmp_path / f"{name}.parquet") == rows(tmp_path / "plain" / f"{name}.parquet")
+    images = [image(row["input"]) for row in rows(tmp_path / "pictures.parquet")]
+    assert any(has_flaw(one, flaw) for one in images for flaw in FLAWS)
 
 
 def test_each_split_holds_its_own_kinds(data: Path) -> None:
@@ -102,7 +140,9 @@ def test_the_chain_of_thought_names_what_is_there(data: Path) -> None:
             assert all(f"{s.size} {s.colour} {s.form}" in part for s in scene.slots if s)
 
 
-@pytest.mark.parametrize("wrong", [{"nuisance_share": 1.5}, {"simple": 0}, {"nuisance_strength": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"nuisance_share": 1.5}, {"simple": 0}, {"nuisance_strength": -1}, {"restoration": 2.0}]
+)
 def test_impossible_sizes_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"nuisance-share|at least"):
+    with pytest.raises(UserError, match=r"nuisance-share|at least|restoration"):
         DataSpec(**wrong)

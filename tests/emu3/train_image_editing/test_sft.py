@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import shutil
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,51 +12,20 @@ import pytest
 import sft_world
 import torch
 from safetensors.torch import load_file
-from transformers import TrainingArguments
+from sft_runs import arguments, losses, metrics, trainer_fp64, weights
 from warm_ranks import warm_ranks
 
-from emu3.checkpoint_facts import model_origin, read_facts
 from emu3.errors import UserError
-from emu3.files import read_json, write_json
 from emu3.mllm.language_model import load_language_model
 from emu3.mllm.text_tokenizer import TextTokenizer
 from emu3.train_image_editing import sft
-from emu3.train_image_editing.dataset import IGNORED, Collator, EncodedRows, MixedRows, Mixture
+from emu3.train_image_editing.dataset import IGNORED, Collator, EncodedRows
 from emu3.train_image_editing.objective import TargetLosses, mean_per_row, weighted_sum
 from emu3.train_image_editing.sft import SftArguments
 from emu3.train_image_editing.shards import read_rows
-from emu3.train_image_editing.trainer import WHOLE, EditTrainer, last_whole_checkpoint
+from emu3.train_image_editing.trainer import WHOLE
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "sft.json"
-
-
-def arguments(model: Path, data: Path, **values: Any) -> SftArguments:
-    return SftArguments(model_name_or_path=str(model), train_data=[str(data)], **values)
-
-
-def metrics(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(output: Path) -> list[float]:
-    return [entry["loss"] for entry in metrics(output) if "loss" in entry]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_language_model(folder).state_dict()
-
-
-def trainer_fp64(model: Path, data: Path, training: TrainingArguments, weight: float = 3.0) -> EditTrainer:
-    tokenizer = TextTokenizer.from_pretrained(model)
-    rows = EncodedRows(read_rows(data), tokenizer, ["reasoning_verbose"], 256, missing="drop")
-    return EditTrainer(
-        model=load_language_model(model).double(),
-        args=training,
-        train_dataset=MixedRows([rows], Mixture([len(rows)])),
-        eval_dataset=MixedRows([rows], Mixture([len(rows)])),
-        data_collator=Collator(tokenizer.layout.pad, weight),
-        text_tokenizer=tokenizer,
-    )
 
 
 def test_golden_trajectory(model: Path, train_data: Path, tmp_path: Path) -> None:
@@ -120,54 +85,6 @@ def test_the_first_loss_is_the_weighted_mean_over_target_tokens(model: Path, tra
     assert trainer.state.log_history[0]["loss"] == pytest.approx(total / weight, rel=1e-6)
 
 
-def test_a_resumed_run_equals_one_that_never_stopped(
-    model: Path, train_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Order, optimizer, schedule and metrics; one thread, so that sums have one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    values: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "gradient_accumulation_steps": 2}
-    whole = sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path / "whole", **values))
-
-    cut = tmp_path / "cut"
-    plain_loss = EditTrainer.compute_loss
-
-    def stop_in_step_six(self: EditTrainer, *inputs: Any, **options: Any) -> Any:
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return plain_loss(self, *inputs, **options)
-
-    monkeypatch.setattr(EditTrainer, "compute_loss", stop_in_step_six)
-    with pytest.raises(KeyboardInterrupt):
-        sft.train(arguments(model, train_data), sft_world.trainer_arguments(cut, **values))
-    monkeypatch.undo()
-    assert len(losses(cut)) == 5
-    torch.manual_seed(123)
-    resumed = sft.train(arguments(model, train_data), sft_world.trainer_arguments(cut, **values))
-    torch.set_num_threads(threads)
-
-    assert losses(cut) == losses(tmp_path / "whole")
-    ours, theirs = weights(resumed), weights(whole)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    # The Trainer's own setting for training made whoever loaded a checkpoint sample without a cache.
-    for name in ("config.json", "generation_config.json"):
-        found = [json.loads((Path(folder) / name).read_text()) for folder in (resumed, whole)]
-        assert found[0] == found[1] and found[0].get("use_cache", True)
-
-
-def test_a_checkpoint_that_was_cut_short_is_passed_over(model: Path, train_data: Path, tmp_path: Path) -> None:
-    """The Trainer writes in place: a killed run leaves a folder with the highest step that cannot be loaded."""
-    training = sft_world.trainer_arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
-    sft.train(arguments(model, train_data), training)
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
-    TextTokenizer.from_pretrained(tmp_path / "checkpoint-4")
-    optimizer = tmp_path / "checkpoint-4" / "optimizer.safetensors"
-    optimizer.write_bytes(optimizer.read_bytes()[:-1])
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
-    (tmp_path / "checkpoint-2" / WHOLE).unlink()
-    assert last_whole_checkpoint(tmp_path) is None
-
-
 @pytest.mark.parametrize("batch", [1, 5])
 def test_the_evaluation_loss_does_not_depend_on_the_batch(
     model: Path, train_data: Path, tmp_path: Path, batch: int
@@ -177,107 +94,6 @@ def test_the_evaluation_loss_does_not_depend_on_the_batch(
     one = sft_world.trainer_arguments(tmp_path, per_device_eval_batch_size=8)
     expected = trainer_fp64(model, train_data, one, weight=1.0).evaluate()["eval_loss"]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
-
-
-def test_published_names_of_flags_are_taken(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Guards the command of the published script, with both spellings of a flag and one line about all of them."""
-    taken: list[Any] = []
-    monkeypatch.setattr(sft, "train", lambda *arguments: taken.extend(arguments))
-    flags = [
-        "--model_name_or_path", "m", "--data_paths", "a", "b", "--validation_paths=c", "--output_dir", "o",
-        "--eval_strategy", "steps", "--evaluation_strategy", "steps", "--random-seed", "7", "--attn_type", "fa2",
-        "--lr_scheduler_type", "cosine_with_min_lr", "--min_learning_rate", "1e-5", "--use_cpu",
-    ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["sft", *flags])
-    sft.main()
-    ours, training = taken
-    assert (ours.train_data, ours.eval_data) == (["a", "b"], ["c"])
-    assert ours.attn_implementation == "flash_attention_2"
-    assert (training.eval_strategy, training.data_seed, training.lr_scheduler_kwargs) == ("steps", 7, {"min_lr": 1e-5})
-    [note] = capsys.readouterr().err.splitlines()
-    assert note.startswith("note: --data_paths is --train_data here, --validation_paths is --eval_data here, ")
-
-
-def test_chains_that_are_missing_are_told_and_a_run_of_before_goes_on(
-    model: Path, train_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Guards runs from before rows without a chain could be plain edits: they left them out, and go on so or not."""
-    training = sft_world.trainer_arguments(tmp_path / "out", max_steps=1)
-    wanted = arguments(model, train_data, cot_keys=["reasoning_verbose"])
-    sft.train(wanted, training)
-    assert "24 rows, of which 16 without reasoning are plain edits" in capsys.readouterr().out
-    file = tmp_path / "out" / sft.ARGUMENTS
-    before = json.loads(file.read_text())
-    assert before.pop("reasoning_missing") == "plain"
-    file.write_text(json.dumps(before))
-    with pytest.raises(UserError, match="reasoning_missing"):
-        sft.train(wanted, training)
-    sft.train(replace(wanted, reasoning_missing="drop"), training)
-
-
-def test_the_command_takes_published_and_trainer_flags(
-    model: Path, train_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = [
-        "--model_name_or_path", str(model), "--train_data", str(train_data), str(train_data),
-        "--coefficients", "0.5", "1.5", "--cot_keys", "reasoning_verbose", "--eval_data", str(train_data),
-        "--validation_size", "2", "--output_dir", str(tmp_path / "out"), "--max_steps", "2", "--use_cpu", "--bf16",
-        "--per_device_train_batch_size", "2", "--eval_strategy", "steps", "--eval_steps", "1", "--logging_steps", "1",
-        "--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-5}',
-        "--attn_implementation", "eager", "--image_area", "384", "--max_position_embeddings", "200",
-        "--gradient_checkpointing", "True", "--save_strategy", "no", "--reasoning_missing", "drop",
-    ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["sft", *flags])
-    sft.main()
-    assert sum("eval_loss" in entry for entry in metrics(tmp_path / "out")) == 2
-    assert load_language_model(tmp_path / "out" / "final").config.max_position_embeddings == 200
-    assert "8 rows, dropped 16 without reasoning" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["sft", *flags, "--coefficient_typo", "1"])
-    with pytest.raises(UserError, match="unknown option --coefficient_typo"):
-        sft.main()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"train_data": ["nowhere"]}, "manifest.json does not exist"),
-        ({"model_name_or_path": "nowhere"}, "nowhere"),
-        ({"coefficients": [1.0, 2.0]}, "2 coefficients for 1"),
-        ({"changed_token_weight": 0.0}, "--changed_token_weight: expected more than 0"),
-        ({"image_area": 65536}, "image_area 384, expected 65536"),
-        ({"attn_implementation": "fast"}, "--attn_implementation fast"),
-        ({"validation_size": 0}, "--validation_size: expected at least 1, got 0"),
-        ({"max_position_embeddings": 30}, "24 are longer than 30 tokens; --max_position_embeddings"),
-    ],
-)
-def test_bad_input_is_one_clear_line(
-    model: Path, train_data: Path, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
-    values = {"model_name_or_path": str(model), "train_data": [str(train_data)]} | change
-    with pytest.raises(UserError, match=message):
-        sft.train(SftArguments(**values), sft_world.trainer_arguments(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"lr_scheduler_type": "cosine_with_min_lr"}, "--lr_scheduler_kwargs"),
-        ({"lr_scheduler_kwargs": {"min_lt": 1e-5}}, "--lr_scheduler_kwargs"),
-        ({"resume_from_checkpoint": "nowhere"}, "nowhere is no folder"),
-        ({"eval_strategy": "steps", "eval_steps": 1}, "needs --eval_data"),
-    ],
-)
-def test_trainer_flags_that_cannot_work_are_one_clear_line(
-    model: Path, train_data: Path, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
-    """The Trainer finds these only once everything is loaded and the first file is written, with a traceback."""
-    with pytest.raises(UserError, match=message) as error:
-        sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path / "out", **change))
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "out").exists()
 
 
 def test_the_console_has_one_line_per_logging_step(
@@ -308,60 +124,6 @@ def test_data_of_two_tokenizers_is_refused(model: Path, train_data: Path, tmp_pa
         )
 
 
-def test_another_run_in_the_output_folder_is_refused(model: Path, train_data: Path, tmp_path: Path) -> None:
-    """It would continue from that run's checkpoint and be called by this one's name."""
-    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, max_steps=1))
-    with pytest.raises(UserError, match="another --output_dir"):
-        sft.train(
-            arguments(model, train_data, changed_token_weight=2.0), sft_world.trainer_arguments(tmp_path, max_steps=1)
-        )
-
-
-def test_a_resumed_run_keeps_its_rate(model: Path, train_data: Path, tmp_path: Path) -> None:
-    """The schedule comes from the checkpoint, so another --learning_rate would be accepted and have no effect."""
-    values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
-    with pytest.raises(
-        UserError,
-        match=r"holds a run with learning_rate=.*, this one has learning_rate=0.5: choose another --output_dir",
-    ):
-        sft.train(
-            arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **{**values, "learning_rate": 0.5})
-        )
-
-
-def test_checkpoints_hold_no_pickle_and_old_ones_go(model: Path, train_data: Path, tmp_path: Path) -> None:
-    """The Trainer's own are torch files and a pickle of its arguments."""
-    values: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
-    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
-    for folder, steps in (("checkpoint-2", 2), ("checkpoint-3", 3), ("final", 3)):
-        facts = read_facts(tmp_path / folder)
-        assert facts is not None and facts.trained_from is not None
-        assert (facts.objective, facts.steps, facts.image_area) == ("sft", steps, sft_world.MANIFEST["image_area"])
-        assert facts.trained_from == model_origin(model)
-        assert [origin.name for origin in facts.data] == [train_data.name]
-    kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
-    assert kinds <= {".html", ".json", ".jsonl", ".safetensors", ".tiktoken", ".txt"}
-
-
-def test_the_old_checkpoint_stays_until_the_new_one_is_whole(
-    model: Path, train_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a limit of 1, a run killed while it saved would have lost everything."""
-    values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
-
-    def killed(path: Path, value: Any) -> None:
-        if path.name == WHOLE and "checkpoint-2" in path.parent.name:
-            raise KeyboardInterrupt
-        write_json(path, value)
-
-    monkeypatch.setattr("emu3.training.checkpoints.write_json", killed)
-    with pytest.raises(KeyboardInterrupt):
-        sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
-
-
 @pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one(model: Path, train_data: Path, tmp_path: Path) -> None:
     """Ranks whose rows are shorter must not weigh more per token (the published normalization is per rank)."""
@@ -380,25 +142,6 @@ def test_two_ranks_take_the_steps_of_one(model: Path, train_data: Path, tmp_path
     two, one = weights(tmp_path / "two" / "final"), weights(tmp_path / "one" / "final")
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
-
-
-def test_a_finished_run_does_nothing(
-    model: Path, train_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It trained one more step and wrote `final` anew; with a rate that does not end at 0, another model."""
-    values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    final = sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
-    before = (final / "model.safetensors").stat().st_mtime_ns
-    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
-    assert "nothing to do" in capsys.readouterr().out
-    assert (final / "model.safetensors").stat().st_mtime_ns == before
-    # Killed between its last checkpoint and `final`.
-    weights_before = (final / "model.safetensors").read_bytes()
-    shutil.rmtree(final)
-    (tmp_path / sft.FINISHED).unlink()
-    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
-    assert len(losses(tmp_path)) == 2
-    assert (final / "model.safetensors").read_bytes() == weights_before
 
 
 def test_training_ends_on_a_plateau_and_keeps_the_best(model: Path, train_data: Path, tmp_path: Path) -> None:
@@ -474,43 +217,3 @@ def test_the_head_in_chunks_gives_the_loss_and_gradients_of_all_logits(model: Pa
     )
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter.grad, plain.get_parameter(name).grad, rtol=1e-9, atol=1e-12)
-
-
-def test_a_run_of_an_older_version_goes_on(model: Path, train_data: Path, tmp_path: Path) -> None:
-    """Settings that it did not know had the values that are their defaults now."""
-    values: dict[str, Any] = {
-        "max_steps": 2,
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "lr_scheduler_type": "constant",
-    }
-    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **values))
-    stored = read_json(tmp_path / sft.ARGUMENTS)
-    new = ("dropout", "lora_rank", "lora_alpha", "early_stopping_patience")
-    write_json(tmp_path / sft.ARGUMENTS, {name: value for name, value in stored.items() if name not in new})
-    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, **{**values, "max_steps": 3}))
-    assert len(losses(tmp_path)) == 3
-
-
-def test_a_full_disk_costs_a_checkpoint_and_no_run(
-    model: Path, train_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As in reinforcement learning. Only `final` has to be written in the end."""
-    plain = TextTokenizer.save_pretrained
-
-    def full(self: TextTokenizer, folder: Path) -> None:
-        if "checkpoint-2" in str(folder):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-        plain(self, folder)
-
-    monkeypatch.setattr(TextTokenizer, "save_pretrained", full)
-    values: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
-    sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path / "run", **values))
-    assert "no checkpoint of step 2" in capsys.readouterr().out
-    names = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
-    assert names == ["checkpoint-1", "checkpoint-3", "final"]
-
-    monkeypatch.setattr(TextTokenizer, "save_pretrained", lambda *_: full(_[0], Path("checkpoint-2")))
-    with pytest.raises(UserError, match=r"final was not written: .*; then start the same command again"):
-        sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path / "other", max_steps=1))
-    assert not (tmp_path / "other" / "final").exists()

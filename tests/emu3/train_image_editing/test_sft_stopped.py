@@ -55,7 +55,7 @@ def test_another_length_keeps_the_schedules_meaning_or_is_refused(
     assert "another --output_dir" in str(refused.value)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
     model: Path, train_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
@@ -94,7 +94,16 @@ def test_a_folder_in_use_is_refused(model: Path, train_data: Path, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("changed", ["model", "data"])
+def test_the_folder_of_another_commands_training_is_refused(model: Path, train_data: Path, tmp_path: Path) -> None:
+    """RL's metrics were cut to none, and its `final` replaced."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "reward": 2.0}\n')
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds a training of another command, without sft_arguments\.json: "):
+        sft.train(arguments(model, train_data), sft_world.trainer_arguments(tmp_path, max_steps=1))
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "reward": 2.0}\n'
+
+
+@pytest.mark.parametrize("changed", ["model", "data", "tokenizer"])
 def test_a_run_on_other_inputs_is_refused(model: Path, train_data: Path, tmp_path: Path, changed: str) -> None:
     """Guards a run that goes on after the folder that it was started from was filled anew under the same name."""
     values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
@@ -106,6 +115,9 @@ def test_a_run_on_other_inputs_is_refused(model: Path, train_data: Path, tmp_pat
     if changed == "model":
         weights = start / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    elif changed == "tokenizer":
+        with (start / "tokenizer.json").open("a") as file:
+            file.write("\n")
     else:
         manifest = json.loads((data / "manifest.json").read_text())
         (data / "manifest.json").write_text(json.dumps({**manifest, "note": "made anew"}))

@@ -102,7 +102,9 @@ def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
 
 def test_it_is_removed_before_the_shard_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is killed behind the last step would leave it: no later run writes a shard that is there."""
-    (tmp_path / ".shard-00000-of-00002.parquet.tmp.tmp").write_bytes(b"half")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f".shard-00000-of-00002.parquet.{gone.pid}.tmp").write_bytes(b"half")
     seen: list[list[str]] = []
     plain_write = shards.pq.write_table
 
@@ -117,9 +119,13 @@ def test_it_is_removed_before_the_shard_is_there(tmp_path: Path, monkeypatch: py
 
 
 def test_shards_of_another_cut_are_refused(tmp_path: Path) -> None:
-    write(tmp_path)
+    """Of data that had grown every row was tokenized, for days, before the folder was refused."""
     longer = ShardWriter(tmp_path, {"image_area": 64}, shards=1)
     longer.write(0, ROWS, [])
+    with pytest.raises(UserError, match="belongs to another run"):
+        write(tmp_path)
+    for index in range(2):
+        shutil.copy(longer.path(0), tmp_path / f"shard-{index:05d}-of-00002.parquet")
     with pytest.raises(UserError, match="belongs to another run"):
         longer.finish()
 

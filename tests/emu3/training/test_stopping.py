@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from emu3.errors import SIGNALS
 from emu3.training import ranks as module
-from emu3.training.ranks import SIGNALS, stopping
+from emu3.training.ranks import stopping
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -25,6 +26,19 @@ def test_a_signal_is_noted_and_the_process_goes_on(number: int) -> None:
         os.kill(os.getpid(), number)  # the same request, by the launcher and by the scheduler
         assert stop.agreed() == number
     assert signal.getsignal(number) == before
+
+
+def test_what_was_to_be_ignored_is_ignored() -> None:
+    """Ctrl-C at a script ended the run in its background, and a closed terminal would end one under nohup."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        with stopping() as stop:
+            for number in before:
+                os.kill(os.getpid(), number)
+            assert stop.agreed() == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_second_request_ends_the_process() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import copy
 import gzip
 import json
-import logging
 import os
 import random
 import subprocess
@@ -19,26 +18,18 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from edge_replies import COMPLETION, GOOD, KEY, ask
 from raw_judge import HEAD, RawJudge, RawReply
 from stub_judge import with_judge
 
 from emu3.errors import UserError
-from rl.reward.cache import ReplyCache
-from rl.reward.client import MOST_REFUSED, Judge
+from rl.reward.client import Judge
 from rl.reward.config import JudgeConfig
 from rl.reward.scores import Score, Unavailable, Unparsable
 from rl.reward.transport import LARGEST_REPLY
 from rl.reward.viescore import VieScore, load_prompts
 
 ROOT = Path(__file__).parents[3]
-GOOD = '{"score": [8, 7], "reasoning": "fine"}'
-COMPLETION = {
-    "id": "c",
-    "object": "chat.completion",
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": GOOD}, "finish_reason": "stop"}],
-    "usage": {"prompt_tokens": 5, "completion_tokens": 7},
-}
-KEY = "sk-very-secret-0123456789/abc"
 
 
 @pytest.fixture
@@ -63,13 +54,6 @@ def sent(data: bytes) -> RawReply:
 def body(data: bytes, *headers: bytes) -> bytes:
     head = HEAD % (b"200 OK", len(data))
     return head[:-2] + b"".join(header + b"\r\n" for header in headers) + b"\r\n" + data
-
-
-def ask(url: str, **settings: Any) -> Any:
-    settings = {"attempts": 2, "deadline": 20.0} | settings
-    return with_judge(
-        Judge(JudgeConfig(url, **settings)), lambda judge: judge.ask("q", [], lambda text: "score" in text)
-    )
 
 
 @cache
@@ -279,276 +263,6 @@ def test_a_message_about_a_proxy_names_its_variable(monkeypatch: Any, name: str)
     monkeypatch.setenv(name, "socks5://127.0.0.1:9")
     with pytest.raises(UserError, match=f"{name}\\), which is no HTTP proxy"):
         ask("http://judge.invalid:4877/v1")
-
-
-@pytest.mark.parametrize("status", [403, 404, 405, 501])
-def test_a_named_model_needs_no_list_of_models(stub: Any, say: Any, status: int) -> None:
-    """Guards: gateways without `/models`, whose judge could not be used though its name was given."""
-
-    class Gone(web.HTTPException):
-        status_code = status
-
-    async def gone() -> None:
-        raise Gone
-
-    stub.before_models = gone
-    stub.reply = say(GOOD)
-    assert ask(stub.url, model="anything") == GOOD
-    assert stub.bodies[0]["model"] == "anything"
-    with pytest.raises(UserError, match=str(status)):
-        ask(stub.url)
-
-
-@pytest.mark.parametrize("model", [None, "stub"])
-def test_an_address_without_its_v1_is_understood(stub: Any, say: Any, caplog: Any, model: str | None) -> None:
-    """Guards the published way of naming a judge, by host and port, of which every request was a 404."""
-    stub.reply = say(GOOD)
-    assert ask(stub.url.removesuffix("/v1"), model=model) == GOOD
-    assert f"answers under {stub.url}, which is its address" in caplog.text
-    with pytest.raises(UserError, match="404"):
-        ask(f"{stub.url}/v2")
-
-
-@pytest.mark.parametrize(
-    ("settings", "fields"),
-    [
-        ({}, {"max_tokens": 1400, "temperature": 0.0, "seed": 0}),
-        ({"omit": ("max_tokens",)}, {"temperature": 0.0, "seed": 0}),
-        ({"omit": ("seed", "temperature")}, {"max_tokens": 1400}),
-        (
-            {"max_tokens_name": "max_completion_tokens", "omit": ("temperature",)},
-            {"max_completion_tokens": 1400, "seed": 0},
-        ),
-        ({"omit": ("seed", "temperature", "max_tokens")}, {}),
-    ],
-)
-def test_fields_are_left_out_or_renamed(stub: Any, say: Any, settings: dict[str, Any], fields: dict[str, Any]) -> None:
-    """Guards: models that refuse max_tokens, temperature or seed, of which every question was refused."""
-    stub.reply = say("hm", GOOD)
-    assert ask(stub.url, **settings) == GOOD
-    assert {name: value for name, value in stub.bodies[0].items() if name not in ("model", "messages")} == fields
-    assert stub.bodies[1].keys() == stub.bodies[0].keys()
-
-
-def test_a_judge_that_refuses_every_question_is_not_asked_on(stub: Any) -> None:
-    """Guards: thousands of requests that are all refused for one field, without a word of how to leave it out."""
-
-    async def refuse(_: Any) -> web.Response:
-        message = "Unsupported parameter: 'max_tokens' is not supported with this model."
-        return web.json_response({"error": {"message": message, "param": "max_tokens"}}, status=400)
-
-    stub.reply = refuse
-
-    async def use(judge: Judge) -> list[Any]:
-        return list(await asyncio.gather(*(judge.ask(f"q{i}", []) for i in range(300))))
-
-    outcomes = with_judge(Judge(JudgeConfig(stub.url, concurrency=4)), use)
-    assert all(isinstance(outcome, Unavailable) and outcome.refused for outcome in outcomes)
-    assert len(stub.bodies) < MOST_REFUSED + 4
-    assert "--judge-omit" in outcomes[-1].reason and "max_tokens" in outcomes[-1].reason
-
-
-def test_a_few_refusals_among_replies_are_a_few(stub: Any, say: Any) -> None:
-    """Guards: the end of a judge that refuses single questions, such as those with a filtered image."""
-    asked: list[int] = []
-
-    async def some(request_body: Any) -> web.StreamResponse:
-        asked.append(1)
-        return await (say(GOOD)(request_body) if len(asked) % 10 == 5 else web_refusal())
-
-    async def web_refusal() -> web.Response:
-        return web.json_response({"error": {"message": "filtered"}}, status=400)
-
-    stub.reply = some
-
-    async def use(judge: Judge) -> list[Any]:
-        return [await judge.ask(f"q{i}", []) for i in range(100)]
-
-    outcomes = with_judge(Judge(JudgeConfig(stub.url)), use)
-    assert len(stub.bodies) == 100 and outcomes.count(GOOD) == 10
-
-
-@pytest.mark.parametrize("escaped", [False, True])
-def test_a_key_that_the_server_echoes_reaches_no_file(
-    stub: Any, say: Any, monkeypatch: Any, caplog: Any, tmp_path: Path, escaped: bool
-) -> None:
-    """Guards: a proxy that puts the request's header into the reply, which is kept word for word."""
-    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
-    caplog.set_level(logging.DEBUG)
-    text = json.dumps({"choices": [{"message": {"content": f'{GOOD[:-2]} for Bearer {KEY}"}}'}}]})
-    if escaped:
-        text = text.replace("sk-very", "\\u0073k-very").replace("/abc", "\\/abc")
-
-    async def echo(_: Any) -> web.Response:
-        return web.Response(text=text, content_type="application/json")
-
-    stub.reply = echo
-    with ReplyCache(tmp_path / "answers.jsonl") as cache:
-        reply = with_judge(Judge(JudgeConfig(stub.url), cache), lambda j: j.ask("q", [], lambda text: "score" in text))
-    assert stub.keys == [f"Bearer {KEY}"] and "[key]" in reply
-    assert "sk-very" not in reply + caplog.text + (tmp_path / "answers.jsonl").read_text()
-
-
-@pytest.mark.parametrize("key", ["sk-a\nsk-b", "sk-ключ", "sk-\x07"])
-def test_a_key_that_no_header_can_hold_is_said_and_not_shown(stub: Any, monkeypatch: Any, key: str) -> None:
-    """Guards: an exception of the HTTP client that quotes the key."""
-    monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(UserError, match="OPENAI_API_KEY") as caught:
-        Judge(JudgeConfig(stub.url))
-    assert "sk-" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("choice", "reason"),
-    [
-        ({"message": {"content": None}, "finish_reason": "length"}, "cut off at max_tokens (1400) while thinking"),
-        (
-            {"message": {"content": "", "reasoning_content": "The sky"}, "finish_reason": "length"},
-            "cut off at max_tokens (1400) while thinking",
-        ),
-        (
-            {"message": {"content": '<think>Perhaps {"score": [3, 3]}. Wait'}, "finish_reason": "length"},
-            "cut off at max_tokens (1400) while thinking",
-        ),
-        ({"message": {"content": '{"reasoning": "The'}, "finish_reason": "length"}, "cut off at max_tokens (1400)"),
-        (  # a server that opens the thought in the question, so that nothing marks it
-            {"message": {"content": f"{'The sky is purple. ' * 30}So {GOOD} fits, then"}, "finish_reason": "length"},
-            "cut off at max_tokens (1400) while thinking",
-        ),
-        ({"message": {"content": None, "refusal": "I can't help."}, "finish_reason": "stop"}, "refused: I can't help."),
-        ({"message": {"content": GOOD, "refusal": "I can't help."}}, "refused: I can't help."),
-        (
-            {"message": {"content": GOOD}, "finish_reason": "content_filter"},
-            "stopped by the server's filter (content_filter)",
-        ),
-        ({"message": {"content": [{"type": "refusal", "refusal": "No."}]}}, "refused: No."),
-        ({"message": {"content": "hm"}, "finish_reason": "stop"}, ""),
-        ({"message": {"content": '{"reason'}, "finish_reason": "model_length"}, "cut off at max_tokens (1400)"),
-        ({"message": {"content": GOOD}, "finish_reason": "SPII"}, "stopped by the server's filter (SPII)"),
-        ({"message": {"content": None, "tool_calls": [{}]}, "finish_reason": "tool_calls"}, "it called a tool"),
-        (
-            {"message": {"content": "", "reasoning": GOOD}, "finish_reason": "stop"},
-            "an empty reply, all of its words are in its thought",
-        ),
-    ],
-)
-def test_the_servers_own_reason_is_kept(stub: Any, image: Any, choice: dict[str, Any], reason: str) -> None:
-    """Guards: a draft that was taken for the verdict, a score out of a refusal, "unparsable" without a reason."""
-
-    async def reply(_: Any) -> web.Response:
-        return web.json_response({"choices": [choice]})
-
-    stub.reply = reply
-    judge = Judge(JudgeConfig(stub.url, reasks=1), cache := ReplyCache())
-    outcome = with_judge(judge, lambda j: VieScore(j, load_prompts()).score("do", image(0), image(1)))
-    assert isinstance(outcome, Unparsable) and outcome.reason == reason
-    assert len(stub.bodies) == 4 and len(cache) == 0
-
-
-@pytest.mark.parametrize(
-    "choice",
-    [
-        {"finish_reason": "error", "error": {"message": "upstream died"}},
-        {"finish_reason": "stop", "error": {"message": "upstream died"}},
-        {"finish_reason": "insufficient_system_resource", "error": "upstream died"},
-        {"finish_reason": "abort", "error": "upstream died"},
-    ],
-)
-def test_a_reply_that_broke_off_is_none(stub: Any, choice: dict[str, Any]) -> None:
-    """Guards a verdict of half a reply: gateways report the death of the server behind them with status 200."""
-
-    async def reply(_: Any) -> web.Response:
-        return web.json_response({"choices": [choice | {"message": {"content": GOOD}}]})
-
-    stub.reply = reply
-    outcome = ask(stub.url)
-    assert isinstance(outcome, Unavailable) and not outcome.refused and outcome.reason.endswith(": upstream died")
-
-
-@pytest.mark.parametrize(
-    ("status", "message", "asked"),
-    [
-        (429, "You exceeded your current quota, please check your plan and billing details.", 1),
-        (429, "Quota exceeded for metric requests per minute", 2),
-        (402, "Insufficient credits", 1),
-        (409, "conflict", 2),
-        (529, "Overloaded", 2),
-    ],
-)
-def test_what_waiting_does_not_mend_is_asked_once(stub: Any, status: int, message: str, asked: int) -> None:
-    """Guards hours of pauses for an account that is used up, and a busy server that is not asked again."""
-
-    class Refusal(web.HTTPException):
-        status_code = status
-
-    async def refuse(_: Any) -> web.Response:
-        raise Refusal(text=json.dumps({"error": {"message": message}}))
-
-    stub.reply = refuse
-    outcome = ask(stub.url)
-    assert isinstance(outcome, Unavailable) and outcome.refused == (asked == 1) and message in outcome.reason
-    assert len(stub.bodies) == asked
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        GOOD,
-        f"{GOOD}\nI gave 8 because the sky is pur",
-        f"{'The sky is purple. ' * 30}\n```json\n{GOOD}\n```",
-        '{"score": [8, 7], "reasoning": "The sky is pur',
-    ],
-)
-def test_a_verdict_before_the_limit_is_one(stub: Any, image: Any, content: str) -> None:
-    """Guards replies that are paid for again because their explanation met the limit of tokens."""
-
-    async def reply(_: Any) -> web.Response:
-        return web.json_response({"choices": [{"message": {"content": content}, "finish_reason": "length"}]})
-
-    stub.reply = reply
-    judge = Judge(JudgeConfig(stub.url))
-    outcome = with_judge(judge, lambda j: VieScore(j, load_prompts()).score("do", image(0), image(1)))
-    assert isinstance(outcome, Score) and outcome.value == 7
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        [{"type": "text", "text": GOOD}],
-        [{"type": "text", "text": GOOD[:10]}, {"type": "text", "text": GOOD[10:]}],
-        [{"type": "thinking", "thinking": '{"score": [1, 1]}'}, {"type": "output_text", "text": GOOD}],
-        [GOOD],
-    ],
-)
-def test_parts_of_text_are_joined(stub: Any, image: Any, content: Any) -> None:
-    """Guards: 20 requests for 4 questions, all refused, for a list where a text was expected."""
-
-    async def reply(_: Any) -> web.Response:
-        return web.json_response({"choices": [{"message": {"content": content}}]})
-
-    stub.reply = reply
-    judge = Judge(JudgeConfig(stub.url))
-    outcome = with_judge(judge, lambda j: VieScore(j, load_prompts()).score("do", image(0), image(1)))
-    assert isinstance(outcome, Score) and outcome.value == 7
-    assert len(stub.bodies) == 2
-
-
-def test_half_a_character_in_a_reply_poisons_no_cache(stub: Any, image: Any, tmp_path: Path) -> None:
-    """Guards: an accepted reply with a lone surrogate, by which the scores file of a whole run could not be written."""
-
-    async def reply(_: Any) -> web.Response:
-        text = '{"choices": [{"message": {"content": "{\\"score\\": [8, 7], \\"reasoning\\": \\"a hat \\ud83c\\"}"}}]}'
-        return web.Response(text=text, content_type="application/json")
-
-    stub.reply = reply
-    for _ in range(2):
-        with ReplyCache(tmp_path / "answers.jsonl") as cache:
-            judge = Judge(JudgeConfig(stub.url), cache)
-            outcome = with_judge(judge, lambda j: VieScore(j, load_prompts()).score("do", image(0), image(1)))
-            said = with_judge(Judge(JudgeConfig(stub.url), cache), lambda j: j.ask("q", []))
-        assert isinstance(outcome, Score) and outcome.value == 7
-        assert said.encode() and "\ufffd" in said
-    assert len(stub.bodies) == 3
 
 
 def test_the_deadline_holds_for_a_flood(raw: RawJudge) -> None:
