@@ -10,6 +10,8 @@ import gc
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -42,16 +44,42 @@ class Speed:
         return {**asdict(self), "ratio": round(self.ratio, 3)}
 
 
-def seconds(ours: Callable[[], object], peer: Callable[[], object], turns: int) -> tuple[float, float]:
-    """Median wall seconds of each, over `turns` turns of one call each, after one call of each to warm up."""
+# Peak of a process that does one of two things once.
+_PEAK = """
+import importlib, sys
+from dev.speed.measure import added_memory
+module, ways, who, *arguments = sys.argv[1:]
+ours, peer = getattr(importlib.import_module(module), ways)(*arguments)
+print(added_memory({"ours": ours, "peer": peer}[who]))
+"""
+
+
+def peaks(ways: Callable[..., tuple[object, object]], *arguments: str) -> tuple[float, float]:
+    """`added_memory` of the two things that `ways(*arguments)` gives, each done once in a fresh process."""
+
+    def peak(who: str) -> float:
+        command = [sys.executable, "-c", _PEAK, ways.__module__, ways.__name__, who, *arguments]
+        return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+
+    return peak("ours"), peak("peer")
+
+
+def seconds(
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    turns: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[float, float]:
+    """Median seconds of each, over `turns` turns of one call each, after one call of each to warm up. clock:
+    `time.process_time` counts those of the processor, which other work on the machine does not prolong."""
     ours(), peer()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(turns):
         for work, taken in zip((ours, peer), times, strict=True):
             gc.collect()
-            start = time.perf_counter()
+            start = clock()
             work()
-            taken.append(time.perf_counter() - start)
+            taken.append(clock() - start)
     return median(times[0]), median(times[1])
 
 
@@ -74,7 +102,7 @@ def process_memory(name: str) -> float:
 
 def machine() -> dict[str, Any]:
     """Date and hardware, which belong to every number."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {
         "date": datetime.date.today().isoformat(),
         "device": device,
@@ -82,6 +110,13 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+def _processor() -> str:
+    """Its maker's name for it (Linux), or the kind of machine."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def record(results: Sequence[Speed], path: Path, machine: dict[str, Any]) -> None:

@@ -7,8 +7,6 @@ small.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,12 +17,15 @@ import numpy as np
 import torch
 from transformers import Emu3ForCausalLM
 
-from dev.speed.measure import Speed, machine, record, seconds, table
+from dev.speed.measure import Speed, machine, peaks, record, seconds, table
 from emu3.errors import run_main
 from emu3.mllm.generate import Completion, Request, generate
 from emu3.mllm.head import chosen_logprobs
 from emu3.mllm.language_model import new_language_model
 from emu3.mllm.layout import GridGrammar, TokenLayout
+from emu3.mllm.product import can_multiply, use_product
+from emu3.settings import Product
+from emu3.train_image_editing.objective import TargetLosses
 from rl.logprobs import pack, scored_positions, token_logprobs
 from rl.rollout.engine import Prompt, Rollout
 from rl.shared_prefix import ATTENTION
@@ -36,21 +37,6 @@ FULL = TokenLayout()
 HEAD_TOKENS, HEAD_WIDTH = 1024, 64
 
 Work = Callable[[], None]
-Ways = Callable[[], tuple[Work, Work]]
-
-# Peak of a process that does one of two things once.
-_PEAK = """
-import sys
-from dev.speed.measure import added_memory
-from dev.speed import rl
-ours, peer = getattr(rl, sys.argv[1])()
-print(added_memory({"ours": ours, "peer": peer}[sys.argv[2]]))
-"""
-
-
-def _peak(ways: Ways, who: str) -> float:
-    command = [sys.executable, "-c", _PEAK, ways.__name__, who]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def _model() -> Emu3ForCausalLM:
@@ -111,7 +97,7 @@ def train(turns: int) -> list[Speed]:
     peer_is = f"the prompt once per completion, {GROUP} completions"
     return [
         Speed("train_shared_prefix", *seconds(*train_ways(), turns), "s", 1.6, peer_is),
-        Speed("train_memory", _peak(train_ways, "ours"), _peak(train_ways, "peer"), "MB", None, peer_is),
+        Speed("train_memory", *peaks(train_ways), "MB", None, peer_is),
     ]
 
 
@@ -154,7 +140,7 @@ def head(turns: int) -> list[Speed]:
     peer_is = f"log-softmax over {FULL.vocab_size} ids, {HEAD_TOKENS} tokens"
     return [
         Speed("head_time", *seconds(*head_ways(), turns), "s", 2.0, peer_is),
-        Speed("head_memory", _peak(head_ways, "ours"), _peak(head_ways, "peer"), "MB", 5.0, peer_is),
+        Speed("head_memory", *peaks(head_ways), "MB", 5.0, peer_is),
     ]
 
 
@@ -179,6 +165,39 @@ def grammar(turns: int) -> Speed:
     ours_s, peer_s = seconds(ours, peer, turns)
     each = 1e6 / rule.length
     return Speed("grammar", ours_s * each, peer_s * each, "us/token", 50.0, "comparing lists of 32,768 ids per token")
+
+
+def products(turns: int) -> list[Speed]:
+    """A step of fine-tuning of the quickstart's model on 16 rows of 78 tokens, with each fast product of linear layers
+    that this processor has; one thread, seconds of the processor."""
+    layout = TokenLayout(text_ranks=495, codebook_size=291)
+    ids = torch.randint(0, layout.vocab_size, (16, 79), generator=torch.Generator().manual_seed(0))
+
+    def step(product: Product) -> Work:
+        sizes = {"hidden_size": 128, "layers": 4, "heads": 4, "kv_heads": 4, "ffn_size": 384, "max_positions": 512}
+        model = new_language_model(layout, **sizes, attention_bias=True, tie_embeddings=True, seed=0).train()
+        use_product(model, product)
+        losses, optimizer = TargetLosses(model), torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+        def work() -> None:
+            losses(ids[:, :-1], ids[:, 40:]).mean().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return work
+
+    found, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)
+    goals: dict[Product, float | None] = {"onednn": None, "bf16": 1.15}
+    for product, goal in goals.items():
+        if can_multiply(product):
+            times = seconds(step(product), step("plain"), 4 * turns, time.process_time)
+            found.append(
+                Speed(f"sft_step_{product}", *times, "s", goal, "the plain product; width 128, 16 x 78 tokens")
+            )
+    torch.set_num_threads(threads)
+    return found
 
 
 def judge_overlap(turns: int) -> Speed:
@@ -220,6 +239,7 @@ def main() -> None:
         sample_shared_prompt(options.turns),
         *head(options.turns),
         grammar(options.turns),
+        *products(options.turns),
         judge_overlap(options.turns),
     ]
     record(results, options.output, machine())

@@ -38,7 +38,7 @@ def check_product(key: str, product: Product, device: torch.device) -> None:
     """
     if product != "plain" and device.type != "cpu":
         raise UserError(f"{key}{product} is for CPUs, and this run is on {device.type}: leave it out")
-    if not _can(product):
+    if not can_multiply(product):
         raise UserError(f"{key}{product}: this processor has no such product, or this torch: leave it out")
 
 
@@ -56,7 +56,7 @@ def say_faster(key: str, product: Product, device: torch.device) -> None:
     if device.type != "cpu":
         return
     arguments = torch.ones(512, 256), torch.ones(768, 256), torch.ones(512, 768)
-    seconds = {one: min(_seconds(one, *arguments) for _ in range(5)) for one in get_args(Product) if _can(one)}
+    seconds = {one: min(_seconds(one, *arguments) for _ in range(5)) for one in get_args(Product) if can_multiply(one)}
     best = min(seconds, key=lambda one: seconds[one])
     if (times := seconds[product] / seconds[best]) >= WORTH:
         print(f"note: linear layers are {times:.1f} times as fast on this processor with {key}{best}", flush=True)
@@ -71,7 +71,8 @@ def _seconds(product: Product, x_N_D: Tensor, weight_F_D: Tensor, grad_N_F: Tens
     return time.perf_counter() - start
 
 
-def _can(product: Product) -> bool:
+def can_multiply(product: Product) -> bool:
+    """Whether this processor and this torch have the product."""
     if product == "plain":
         return True
     if not torch.backends.mkldnn.is_available():

@@ -107,7 +107,7 @@ def test_what_cannot_be_done_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(UserError, match="--product bf16 is for CPUs, and this run is on cuda"):
         check_product("--product ", "bf16", torch.device("cuda"))
     check_product("--product ", "plain", torch.device("cuda"))
-    monkeypatch.setattr(products, "_can", lambda one: one == "plain")
+    monkeypatch.setattr(products, "can_multiply", lambda one: one == "plain")
     with pytest.raises(UserError, match="product=bf16: this processor has no such product"):
         check_product("compute.product=", "bf16", CPU)
 
@@ -129,7 +129,7 @@ def test_what_is_faster_is_said_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     times = dict(zip(get_args(Product), seconds, strict=True))
-    monkeypatch.setattr(products, "_can", lambda _: True)
+    monkeypatch.setattr(products, "can_multiply", lambda _: True)
     monkeypatch.setattr(products, "_seconds", lambda one, *_: times[one])
     say_faster("--product ", chosen, CPU)
     out = capsys.readouterr().out
