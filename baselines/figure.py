@@ -190,7 +190,7 @@ ShownEdit = tuple[Path, Prediction, float]
 
 
 def _ranked(
-    found: RunFolder, split: str, candidate: str, reference: str, shares: Sequence[float]
+    found: RunFolder, split: str, candidate: str, reference: str, shares: Sequence[float] = RANKS
 ) -> list[dict[str, ShownEdit]]:
     """The samples of a split at `shares` of the order of the candidate's scores, among those that both models have a
     score for."""
