@@ -50,7 +50,7 @@ from rl.update import PolicyUpdate
 Work = Callable[[], object]
 LAYOUTS = {"33,000": TokenLayout(text_ranks=21), "184,622": TokenLayout()}
 PROMPT, GRID, GROUP = 256, (15, 15), 8
-SFT_ROWS = 8
+SFT_ROWS = 4
 KL, LR, CLIP = 0.02, 1e-5, 1.0
 FRESH = "import torch, transformers; transformers.Trainer"
 
@@ -230,7 +230,7 @@ def sampling(turns: int) -> Speed:
 
 
 def sft_ways(ids: str) -> tuple[Work, Work]:
-    """A step of fine-tuning on 8 rows of prompt and target, the loss on the target: `EditTrainer`'s and `Trainer`'s own
+    """A step of fine-tuning on 4 rows of prompt and target, the loss on the target: `EditTrainer`'s and `Trainer`'s own
     `training_step`, then clipping and AdamW."""
     rows = [(prompt.ids, rollout.tokens) for prompt, rollout in _rows(ids)[:SFT_ROWS]]
     folder = tempfile.mkdtemp()  # the Trainers make one, and leave it empty
