@@ -136,8 +136,8 @@ def crossing(axis: str, more: Line, less: Line, resamples: int, seed: int = 0) -
     crosses = bool(np.isfinite(place))
     side = "above" if (means[-1] if crosses else means.mean()) > 0 else "below"
     if not crosses:
-        ends = f"from {places[0]:g} to {places[-1]:g} {UNITS.get(axis, '')}"
-        text = f"{LINES[more.name]} is {side} {LINES[less.name]} {ends}"
+        where = f"from {places[0]:g} to {places[-1]:g}" if len(places) > 1 else f"at {places[0]:g}"
+        text = f"{LINES[more.name]} is {side} {LINES[less.name]} {where} {UNITS.get(axis, '')}"
         return Crossing(axis, more.name, less.name, None, None, text, differences)
     text = f"{LINES[more.name]} is {side} {LINES[less.name]} beyond {shown(place)} {UNITS.get(axis, '')}"
     return Crossing(
