@@ -6,6 +6,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,12 @@ import pytest
 if "EARL_CACHE" not in os.environ:
     os.environ["EARL_CACHE"] = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, os.environ["EARL_CACHE"], ignore_errors=True)
+
+# A suite in the background of a script was started to ignore SIGINT, one under nohup SIGHUP. Commands of this project
+# heed that, and tests of signals would wait for what never comes.
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 LONGEST_FIRST = (
     "rl/check_node/test_command.py",

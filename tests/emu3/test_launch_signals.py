@@ -36,6 +36,8 @@ def main() -> None:
         (folder / f"saved-{rank}").write_text(str(came))
         sys.exit(128 + came[0])
     if what == "die" and rank == "1":
+        while not (folder / "pid-0").exists():  # or the launcher ends it before it is there
+            time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGSEGV if len(sys.argv) > 3 else signal.SIGKILL)
     time.sleep(600)
 
