@@ -19,6 +19,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "evaluate.md": ("README.md", "Evaluation", ()),
     "rl.md": ("rl/README.md", "", ()),
     "memory.md": ("assets/memory.md", "", ()),
+    "study-page.md": ("assets/study/study.md", "", ()),
     "contributing.md": ("CONTRIBUTING.md", "", ()),
     "changelog.md": ("CHANGELOG.md", "", ()),
 }
@@ -35,7 +36,7 @@ def on_files(files: Any, config: Any) -> Any:
 
     for page in PAGES:
         files.append(File.generated(config, page, content=page_text(page)))
-    for path in (*ROOT.glob("assets/*.png"), ROOT / "LICENSE", ROOT / "CITATION.cff"):
+    for path in (*ROOT.glob("assets/**/*.png"), ROOT / "LICENSE", ROOT / "CITATION.cff"):
         name = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, name if "/" in name else f"{name}.txt", abs_src_path=str(path)))
     return files

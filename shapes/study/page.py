@@ -87,8 +87,11 @@ def write(study: Study, folder: Path, resamples: int = RESAMPLES) -> dict[str, A
     tables = [_claims_grid(judged, ranks, about), *_tables(study, means, about, resamples)]
     tables += [_map_grid(lines, resamples), _compute_grid(study), _runs_grid(study)]
     tables = [grid for grid in tables if grid.rows]
+    shown = ["![The map](map.png)\n"] if lines else []
+    shown += map(grids.to_markdown, tables)
+    shown += ["![Edits of two models on each benchmark](examples.png)\n"] if study.examples else []
     with whole_file(folder / "study.md") as temporary:
-        temporary.write_text("\n".join(map(grids.to_markdown, tables)), encoding="utf-8")
+        temporary.write_text("\n".join(["# The study: the paper's claims in the embedded world\n", *shown]), "utf-8")
     with whole_file(folder / "study.tex") as temporary:
         temporary.write_text("\n".join(map(grids.to_latex, tables)), encoding="utf-8")
     if len(tables) > 1:
