@@ -13,8 +13,6 @@ pairs without their noise. It is one seed of the study's recipe (docs/study.md).
 
 from __future__ import annotations
 
-import signal
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from emu3.run_folder import SettingsFile, owned
 from emu3.settings import SEED
 from shapes import recipe
 from shapes.recipe import CORES, PRESETS, Preset
-from shapes.stages import Command, Stages, Task
+from shapes.stages import Command, Stages, Task, exit_on_signals
 
 LABELS = {
     "sft_s": "SFT on mostly simple edits",
@@ -113,11 +111,7 @@ def main() -> None:
 
         check_installed()  # not a quarter of an hour later
     folder: Path = options.output_dir.absolute()
-    # A stage's processes end with it, whether it is interrupted from the keyboard, by a scheduler or by a lost
-    # terminal.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    exit_on_signals()
     with owned(folder):
         summary = run(PRESETS[options.preset], folder, options.seed, options.engine)
     print((folder / "table.md").read_text())

@@ -281,6 +281,14 @@ class Progress:
             print("\r\033[K", end="", flush=True)
 
 
+def exit_on_signals() -> None:
+    """Let SIGTERM and SIGHUP, by a scheduler or a lost terminal, unwind this process as an interruption from the
+    keyboard does: the processes of its stages end with it."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
 def module(name: str, /, *positional: str | Path, ranks: int = 1, **flags: Any) -> Command:
     """The command `python -m name`, under `emu3.launch` for several ranks.
 

@@ -13,14 +13,13 @@ that was interrupted continues. No run begins that would not end within the budg
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 
 from emu3.errors import run_main
 from emu3.flags import CommandParser
 from emu3.run_folder import owned
 from emu3.settings import COUNT, SEED
+from shapes.stages import exit_on_signals
 from shapes.study.rows import REPORTED, SIZES, budgets
 
 KEPT = Path("assets/study/cells")
@@ -41,9 +40,7 @@ def main() -> None:
     kept = (options.cells or (KEPT if options.preset == "full" else folder / "cells")).absolute()
     count = options.seeds or (budgets(SIZES[options.preset])[options.budget].seeds if options.preset == "full" else 1)
     seeds = range(options.first_seed, options.first_seed + count)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as the quickstart: no process is left behind
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    exit_on_signals()
     from shapes.study.sitting import run  # not for --help: it brings tables and charts
 
     with owned(folder):

@@ -9,7 +9,7 @@ and more noise. Where two lines cross is found by linear interpolation between t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,21 @@ COMPARED = {"target noise": ("rl", "sft"), "complex pairs": ("rl", "sft"), "judg
 
 @dataclass(frozen=True)
 class Line:
-    """Scores over an axis. runs: at each place the held-out complex scores by seed, None for a failure."""
+    """Scores over an axis. runs: at each place the held-out complex scores by seed, None for a failure. known:
+    estimates that were asked for before, by their resamples; table, summary and image need the same."""
 
     name: str
     places: tuple[float, ...]
     runs: tuple[Mapping[int, Sequence[float | None]], ...]
+    known: dict[int, list[Estimate]] = field(default_factory=dict, compare=False, repr=False)
 
     def estimates(self, resamples: int) -> list[Estimate]:
-        return [
-            estimate([[_sampled(seed, run)] for seed, run in runs.items()], resamples=resamples) for runs in self.runs
-        ]
+        if resamples not in self.known:
+            self.known[resamples] = [
+                estimate([[_sampled(seed, run)] for seed, run in runs.items()], resamples=resamples)
+                for runs in self.runs
+            ]
+        return self.known[resamples]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from shapes.study.cells import Result, collect, failed, lengths, read_result, wr
 from shapes.study.graph import Cell, Graph
 from shapes.study.page import Run, Study, write
 from shapes.study.progress import StudyProgress
-from shapes.study.rows import REPORTED, ROWS, SIZES, budgets, map_rows
+from shapes.study.rows import ROWS, SIZES, budgets, map_rows
 
 _TASKS = "tasks.json"
 
@@ -97,7 +97,7 @@ def run(
     folder: Path,
     kept: Path,
     budget: str,
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int],
     rows: Sequence[str] = (),
     samples: int | None = None,
     resamples: int = RESAMPLES,
@@ -113,9 +113,7 @@ def run(
     samples = samples or (plan.samples if preset == "full" else 8)
     graph = Graph(folder, sizes, known, samples)
     groups = (tuple(rows),) if rows else plan.groups
-    order = [
-        (name, seed) for group in groups for seed in seeds or range(REPORTED, REPORTED + plan.seeds) for name in group
-    ]
+    order = [(name, seed) for group in groups for seed in seeds for name in group]
     wanted = [graph.cell(name, seed) for name, seed in dict.fromkeys(order)]
     SettingsFile(folder / "settings.json", version=1, remedy="choose another --output").record({"sizes": asdict(sizes)})
     sitting = Sitting(graph, wanted, kept)
