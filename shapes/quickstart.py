@@ -43,8 +43,8 @@ MADE_BY = {
 
 def run(preset: Preset, folder: Path, seed: int, engine: str = "local") -> dict[str, Any]:
     """Run or continue the pipeline in `folder`; returns the summary that it writes. engine: samples in RL."""
-    settings = {"preset": asdict(preset), "seed": seed, "engine": engine}
-    later = {"preset.data.restoration": 0.0}
+    settings = {"preset": asdict(preset), "seed": seed, "engine": engine, "recipe": recipe.VERSION}
+    later = {"preset.data.restoration": 0.0, "recipe": 1}
     SettingsFile(folder / "settings.json", version=2, remedy="choose another --output-dir", later=later).record(
         settings
     )

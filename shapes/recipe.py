@@ -14,6 +14,8 @@ from shapes.scene import HEIGHT, WIDTH
 from shapes.stages import ADDRESS, Command, Server, Task, module
 from shapes.write_data import DataSpec
 
+VERSION = 2
+"""Of what is below and no size; 1 pretrained with AdamW. A run's folder does not mix two."""
 ROOT = Path(__file__).parent.parent
 AREA = HEIGHT * WIDTH
 CORES = 2
