@@ -110,7 +110,7 @@ def write(study: Study, folder: Path, resamples: int = RESAMPLES) -> dict[str, A
         "runs": [{"row": run.row, "seed": run.seed, "status": run.status} | _told(run.result) for run in study.runs],
     }
     write_json(folder / "summary.json", summary)
-    _write_html(study, folder / "study.html", tables, crossed, bool(lines))
+    _write_html(study, folder / "study.html", tables, crossed, len(lines))
     return summary
 
 
@@ -279,7 +279,7 @@ def _row_summary(study: Study, name: str, means: Sequence[Mean]) -> dict[str, An
 
 
 def _write_html(
-    study: Study, path: Path, tables: Sequence[Grid], crossed: Sequence[crossing.Crossing], has_map: bool
+    study: Study, path: Path, tables: Sequence[Grid], crossed: Sequence[crossing.Crossing], panels: int
 ) -> None:
     results = study.results
     seeds = sorted({seed for _, seed in results})
@@ -307,7 +307,7 @@ def _write_html(
             page.render(
                 kicker=f"Made on {'; '.join(dict.fromkeys(one.machine for one in results.values())) or UNKNOWN}",
                 facts=facts,
-                map=has_map,
+                map=panels,
                 examples=(path.parent / "examples.png").is_file(),
                 crossings=texts,
                 grids=tables,
