@@ -99,9 +99,12 @@ class SettingsFile:
     unknown: Sequence[str] = ()
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """Raise UserError if the file holds other settings, or has another format; nothing if there is no file."""
-        if not self.path.is_file():
+        """Raise UserError if the file holds other settings, has another format or is no file; nothing if there is
+        none."""
+        if not self.path.exists():
             return
+        if not self.path.is_file():
+            raise UserError(f"{self.path} is no file, and the settings of the run belong there: {self.remedy}")
         found = read_json(self.path)
         check_version(self.path, found, self.version)
         before = {**self.later, **flat({name: value for name, value in found.items() if name != VERSION})}

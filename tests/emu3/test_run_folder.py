@@ -245,6 +245,13 @@ def test_settings_are_kept_compared_and_said(tmp_path: Path, capsys: pytest.Capt
         record(file, a={"b": 1}, e=7, c=1, judge="one", digest="y")
 
 
+def test_a_folder_where_the_settings_belong_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").mkdir()
+    file = SettingsFile(tmp_path / "settings.json", version=1, remedy="choose another folder")
+    with pytest.raises(UserError, match=r"settings\.json is no file.*choose another folder"):
+        file.check({"a": 1})
+
+
 def test_settings_of_an_older_format_are_taken_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was not written then is what its default was, or not known."""
     file = tmp_path / "settings.json"
