@@ -25,7 +25,7 @@ from emu3.report.charts import line_chart
 from emu3.report.run_page import Panel, environment
 from shapes.study import claims, crossing, examples
 from shapes.study.cells import BENCHMARKS, Result
-from shapes.study.rows import TARGET_NOISE, Row, Sizes
+from shapes.study.rows import TARGET_NOISE, Rl, Row, Sizes
 
 TITLES = {
     2: "Table 2: orders of training",
@@ -295,11 +295,13 @@ def _write_html(
         known = [
             (seed, result.reward) for (own, seed), result in results.items() if own == name and len(result.reward) > 1
         ]
-        if known and row.table:
+        if known and row.table and isinstance(row.how, Rl):
             seed, reward = known[0]
-            steps = [(place + 0.5) / len(reward) * 100 for place in range(len(reward))]
-            chart = line_chart(row.label, steps, reward, True, (0.0, 10.0), True)
-            curves.append(Panel(row.label, f"score over % of the steps, seed {seed}", chart))
+            each = study.sizes.steps("rl") * row.how.times / len(reward)
+            steps = [(place + 0.5) * each for place in range(len(reward))]
+            curves.append(
+                Panel(row.label, f"score, seed {seed}", line_chart(row.label, steps, reward, True, (0.0, 10.0), True))
+            )
     texts = [_told_crossing(one) for one in crossed]
     page = environment(Path(__file__).parent).get_template("study.html.jinja")
     with whole_file(path) as temporary:
