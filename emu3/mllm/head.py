@@ -19,8 +19,7 @@ times over with softmax and gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +29,6 @@ from torch.utils.checkpoint import checkpoint
 
 HEAD_ROWS = 1024  # of the head that are widened at a time on a CPU: 16 MB at 4,096 channels
 CHUNK_BYTES = 2**27
-
-T = TypeVar("T")
 
 
 def uniform_numbers(seed: tuple[int, ...], count: int) -> np.ndarray:
@@ -130,47 +127,62 @@ def chosen_logprobs(
     float32 whatever the precision of the model, float64 from a float64 model. chunk_bytes: bound on the logits of one
     chunk; what fits into one is neither cut nor computed again.
     """
-    parts = _by_chunks(_score, hidden_N_D, head_V_D, target_N, temperature, chunk_bytes)
+    parts = _by_chunks(hidden_N_D, head_V_D, target_N, temperature, True, chunk_bytes)
     logprobs, entropies = zip(*parts, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
 
 
 def target_logprobs(hidden_N_D: Tensor, head_V_D: Tensor, target_N: Tensor, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
     """The log-probabilities (N,) of `chosen_logprobs` at temperature 1, without a pass over all logits for entropy."""
-    return torch.cat(_by_chunks(_chosen, hidden_N_D, head_V_D, target_N, 1.0, chunk_bytes))
+    parts = _by_chunks(hidden_N_D, head_V_D, target_N, 1.0, False, chunk_bytes)
+    return torch.cat([logprobs for logprobs, _ in parts])
 
 
 def _by_chunks(
-    score: Callable[[Tensor, Tensor, Tensor, float], T],
-    hidden_N_D: Tensor,
-    head_V_D: Tensor,
-    target_N: Tensor,
-    temperature: float,
-    chunk_bytes: int,
-) -> list[T]:
+    hidden_N_D: Tensor, head_V_D: Tensor, target_N: Tensor, temperature: float, entropies: bool, chunk_bytes: int
+) -> list[tuple[Tensor, Tensor]]:
     width = head_V_D.shape[0] * torch.promote_types(hidden_N_D.dtype, torch.float32).itemsize
     rows = max(1, chunk_bytes // width)
     if len(target_N) <= rows:
-        return [score(hidden_N_D, head_V_D, target_N, temperature)]
+        return [_score(hidden_N_D, head_V_D, target_N, temperature, entropies)]
     return [
-        checkpoint(score, hidden, head_V_D, target, temperature, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(
+            _score, hidden, head_V_D, target, temperature, entropies, use_reentrant=False, preserve_rng_state=False
+        )
         for hidden, target in zip(hidden_N_D.split(rows), target_N.split(rows), strict=True)
     ]
 
 
-def _score(hidden_N_D: Tensor, head_V_D: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logprobs_N_V = _logprobs(hidden_N_D, head_V_D, temperature)
-    with torch.no_grad():
-        entropy_N = -(logprobs_N_V.exp() * logprobs_N_V).sum(-1)
-    return logprobs_N_V.gather(-1, target_N.unsqueeze(1)).squeeze(1), entropy_N
+def _score(
+    hidden_N_D: Tensor, head_V_D: Tensor, target_N: Tensor, temperature: float, entropies: bool
+) -> tuple[Tensor, Tensor]:
+    scored: tuple[Tensor, Tensor] = _Chosen.apply(head_logits(hidden_N_D, head_V_D), target_N, temperature, entropies)
+    return scored
 
 
-def _chosen(hidden_N_D: Tensor, head_V_D: Tensor, target_N: Tensor, temperature: float) -> Tensor:
-    return _logprobs(hidden_N_D, head_V_D, temperature).gather(-1, target_N.unsqueeze(1)).squeeze(1)
+class _Chosen(torch.autograd.Function):
+    """The log-softmax of logits (N, V) at one target a row, (N,), and its entropy, (N,), or nothing in its place.
 
+    The gradient of log p_t is onehot(t) - p. It is written over the log-probabilities, which nobody needs any more:
+    autograd's own way through a gather and a log-softmax fills two more tensors of (N, V).
+    """
 
-def _logprobs(hidden_N_D: Tensor, head_V_D: Tensor, temperature: float) -> Tensor:
-    logits_N_V = head_logits(hidden_N_D, head_V_D)
-    if temperature != 1:  # by far the most common; spares a pass over all logits, and another one backward
-        logits_N_V = logits_N_V / temperature
-    return logits_N_V.log_softmax(-1)
+    @staticmethod
+    def forward(
+        ctx: Any, logits_N_V: Tensor, target_N: Tensor, temperature: float, entropies: bool
+    ) -> tuple[Tensor, Tensor]:
+        if temperature != 1:  # by far the most common; spares a pass over all logits
+            logits_N_V = logits_N_V / temperature
+        logprobs_N_V = logits_N_V.log_softmax(-1)
+        ctx.save_for_backward(logprobs_N_V, target_N)
+        ctx.temperature = temperature
+        entropy_N = -logprobs_N_V.exp().mul_(logprobs_N_V).sum(-1) if entropies else logprobs_N_V.new_empty(0)
+        ctx.mark_non_differentiable(entropy_N)
+        return logprobs_N_V.gather(-1, target_N.unsqueeze(1)).squeeze(1), entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        logprobs_N_V, target_N = ctx.saved_tensors  # a second backward pass finds them overwritten: autograd raises
+        grad_N = grad_N / ctx.temperature
+        grad_N_V = logprobs_N_V.exp_().mul_(-grad_N.unsqueeze(1))
+        return grad_N_V.scatter_add_(1, target_N.unsqueeze(1), grad_N.unsqueeze(1)), None, None, None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emu3.mllm.head import chosen_logprobs
+from emu3.mllm.head import chosen_logprobs, target_logprobs
 
 TOKENS, HIDDEN, CODES = 41, 8, 13
 
@@ -49,6 +49,19 @@ def test_the_graph_holds_no_logits() -> None:
 
     assert largest_kept(2 * CODES * 8) <= max(TOKENS, CODES) * HIDDEN
     assert largest_kept(TOKENS * CODES * 8) >= TOKENS * CODES
+
+
+@pytest.mark.parametrize("rows", [7, TOKENS])
+def test_a_second_backward_pass_is_right_or_refused(rows: int) -> None:
+    """Guards gradients that are written over what they are made of; chunks are computed again each time."""
+    hidden, head, target = inputs()
+    total = target_logprobs(hidden, head, target, chunk_bytes=rows * CODES * 8).sum()
+    first = torch.autograd.grad(total, (hidden, head), retain_graph=True)
+    if rows == TOKENS:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(total, (hidden, head))
+    else:
+        torch.testing.assert_close(torch.autograd.grad(total, (hidden, head)), first, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("rows", [7, TOKENS])
