@@ -11,9 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +29,7 @@ pytest.importorskip("diffusers", reason="the extra eval is not installed")
 from served_judge import Served
 from tiny_emu3 import save_emu3
 from tiny_pipelines import save_pix2pix
+from warm_ranks import warm_python
 
 ROOT = Path(__file__).parents[2]
 AURORA = ROOT / "../shared/data/aurora-bench-dev.parquet"
@@ -86,30 +85,9 @@ def judge(tmp_path: Path) -> Iterator[Counting]:
 
 
 @pytest.fixture
-def python(tmp_path: Path) -> Iterator[str]:
-    """The command that runs Python with its libraries loaded."""
-    program, address = ROOT / "tests/common/warm_python.py", tmp_path / "python"
-    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, program, "serve", address, *LIBRARIES]
-    server = subprocess.Popen(command, env=os.environ | variables, cwd=ROOT)
-    try:
-        while not address.exists():
-            assert server.poll() is None, "Python did not start"
-            time.sleep(0.02)
-        yield f"{sys.executable} -S {program} {address}"
-    finally:
-        server.terminate()
-        server.wait()
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, python: str) -> Path:
+def checkout(tmp_path: Path) -> Iterator[Path]:
     """A folder with the scripts, a Python that can be killed, the models, the data and a list of four editors."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    shim = tmp_path / ".venv/bin/python"
-    shim.parent.mkdir(parents=True)
-    shim.write_text(f'#!/bin/sh\nPYTHON_OF_TEST=$0 exec {python} "$@"\n')
-    shim.chmod(0o755)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/aurora.parquet").symlink_to(AURORA.resolve())
     ours, theirs = save_emu3(AURORA, tmp_path / "emu3"), save_pix2pix(tmp_path / "pix2pix/model")
@@ -119,7 +97,9 @@ def checkout(tmp_path: Path, python: str) -> Path:
         f"ip2p instruct-pix2pix --model {theirs} --steps 1 --batch-size 2\n"
         f"aurora aurora --model {theirs} --steps 2 --batch-size 2\n"
     )
-    return tmp_path
+    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with warm_python(tmp_path / ".venv/bin", LIBRARIES, os.environ | variables):
+        yield tmp_path
 
 
 def call(checkout: Path, judge: Counting, place: str, die: str = "") -> int:

@@ -1,8 +1,8 @@
 """A Python that has its libraries loaded already, for tests that start dozens of commands, and that can be killed.
 
     python warm_python.py serve SOCKET MODULE ...   loads the modules and waits: a fork of it runs each command
-    python -S warm_python.py SOCKET -m MODULE ...   has `python -m MODULE ...` (or `SCRIPT.py ...`) run by a fork and
-                                                    ends as that does
+    python -S warm_python.py SOCKET -m MODULE ...   has `python -m MODULE ...` (or `SCRIPT.py ...`; -u is
+                                                    passed over) run by a fork and ends as that does
 
 A command finds what it finds in a process of its own: arguments, environment, working directory, output. With
 
@@ -15,6 +15,7 @@ it: no `finally` is run.
 from __future__ import annotations
 
 import array
+import itertools
 import json
 import os
 import signal
@@ -80,7 +81,7 @@ def _run(call: dict, output: list[int]) -> None:  # type: ignore[type-arg]
         os.environ.clear()
         os.environ.update(call["environment"])
         sys.executable = os.environ.get("PYTHON_OF_TEST", sys.executable)
-        module, *arguments = call["arguments"][call["arguments"][0] == "-m" :]
+        module, *arguments = itertools.dropwhile(lambda word: word in ("-u", "-m"), call["arguments"])
         sys.argv = [module, *arguments]
         sys.path[:0] = [str(Path(module).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         words, place, number = (os.environ.get("DIE") or "-||0").split("|")

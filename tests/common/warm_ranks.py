@@ -1,4 +1,4 @@
-"""Ranks as forks of a Python that has the libraries loaded already: importing them takes longer than a tiny run."""
+"""Commands and ranks as forks of a Python that has its libraries: importing them takes longer than a tiny run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,9 +49,32 @@ def _server() -> Path:
     """The socket of this test process's warm Python, which is started when it is first needed."""
     address = Path(tempfile.mkdtemp()) / "python"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    server = subprocess.Popen([sys.executable, str(WARM_PYTHON), "serve", str(address), *LIBRARIES], env=environment)
-    atexit.register(server.terminate)
+    atexit.register(_serve(address, LIBRARIES, environment).terminate)
+    return address
+
+
+@contextmanager
+def warm_python(folder: Path, libraries: Sequence[str], environment: Mapping[str, str]) -> Iterator[Path]:
+    """Makes `folder`/python, which runs each command as a fork of one Python that has imported `libraries`.
+
+    environment: in which they are imported, which is when some read it; a command has its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shim, address = folder / "python", folder / "socket"
+    server = _serve(address, libraries, environment)
+    shim.write_text(f'#!/bin/sh\nPYTHON_OF_TEST=$0 exec {sys.executable} -S {WARM_PYTHON} {address} "$@"\n')
+    shim.chmod(0o755)
+    try:
+        yield shim
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _serve(address: Path, libraries: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(WARM_PYTHON), "serve", str(address), *libraries]
+    server = subprocess.Popen(command, env=environment, cwd=ROOT)
     while not address.exists():
         assert server.poll() is None, "Python did not start"
         time.sleep(0.02)
-    return address
+    return server

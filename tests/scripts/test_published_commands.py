@@ -1,5 +1,6 @@
 """The command lines of the published README and scripts, as they stand, in a checkout of its own: tiny models and data
 under the published names on a Hub of the test, a judge of the test, no GPU. What is added to a line says so, by `less`.
+`python` is a fork of one that has torch loaded; `torchrun` is as it is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pytest
 from fake_hub import FakeHub
 from PIL import Image
 from tiny_vision import save_tiny_vision
+from warm_ranks import warm_python
 
 from emu3.mllm.language_model import new_language_model, save_checkpoint
 from emu3.mllm.text_tokenizer import TextTokenizer, train_ranks
@@ -39,6 +41,7 @@ MODELS = (
     "mair-lab/earl-sft-simple.rl-simple-n-complex-scaled",
 )
 EARL = MODELS[-1]
+LIBRARIES = ("rl.train", "emu3.train_image_editing.sft", "emu3.train_image_editing.prepare_data", "baselines.evaluate")
 
 
 def images(seed: int, count: int) -> pa.Array:
@@ -114,7 +117,7 @@ class Checkout:
             "APP__|SLURM_|MASTER_|NNODES|NODE_RANK|RANK|WORLD_SIZE|LOCAL_RANK|ADDRESS_FILE|HF_|PYTHONPATH"
         )
         self.environment = {name: value for name, value in os.environ.items() if not foreign.match(name)} | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             "HF_HOME": str(folder / "hf"),
@@ -134,8 +137,10 @@ class Checkout:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> Checkout:
-    return Checkout(tmp_path_factory.mktemp("EARL"), hub)
+def checkout(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> Iterator[Checkout]:
+    checkout = Checkout(tmp_path_factory.mktemp("EARL"), hub)
+    with warm_python(checkout.folder / "bin", LIBRARIES, checkout.environment):
+        yield checkout
 
 
 VARIABLES = """
