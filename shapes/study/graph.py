@@ -163,6 +163,7 @@ class Graph:
                     f"data.sets={json.dumps(list(map(str, sets)))}",
                     f"data.coefficients={json.dumps(shares)}",
                     *([f"rollout.think_tokens={self.sizes.think_tokens}"] if how.think else []),
+                    *(["rollout.ahead=1", "objective.importance_cap=2"] if how.ahead else []),
                 ]
                 steps = self.sizes.steps("rl") * how.times
                 self.tasks[task] = recipe.rl(task, home, (needs, *needed), steps, seed, 1, *settings, server=how.judge)

@@ -78,7 +78,8 @@ class Sft:
 
 @dataclass(frozen=True)
 class Rl:
-    """GRPO of `start` for `times` the steps, with the scores of `judge`, one of `JUDGES`."""
+    """GRPO of `start` for `times` the steps, with the scores of `judge`, one of `JUDGES`. ahead: each step is sampled
+    before the one before it is trained (`rollout.ahead`)."""
 
     start: str
     edits: Edits
@@ -86,6 +87,7 @@ class Rl:
     judge: str = "judge"
     think: bool = False
     targets: Targets | None = None
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,9 @@ ROWS: dict[str, Row] = {
     "sft_think_s__rl_c": Row("SFT think (S) → RL (C)", 3, Rl("sft_think_s", "c", think=True)),
     "sft_sc__rl_s": Row("SFT (S+C) → RL (S), not in the paper", 2, Rl("sft_sc", "s")),
     "sft_sc2stage__rl_s": Row("two-stage → RL (S), not in the paper", 2, Rl("sft_sc2stage", "s")),
+    "sft_s__rl_sc_ahead": Row(
+        "SFT (S) → RL (S+C), sampled a step ahead, not in the paper", 2, Rl("sft_s", "sc", ahead=True)
+    ),
 }
 FIVE = ("sft_s", "sft_s__rl_sc", "sft_sc", "sft_sc2stage", "sft_s_best5")
 """Rows of the shortest budget."""
