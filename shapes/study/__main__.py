@@ -3,6 +3,7 @@
     bash scripts/study.sh --budget 30m             five rows of one seed
     bash scripts/study.sh --budget 3h              Table 2's rows on six benchmarks, and a map at four noise levels
     bash scripts/study.sh --budget night           what fits ten hours, the more useful first
+    bash scripts/study.sh --budget page            runs nothing: the page of all that is there
     bash scripts/study.sh --preset smoke           a handful of steps of each run: shows that it runs, and nothing else
     bash scripts/study.sh --first-seed 0           a development seed, on rows of its own: to choose settings on
 
@@ -27,7 +28,9 @@ KEPT = Path("assets/study/cells")
 
 def main() -> None:
     parser = CommandParser(old={"--output-dir": "--output"}, description=__doc__)
-    parser.add_argument("--budget", choices=list(budgets(SIZES["full"])), default="all", help="time (default: no end)")
+    parser.add_argument(
+        "--budget", choices=list(budgets(SIZES["full"])), default="all", help="time (default: no end; page: none)"
+    )
     parser.add_argument("--seeds", type=COUNT, help="so many (default: the budget's, 1 or 3)")
     parser.add_argument("--first-seed", type=SEED, default=REPORTED, help="below 10: development (default 10)")
     parser.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="these alone (default: the budget's)")

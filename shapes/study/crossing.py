@@ -8,7 +8,7 @@ and more noise. Where two lines cross is found by linear interpolation between t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ def lines_of(results: Results, rows: Mapping[str, Row], here: float, pairs: floa
             points[axis, "sft"][place] = at_home
     found: dict[str, dict[str, Line]] = {}
     for axis in AXES:
+        members: dict[str, dict[float, Mapping[int, Sequence[float | None]]]] = {}
         places = sorted({place for (name, _), line in points.items() if name == axis for place in line})
         if not places:
             continue
@@ -94,9 +95,37 @@ def lines_of(results: Results, rows: Mapping[str, Row], here: float, pairs: floa
         for name in LINES:
             known = points.get((axis, name)) or {place: run for place in places if (run := level[name])}
             if known:
-                order = tuple(sorted(known))
-                found.setdefault(axis, {})[name] = Line(name, order, tuple(known[place] for place in order))
+                members[name] = known
+        kept, seeds = _comparable(members.values())
+        for name, known in members.items():
+            order = tuple(sorted(kept & known.keys()))
+            runs_of = tuple({seed: known[place][seed] for seed in seeds} for place in order)
+            if order:
+                found.setdefault(axis, {})[name] = Line(name, order, runs_of)
     return found
+
+
+def _comparable(lines: Iterable[Mapping[float, Mapping[int, object]]]) -> tuple[set[float], list[int]]:
+    """Places and seeds of an axis, such that all places have all of the seeds: other seeds would look like a slope.
+    Those that leave most points, of at least two places."""
+    at: dict[float, set[int]] = {}
+    for line in lines:
+        for place, runs in line.items():
+            at[place] = at.get(place, {*runs}) & {*runs}
+    order = sorted(at, key=lambda place: -len(at[place]))
+    ways = [(order[:n], set.intersection(*(at[place] for place in order[:n]))) for n in range(1, len(order) + 1)]
+    places, seeds = max(ways, key=lambda way: (min(len(way[0]), 2) * bool(way[1]), len(way[0]) * len(way[1])))
+    return set(places), sorted(seeds)
+
+
+def line_seeds(members: Mapping[str, Line]) -> list[int]:
+    """Those of an axis."""
+    return sorted({seed for line in members.values() for runs in line.runs for seed in runs})
+
+
+def named(seeds: Sequence[int]) -> str:
+    """`seeds 10, 11`."""
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
 
 
 def crossings(lines: Mapping[str, Mapping[str, Line]], resamples: int) -> list[Crossing]:
@@ -227,6 +256,7 @@ def draw(
         figure = Figure(figsize=(5 * len(lines), 4.2), dpi=160, facecolor="white", layout="constrained")
         axes = figure.subplots(1, len(lines), squeeze=False, sharey=True)[0]
         for ax, (axis, members) in zip(axes, lines.items(), strict=True):
+            heights = _apart({name: line.estimates(resamples)[-1].mean or 0.0 for name, line in members.items()})
             for name, line in members.items():
                 estimates = line.estimates(resamples)
                 means = [one.mean if one.mean is not None else np.nan for one in estimates]
@@ -236,8 +266,8 @@ def draw(
                 low, high = zip(*ends, strict=True)
                 ax.fill_between(line.places, low, high, color=COLOURS[name], alpha=0.13, linewidth=0)
                 ax.annotate(
-                    LINES[name], (line.places[-1], means[-1]), (6, 0), "data", "offset points", color=COLOURS[name],
-                    va="center", annotation_clip=False,
+                    LINES[name], (line.places[-1], heights[name]), (6, 0), "data", "offset points",
+                    color=COLOURS[name], va="center", annotation_clip=False,
                 )  # fmt: skip
             one = crossed.get(axis)
             if one is not None and one.place is not None:
@@ -245,7 +275,7 @@ def draw(
                 if one.interval:
                     ax.axvspan(*one.interval, color=INK, alpha=0.06, linewidth=0)
             ax.set_title(one.text if one is not None else axis, fontsize=9)
-            ax.set_xlabel(AXES[axis])
+            ax.set_xlabel(f"{AXES[axis]}\n{named(line_seeds(members))}")
             ax.set_xticks(sorted({place for line in members.values() for place in line.places}))
             if axis == "target noise":
                 ax.axvline(here, color=SOFT, linewidth=1, linestyle=(0, (1, 3)))
@@ -256,3 +286,11 @@ def draw(
         with whole_file(path) as temporary:
             figure.savefig(temporary, format="png", metadata={"Software": None})
     return path
+
+
+def _apart(ends: Mapping[str, float], least: float = 0.5) -> dict[str, float]:
+    """Heights for the names of lines, from the lowest up, none closer to another than `least` points."""
+    heights: dict[str, float] = {}
+    for name in sorted(ends, key=lambda name: ends[name]):
+        heights[name] = max([ends[name], *(height + least for height in heights.values())])
+    return heights

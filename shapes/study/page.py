@@ -131,11 +131,11 @@ def _about(study: Study) -> tuple[str, ...]:
     judged = dict.fromkeys(replace(one.made_under, date="").judged for one in results)
     dates = sorted({one.date for one in results})
     machines = dict.fromkeys(one.machine for one in results)
-    seeds = ", ".join(map(str, sorted({one.seed for one in results})))
+    seeds = crossing.named(sorted({one.seed for one in results}))
     when = " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else UNKNOWN
     return (
         *(f"{one}." for one in judged),
-        f"{study.samples} samples of each benchmark, seeds {seeds}.",
+        f"{study.samples} samples of each benchmark, {seeds}.",
         f"Made {when} on {'; '.join(machines) or UNKNOWN}.",
     )
 
@@ -177,6 +177,7 @@ def _ratio(compute: Sequence[float] | None) -> str:
 
 def _tables(study: Study, means: Mapping[str, list[Mean]], about: Sequence[str], resamples: int) -> list[Grid]:
     found = []
+    seeds = {seed for _, seed in study.results}
     heads = ["", "", *(f"{name} ({theirs})" for name, theirs in BENCHMARKS.items()), "AVG"]
     for number, title in TITLES.items():
         own = [name for name, row in study.rows.items() if row.table == number and name in means]
@@ -189,7 +190,9 @@ def _tables(study: Study, means: Mapping[str, list[Mean]], about: Sequence[str],
             row = study.rows[name]
             picked = any(one.made_under.picked_by_its_judge for key, one in study.results.items() if key[0] == name)
             cells = [grids.cell(one.mean, one.ci95) for one in means[name]]
-            lines.append([f"{row.label} {PICKED}" if picked else row.label, "here", *cells])
+            made = sorted(seed for key, seed in study.results if key == name)
+            few = f", {crossing.named(made)}" if len(made) < len(seeds) else ""
+            lines.append([f"{row.label} {PICKED}" if picked else row.label, f"here{few}", *cells])
             published = row_of(row.published or name)
             if published is not None:
                 lines.append(["", "published", *(f"{value:.2f}" for value in published.cells)])
@@ -210,10 +213,16 @@ def _map_grid(lines: Mapping[str, Mapping[str, crossing.Line]], resamples: int) 
                 line = members.get(name)
                 found = line.estimates(resamples)[line.places.index(place)] if line and place in line.places else None
                 cells.append(grids.cell(found.mean, found.nested or found.ci95) if found else UNKNOWN)
-            rows.append([axis if place == places[0] else "", f"{place:g}", *cells])
+            rows.append(
+                [
+                    f"{axis}, {crossing.named(crossing.line_seeds(members))}" if place == places[0] else "",
+                    f"{place:g}",
+                    *cells,
+                ]
+            )
     note = (
         "Score on the held-out complex edits of the quickstart. All three begin at SFT (S); RL reads no targets, so "
-        "over their noise it is one run per seed."
+        "over their noise it is one run per seed. An axis has the seeds that all of its places have."
     )
     return Grid("The map", ["axis", "at", *crossing.LINES.values()], rows, note, blocks=True)
 

@@ -242,4 +242,5 @@ def budgets(sizes: Sizes) -> dict[str, Budget]:
         "3h": Budget(3, 100, 1, (FIVE[:4], first, table_2, everything[3])),
         "night": Budget(10, 200, 3, everything),
         "all": Budget(float("inf"), 200, 3, everything),
+        "page": Budget(0, 200, 3, everything),
     }

@@ -11,7 +11,7 @@ import pytest
 from shapes.study import claims
 from shapes.study.cells import BENCHMARKS, Result
 from shapes.study.claims import DOES_NOT, HOLDS, UNDECIDED
-from shapes.study.crossing import COMPLEX, Line, crossing, crossings, draw, levels, lines_of
+from shapes.study.crossing import COMPLEX, Line, _apart, crossing, crossings, draw, levels, lines_of
 from shapes.study.rows import SIZES, map_rows
 
 N = 60
@@ -117,8 +117,30 @@ def test_the_axes_meet_in_the_quickstarts_point(tmp_path: Path) -> None:
     lines = lines_of(made, rows, 0.7, 1000.0)
     assert lines["target noise"]["rl"].places == lines["target noise"]["sft"].places == (0.0, 0.7, 2.0)
     assert lines["complex pairs"]["rl"].places == (250.0, 1000.0)
-    assert lines["complex pairs"]["sft"].runs[1] is lines["target noise"]["sft"].runs[1]
+    assert lines["complex pairs"]["sft"].runs[1] == lines["target noise"]["sft"].runs[1]
     assert lines["judge noise"]["rl"].places == (0.0, 4.0)
     by_axis = {one.axis: one.place for one in crossings(lines, RESAMPLES)}
     assert by_axis["target noise"] == pytest.approx(0.65, abs=0.2) and by_axis["judge noise"] is not None
     assert draw(lines, crossings(lines, RESAMPLES), tmp_path / "map.png", 0.7, RESAMPLES).stat().st_size > 10_000
+
+
+def test_the_places_of_an_axis_have_the_same_seeds() -> None:
+    """A place that one seed has reached makes no slope out of seeds: it waits for the others, unless it is all that
+    there is beside the point where the axes meet."""
+    rows = map_rows(SIZES["full"])
+    made = {
+        (row, seed): result(row, seed, 5.0 + seed, benchmarks=(COMPLEX,))
+        for row in ("map_start", "map_rl", "map_sft_noise0", "map_sft_noise0.7", "map_sft_noise2", "map_rl_judge2")
+        for seed in range(3)
+        if seed == 0 or row not in ("map_sft_noise2", "map_rl_judge2")
+    }
+    lines = lines_of(made, rows, 0.7, 1000.0)
+    for line in lines["target noise"].values():
+        assert line.places == (0.0, 0.7) and all(runs.keys() == {0, 1, 2} for runs in line.runs)
+    for line in lines["judge noise"].values():
+        assert line.places == (0.0, 2.0) and all(runs.keys() == {0} for runs in line.runs)
+
+
+def test_names_of_lines_keep_apart() -> None:
+    heights = _apart({"rl": 5.0, "sft": 3.1, "start": 3.2, "other": 3.3})
+    assert heights == {"sft": 3.1, "start": 3.6, "other": 4.1, "rl": 5.0}
