@@ -250,16 +250,20 @@ def _compute_grid(study: Study) -> Grid:
 
 def _runs_grid(study: Study) -> Grid:
     rows = []
+    left: dict[str, list[int]] = {}
     for run in study.runs:
         told, result = run.status, run.result
-        if result is not None and result.failures:
+        if result is None:
+            left.setdefault(run.row, []).append(run.seed)
+            continue
+        if result.failures:
             told += (
                 f"; failed before: {' | '.join(result.failures)}"
                 if run.status == "made"
                 else f": {result.failures[-1]}"
             )
-        where = [result.date, result.machine, f"{result.seconds:.0f}"] if result is not None else [UNKNOWN] * 3
-        rows.append([f"{run.row}, seed {run.seed}", told, *where])
+        rows.append([f"{run.row}, seed {run.seed}", told, result.date, result.machine, f"{result.seconds:.0f}"])
+    rows += [[f"{row}, {crossing.named(seeds)}", "not reached", *[UNKNOWN] * 3] for row, seeds in left.items()]
     return Grid("Every run", ["run", "", "date", "machine", "seconds"], rows)
 
 
