@@ -137,13 +137,13 @@ def crossings(lines: Mapping[str, Mapping[str, Line]], resamples: int) -> list[C
     return found
 
 
-def crossing(axis: str, more: Line, less: Line, resamples: int, seed: int = 0) -> Crossing:
-    """Of two lines, at the places and on the seeds that both have."""
+def differences_of(more: Line, less: Line, resamples: int) -> tuple[np.ndarray, list[tuple[float, Estimate]]]:
+    """`more` less `less` by seed, place and sample, (S, X, N) with NaN where one of the two failed, and each place with
+    its mean; at the places and on the seeds that both have."""
     places = [place for place in more.places if place in less.places]
     at = [(more.runs[more.places.index(place)], less.runs[less.places.index(place)]) for place in places]
     seeds = sorted(set.intersection(*({*a} & {*b} for a, b in at))) if at else []
     size = min((len(run[one]) for a, b in at for run in (a, b) for one in seeds), default=0)
-    # Differences by seed, place and sample; NaN where one of the two failed.
     values_S_X_N = np.array(
         [[_numbers(a[one], size) - _numbers(b[one], size) for a, b in at] for one in seeds], dtype=np.float64
     ).reshape(len(seeds), len(places), size)
@@ -157,12 +157,20 @@ def crossing(axis: str, more: Line, less: Line, resamples: int, seed: int = 0) -
         )
         for x, place in enumerate(places)
     ]
+    return values_S_X_N, differences
+
+
+def crossing(axis: str, more: Line, less: Line, resamples: int, seed: int = 0) -> Crossing:
+    """Of two lines, at the places and on the seeds that both have."""
+    values_S_X_N, differences = differences_of(more, less, resamples)
+    places = [place for place, _ in differences]
+    seeds, _, size = values_S_X_N.shape
     if not seeds or not size:
         return Crossing(axis, more.name, less.name, None, None, "not run", differences)
     random = np.random.default_rng(seed)
     drawn = []
     for _ in range(min(resamples, 2000)):
-        chosen = random.integers(0, len(seeds), len(seeds))
+        chosen = random.integers(0, seeds, (seeds,))
         rows = np.array([values_S_X_N[one][:, random.integers(0, size, size)] for one in chosen])
         drawn.append(_change(places, np.nanmean(np.nanmean(rows, axis=2), axis=0)))
     means = np.nanmean(np.nanmean(values_S_X_N, axis=2), axis=0)
@@ -212,7 +220,7 @@ def levels(lines: Mapping[str, Line], more: str, less: str, resamples: int) -> s
     if more not in lines or less not in lines:
         return ""
     found: dict[str, list[str]] = {claims.HOLDS: [], claims.DOES_NOT: [], claims.UNDECIDED: []}
-    for place, difference in crossing("", lines[more], lines[less], resamples).differences:
+    for place, difference in differences_of(lines[more], lines[less], resamples)[1]:
         found[claims.verdict_of(difference)].append(f"{place:g}")
     words = {claims.HOLDS: "above", claims.DOES_NOT: "below", claims.UNDECIDED: "undecided"}
     told = [f"{words[verdict]} at {', '.join(places)}" for verdict, places in found.items() if places]
