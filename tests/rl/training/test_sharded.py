@@ -55,8 +55,10 @@ Lines = list[dict[str, Any]]
 
 
 def equal_config(world: Path, folder: Path, name: str, compute: dict[str, Any]) -> Config:
-    """Three prompts on two ranks make unequal numbers of micro-batches, thinking unequal lengths."""
-    changes = {"rollout": {"think_tokens": 6}, "objective": {"kl": 0.1, "updates": 2}, "compute": compute}
+    """Three prompts on two ranks make unequal numbers of micro-batches, thinking unequal lengths. eps: a gradient of the
+    size of its sums' rounding would else move its weight by a whole step of either sign."""
+    changes: dict[str, Any] = {"rollout": {"think_tokens": 6}, "objective": {"kl": 0.1, "updates": 2}}
+    changes |= {"optimizer": {"eps": 1e-6}, "compute": compute}
     return config_of(world, folder, run_name=name, steps=3, **changes)
 
 
@@ -102,7 +104,7 @@ def test_two_sharded_ranks_equal_one_whole(
     assert_same(runs[name], run(config))
     ours = load_file(folder / name / "final" / "model.safetensors")
     theirs = load_file(plain_folder / "run" / "final" / "model.safetensors")
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", RESUMED)
