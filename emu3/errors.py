@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any, NoReturn
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -104,6 +105,8 @@ def run_main(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno == errno.EEXIST and error.filename is not None:
             _end(f"{error.filename} is there already, and is no folder: choose another place, or remove it")
+        if error.errno == errno.ENOENT and extract_tb(error.__traceback__)[-1].name == "mkdir":  # parents are made
+            _end(f"{error.filename}: no folder can be made there: choose another place")
         if error.errno not in _BROKEN and (error.errno not in _PLACE or error.filename is None):
             raise
         where = error.filename2 or error.filename or "the disk of the output"  # the second: what a file should become

@@ -109,11 +109,13 @@ def _rename(tree: dict[str, Any]) -> None:
 
 def inputs_of(config: Config, facts: CheckpointFacts, judge: str | None) -> dict[str, Any]:
     """Digests of what a run is made from, and who judges it (the name that the server gives) with which words."""
-    from emu3.mllm.text_tokenizer import tokenizer_digest  # transformers, for which no `--help` waits
+    from emu3.mllm.language_model import config_digest  # transformers, for which no `--help` waits
+    from emu3.mllm.text_tokenizer import tokenizer_digest
 
     prompts = prompts_from(config.judge.prompts)
     return {
         "model": facts.trained_from and facts.trained_from.sha256,
+        "config": config_digest(config.model),
         "vision": facts.vision and facts.vision.sha256,
         "tokenizer": tokenizer_digest(config.tokenizer or config.model),
         "data": [origin.sha256 for origin in facts.data],
@@ -155,7 +157,7 @@ def _file(path: Path) -> SettingsFile:
         version=FORMAT,
         remedy="choose another run_name, or the old value to continue that run",
         decisive=(
-            *(*DECISIVE, "inputs.model", "inputs.vision", "inputs.tokenizer", "inputs.data"),
+            *(*DECISIVE, "inputs.model", "inputs.config", "inputs.vision", "inputs.tokenizer", "inputs.data"),
             *("inputs.extensions.objective", "inputs.extensions.reward"),
         ),
         said=said,

@@ -31,8 +31,8 @@ from transformers.utils import logging
 
 from emu3.checkpoint_facts import CheckpointFacts, write_facts
 from emu3.errors import UserError
-from emu3.files import read_json, whole_folder
-from emu3.hub import local_folder
+from emu3.files import read_json, sha256_of, whole_folder
+from emu3.hub import SMALL_FILES, local_folder
 from emu3.mllm.layout import TokenLayout
 from emu3.mllm.small_memory import (
     ANY_LENGTH,
@@ -102,6 +102,11 @@ class CheckpointConfig:
             if stored.startswith(prefix):
                 return ours + stored.removeprefix(prefix)
         return stored
+
+
+def config_digest(name: Path | str) -> str:
+    """SHA-256 of a checkpoint's `config.json`, which decides what its tensors compute, as 64 hex digits."""
+    return sha256_of(local_folder(name, SMALL_FILES) / "config.json")
 
 
 def read_config(path: Path) -> CheckpointConfig:

@@ -37,7 +37,7 @@ from transformers import Emu3ForCausalLM, Emu3TextConfig, SchedulerType, Trainin
 from emu3.checkpoint_facts import trained_facts
 from emu3.errors import UserError, run_main
 from emu3.files import read_json, sha256_of, write_json
-from emu3.mllm.language_model import load_language_model
+from emu3.mllm.language_model import config_digest, load_language_model
 from emu3.mllm.product import check_product, say_faster, use_product
 from emu3.mllm.text_tokenizer import TextTokenizer, tokenizer_digest
 from emu3.report.metrics_file import refuse_another_command
@@ -77,11 +77,6 @@ def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping)
     output = output_folder(training)
     _check_arguments(arguments, training)
     refuse_another_command(output, ARGUMENTS)
-    tokenizer = TextTokenizer.from_pretrained(arguments.tokenizer_path or arguments.model_name_or_path)
-    train_rows = [read_rows(folder) for folder in arguments.train_data]
-    eval_rows = [read_rows(folder) for folder in arguments.eval_data]
-    expected = {} if arguments.image_area is None else {"image_area": arguments.image_area}
-    check_alike([*train_rows, *eval_rows], expected)
     settings = _settings(arguments, training)
     replace(_settings_file(output), decisive=list(settings)).check(settings)
     if _is_finished(training, output):
@@ -89,6 +84,11 @@ def _train(arguments: SftArguments, training: TrainingArguments, stop: Stopping)
             print(f"{output / FINAL} is finished: nothing to do", flush=True)
         return output / FINAL
 
+    tokenizer = TextTokenizer.from_pretrained(arguments.tokenizer_path or arguments.model_name_or_path)
+    train_rows = [read_rows(folder) for folder in arguments.train_data]
+    eval_rows = [read_rows(folder) for folder in arguments.eval_data]
+    expected = {} if arguments.image_area is None else {"image_area": arguments.image_area}
+    check_alike([*train_rows, *eval_rows], expected)
     checkpoint = _checkpoint(training, output)
     settings["inputs"] = ranks.on_first(partial(_inputs, arguments, [*train_rows, *eval_rows]))
     ranks.on_first(partial(_settings_file(output).check, settings))
@@ -175,6 +175,7 @@ def _inputs(arguments: SftArguments, datasets: Sequence[Rows]) -> dict[str, Any]
     """Digests of what a run is made from."""
     return {
         "model": TensorFiles.of(arguments.model_name_or_path).digest(),
+        "config": config_digest(arguments.model_name_or_path),
         "tokenizer": tokenizer_digest(arguments.tokenizer_path or arguments.model_name_or_path),
         "data": [sha256_of(rows.folder / MANIFEST) for rows in datasets],
     }

@@ -126,6 +126,14 @@ def test_a_name_with_a_line_break_is_still_one_line(name: str, capsys: pytest.Ca
     assert line.startswith("error: ") and line.isprintable()
 
 
+def test_a_place_that_holds_no_folders_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Linux's /proc says of a new folder that it is not found."""
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda: Path("/proc/run/data").mkdir(parents=True))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: /proc/run: no folder can be made there: choose another place\n"
+
+
 def test_an_interrupt_ends_quietly() -> None:
     assert end_of(KeyboardInterrupt()) == 130
 

@@ -133,7 +133,7 @@ def test_a_run_without_its_model_is_not_finished(make_config: Any, run: Any, tmp
     assert checkpoint.is_finished(make_config(steps=1))
 
 
-@pytest.mark.parametrize("changed", ["model", "vision", "data", "tokenizer"])
+@pytest.mark.parametrize("changed", ["model", "config", "vision", "data", "tokenizer"])
 def test_a_run_on_other_inputs_is_refused(
     make_config: Any, run: Any, world: Path, tmp_path: Path, changed: str
 ) -> None:
@@ -145,6 +145,9 @@ def test_a_run_on_other_inputs_is_refused(
     if changed == "data":
         manifest = json.loads((own / "data" / "manifest.json").read_text())
         (own / "data" / "manifest.json").write_text(json.dumps({**manifest, "note": "made anew"}))
+    elif changed == "config":
+        config = json.loads((own / "model" / "config.json").read_text())
+        (own / "model" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
     elif changed == "tokenizer":
         with (own / "model" / "tokenizer.json").open("a") as file:
             file.write("\n")

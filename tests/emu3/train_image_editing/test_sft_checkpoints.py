@@ -124,6 +124,18 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_whole(
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
 
+def test_a_finished_run_needs_neither_model_nor_data(
+    model: Path, train_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Called again after a cleaned disk it complained about its data."""
+    start, data = shutil.copytree(model, tmp_path / "start"), shutil.copytree(train_data, tmp_path / "data")
+    sft.train(arguments(start, data), sft_world.trainer_arguments(tmp_path / "run", max_steps=1))
+    shutil.rmtree(start)
+    shutil.rmtree(data)
+    sft.train(arguments(start, data), sft_world.trainer_arguments(tmp_path / "run", max_steps=1))
+    assert "nothing to do" in capsys.readouterr().out
+
+
 def test_a_finished_run_does_nothing(
     model: Path, train_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

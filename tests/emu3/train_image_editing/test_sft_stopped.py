@@ -103,7 +103,7 @@ def test_the_folder_of_another_commands_training_is_refused(model: Path, train_d
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "reward": 2.0}\n'
 
 
-@pytest.mark.parametrize("changed", ["model", "data", "tokenizer"])
+@pytest.mark.parametrize("changed", ["model", "config", "data", "tokenizer"])
 def test_a_run_on_other_inputs_is_refused(model: Path, train_data: Path, tmp_path: Path, changed: str) -> None:
     """Guards a run that goes on after the folder that it was started from was filled anew under the same name."""
     values: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
@@ -115,6 +115,9 @@ def test_a_run_on_other_inputs_is_refused(model: Path, train_data: Path, tmp_pat
     if changed == "model":
         weights = start / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    elif changed == "config":
+        config = json.loads((start / "config.json").read_text())
+        (start / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
     elif changed == "tokenizer":
         with (start / "tokenizer.json").open("a") as file:
             file.write("\n")

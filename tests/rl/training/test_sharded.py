@@ -55,8 +55,8 @@ Lines = list[dict[str, Any]]
 
 
 def equal_config(world: Path, folder: Path, name: str, compute: dict[str, Any]) -> Config:
-    """Three prompts on two ranks make unequal numbers of micro-batches, thinking unequal lengths. eps: a gradient of the
-    size of its sums' rounding would else move its weight by a whole step of either sign."""
+    """Three prompts on two ranks make unequal numbers of micro-batches, thinking unequal lengths. eps: or a gradient of
+    the size of its sums' rounding would move its weight by a whole step of either sign."""
     changes: dict[str, Any] = {"rollout": {"think_tokens": 6}, "objective": {"kl": 0.1, "updates": 2}}
     changes |= {"optimizer": {"eps": 1e-6}, "compute": compute}
     return config_of(world, folder, run_name=name, steps=3, **changes)
